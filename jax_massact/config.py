@@ -1,9 +1,10 @@
 """What a model and a run look like: frozen dataclasses, checked once when they are made."""
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from jax_massact.errors import ConfigError
 
@@ -42,42 +43,18 @@ def check_float(
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RopeScaling:
-    """Llama-3's frequency scaling: long wavelengths are slowed down, short ones left alone.
-
-    Wavelengths above `original_context / low_freq_factor` are divided by `factor`, those below
-    `original_context / high_freq_factor` are kept, those between are interpolated
-    (Llama 3 Herd of Models, 2024; `rope_type: llama3` in Hugging Face configurations).
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-    def __post_init__(self) -> None:
-        check_float("rope.scaling.factor", self.factor, 1.0)
-        check_float("rope.scaling.low_freq_factor", self.low_freq_factor, 0.0, open_low=True)
-        check_float("rope.scaling.high_freq_factor", self.high_freq_factor, 0.0, open_low=True)
-        check_int("rope.scaling.original_context", self.original_context, 1)
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise ConfigError(
-                f"rope.scaling.high_freq_factor is {self.high_freq_factor:g}; allowed: above "
-                f"low_freq_factor, which is {self.low_freq_factor:g}"
-            )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding (Su et al. 2021).
 
     `pairs` says which two coordinates of a head turn together: `interleaved` (2i, 2i+1), as in
     the paper and in LLaMA's GGUF files, or `halves` (i, i+H/2), as in Hugging Face's files.
+    `factors`, one for each pair, divide the frequencies: how Llama 3 stretches its context
+    (`nn.layers.llama3_factors`).
     """
 
     base: float = 10_000.0
     pairs: RopePairs = "halves"
-    scaling: RopeScaling | None = None
+    factors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_float("rope.base", self.base, 0.0, open_low=True)
@@ -139,7 +116,137 @@ class ModelConfig:
             raise ConfigError(
                 f"head_dim is {self.head_dim}; allowed with rotary positions: an even number"
             )
+        if self.rope.factors is not None and len(self.rope.factors) != self.head_dim // 2:
+            raise ConfigError(
+                f"rope.factors has {len(self.rope.factors)} entries; expected one for each pair of "
+                f"coordinates of a head, {self.head_dim // 2}"
+            )
         if self.sliding_window is not None:
             check_int("sliding_window", self.sliding_window, 1)
         if self.norm_bias and self.norm == "rms":
             raise ConfigError("norm_bias is True; allowed with norm='rms': False")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """|a| > magnitude and |a| >= ratio x the median of its sequence at that layer."""
+
+    magnitude: float
+    ratio: float
+
+    def __post_init__(self) -> None:
+        check_float("magnitude", self.magnitude, 0.0)
+        check_float("ratio", self.ratio, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What counts as massive, and what as an outlier feature. One definition serves everything.
+
+    Attributes:
+      strict: the paper's definition (Sun et al. 2024, section 2).
+      relaxed: for models in which nothing reaches the strict thresholds. A relaxed hit is never
+        called massive without that word.
+      outlier: a dimension over this threshold at more than `outlier_share` of the tokens of a
+        sequence is an outlier feature there. The magnitude is that of LLM.int8() (Dettmers et al.
+        2022).
+      outlier_share: also, nothing is massive in a dimension that is over the relaxed threshold at
+        more than this share of the tokens.
+      min_share, min_layers: a dimension is massive (strict) if it is over the strict threshold in
+        more than this share of the sequences at this many layers or more: massive activations stay
+        in the residual stream, while chance crossings of the threshold do not.
+    """
+
+    strict: Threshold = Threshold(magnitude=100.0, ratio=1000.0)
+    relaxed: Threshold = Threshold(magnitude=20.0, ratio=100.0)
+    outlier: Threshold = Threshold(magnitude=6.0, ratio=10.0)
+    outlier_share: float = 0.5
+    min_share: float = 0.5
+    min_layers: int = 2
+
+    def __post_init__(self) -> None:
+        check_float("definition.outlier_share", self.outlier_share, 0.0, 1.0)
+        check_float("definition.min_share", self.min_share, 0.0, 1.0)
+        check_int("definition.min_layers", self.min_layers, 1)
+        for name in ("magnitude", "ratio"):
+            strict, relaxed = getattr(self.strict, name), getattr(self.relaxed, name)
+            if relaxed > strict:
+                raise ConfigError(
+                    f"definition.relaxed.{name} is {relaxed:g}; allowed: at most that of "
+                    f"definition.strict, {strict:g}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """The settings of `massact probe`.
+
+    Attributes:
+      text: `pydoc` (English that every CPython carries), a text or JSONL file, `tfds:NAME[:SPLIT]`,
+        or the text itself.
+      bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
+        model's own tokenizer does.
+      sequences: how many to probe.
+      sequence_length: tokens in each, BOS included.
+      batch_size: sequences in one forward pass.
+      dtype: of the weights and the computation.
+      top_k: how many of the largest magnitudes of each layer to report.
+      definition: what counts as massive.
+    """
+
+    text: str = "pydoc"
+    bos: str = "auto"
+    sequences: int = 10
+    sequence_length: int = 512
+    batch_size: int = 1
+    dtype: DType = "float32"
+    top_k: int = 5
+    definition: Definition = Definition()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ConfigError(f"text is {self.text!r}; allowed: a text, a file, a named source")
+        object.__setattr__(self, "bos", str(self.bos).lower())
+        check_in("bos", self.bos, ("auto", "true", "false"))
+        check_int("sequences", self.sequences, 1, 1_000_000)
+        check_int("sequence_length", self.sequence_length, 1, 1 << 20)
+        check_int("batch_size", self.batch_size, 1, 65_536)
+        check_in("dtype", self.dtype, ("float32", "bfloat16"))
+        check_int("top_k", self.top_k, 1, 100)
+
+
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], name: str = "config") -> T:
+    """The settings dataclass `cls` with these values; what is not given keeps its default.
+
+    Raises:
+      ConfigError: a key that `cls` does not have (with the nearest ones), or a value out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    types = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(unknown_key(f"{name}.{key}", key, fields))
+        kind = types[key]
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        if nested and isinstance(value, Mapping):
+            given[key] = from_mapping(kind, value, f"{name}.{key}")
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            given[key] = float(value)
+        else:
+            given[key] = value
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def unknown_key(path: str, key: str, known: Collection[str]) -> str:
+    """What to say of a setting that does not exist."""
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no setting {path}.{hint} Settings here: {', '.join(sorted(known))}"

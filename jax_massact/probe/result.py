@@ -51,10 +51,13 @@ class OutlierThreshold(TypedDict):
     share: float
 
 
-class Definition(TypedDict):
+class DefinitionInfo(TypedDict):
     strict: Threshold
     relaxed: Threshold
     outlier: OutlierThreshold
+    # Strict: in more than this share of the sequences, at this many layers or more.
+    min_share: float
+    min_layers: int
 
 
 class TopEntry(TypedDict):
@@ -144,7 +147,7 @@ class ProbeResult(TypedDict):
     schema: int
     model: ModelInfo
     data: DataInfo
-    definition: Definition
+    definition: DefinitionInfo
     layers: list[LayerStats]
     massive: list[Massive]
     outlier_features: list[OutlierFeature]

@@ -1,0 +1,1 @@
+"""Measurements that are run by hand: speed, memory, and the same figures made with PyTorch."""

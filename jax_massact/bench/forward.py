@@ -1,0 +1,37 @@
+"""`massact probe` without the probe: reads the same model, computes the logits of the same text.
+
+What the probe's time and memory are held against; a process of its own, so that its peak memory is
+its own. Takes the arguments of `massact probe`.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from jax_massact.cli.settings import resolve
+from jax_massact.config import ProbeConfig
+from jax_massact.probe.checkpoint import compile_while_loading, prepare
+
+
+def main(model: str, *overrides: str) -> None:
+    config = resolve(ProbeConfig, None, overrides)
+    prepared = prepare(model, config)
+    batch = min(config.batch_size, len(prepared.tokens))
+    rows = jax.ShapeDtypeStruct((batch, prepared.tokens.shape[1]), jnp.int32)
+
+    def best(model, tokens):
+        # Reading every logit keeps XLA from leaving any out.
+        return model(tokens)[0].argmax(-1)
+
+    step, decoder = compile_while_loading(
+        prepared.checkpoint,
+        config.dtype,
+        lambda shapes: jax.jit(best).lower(shapes, rows).compile(),
+    )
+    for start in range(0, len(prepared.tokens) - batch + 1, batch):
+        jax.block_until_ready(step(decoder, prepared.tokens[start : start + batch]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

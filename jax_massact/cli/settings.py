@@ -1,0 +1,136 @@
+"""`--config=FILE[:ARG]` and `--config.a.b=VALUE` to a checked settings dataclass."""
+
+import dataclasses
+import importlib.util
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+import jax_massact
+from jax_massact.config import from_mapping, unknown_key
+from jax_massact.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
+    """The settings of a run: defaults, then the file, then the overrides.
+
+    Args:
+      cls: a settings dataclass of `jax_massact.config`.
+      file: `FILE[:ARG]`, or None.
+      overrides: what is left of the command line: `--config.KEY=VALUE`, or `--config.KEY VALUE`.
+
+    Raises:
+      ConfigError: the file or a setting does not exist, or a value is out of range.
+    """
+    settings = cls() if file is None else from_mapping(cls, load_file(file).to_dict())
+    config = ml_collections.ConfigDict(dataclasses.asdict(settings))  # pyright: ignore
+    for key in _keys(overrides):
+        _check_key(config, key)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    try:
+        left = values(["massact", *overrides])
+    except (flags.Error, TypeError, ValueError) as error:
+        message = " ".join(str(error).removeprefix("flag ").split())
+        raise ConfigError(message.replace("--config=", "")) from None
+    if len(left) > 1:
+        raise ConfigError(f"unexpected argument {left[1]!r}")
+    return from_mapping(cls, values.config.to_dict())
+
+
+def describe(cls: type[Any]) -> str:
+    """The settings of `cls` for `--help`: name, default, and what its docstring says."""
+    defaults = dict(_flatten(dataclasses.asdict(cls())))
+    width = max(map(len, defaults)) + 2
+    lines = ["settings, each as --config.NAME=VALUE (default):"]
+    lines += [f"  {name:<{width}}{value!r}" for name, value in defaults.items()]
+    docstring = inspect.getdoc(cls) or ""
+    return "\n".join(lines) + "\n\n" + docstring.partition("Attributes:\n")[2].rstrip()
+
+
+def load_file(spec: str) -> ml_collections.ConfigDict:
+    """What `get_config` of the file returns.
+
+    The file is looked for as given, and, for a path under `configs/`, among those that come with
+    the package.
+
+    Raises:
+      ConfigError: there is no such file, it has no `get_config`, or that refuses the argument.
+    """
+    name, _, argument = spec.partition(":")
+    path = _find(name)
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{path} has no function get_config")
+    try:
+        inspect.signature(get_config).bind(*([argument] if argument else []))
+    except TypeError:
+        takes = "needs an argument, FILE:ARG" if not argument else f"takes no {argument!r}"
+        raise ConfigError(f"{path}: get_config {takes}") from None
+    try:
+        config = get_config(*([argument] if argument else []))
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config returned {type(config).__name__}; expected: "
+            "ml_collections.ConfigDict"
+        )
+    return config
+
+
+def _find(name: str) -> Path:
+    package = Path(jax_massact.__file__).parent
+    # Beside the package in a checkout, inside it when installed from a wheel.
+    for folder in (Path(), package.parent, package):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"there is no configuration file {name}; expected: FILE[:ARG]")
+
+
+def _keys(overrides: Sequence[str]) -> Iterator[str]:
+    for argument in overrides:
+        if argument.startswith("-"):
+            flag = argument.lstrip("-").partition("=")[0]
+            if not flag.startswith("config."):
+                raise ConfigError(f"there is no option {argument.partition('=')[0]}; see --help")
+            yield flag.removeprefix("config.")
+
+
+def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
+    node: Any = config
+    *parents, _ = parts = key.split(".")
+    for depth, part in enumerate(parts):
+        here = ".".join(["config", *parts[:depth]])
+        if part not in node:
+            raise ConfigError(unknown_key(f"{here}.{part}", part, list(node.keys())))
+        node = node[part]
+        if depth < len(parents) and not isinstance(node, ml_collections.ConfigDict):
+            raise ConfigError(f"{here}.{part} is one value; it has no setting {parts[depth + 1]}")
+    if isinstance(node, ml_collections.ConfigDict):
+        known = ", ".join(f"config.{key}.{k}" for k in node)
+        raise ConfigError(f"config.{key} is a group of settings: {known}")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+

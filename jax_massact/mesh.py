@@ -1,0 +1,165 @@
+"""The device mesh, and the one table that says how each kind of array is laid out on it.
+
+A kind is named by its einsum letters: B sequences, T tokens, D residual stream, N query heads,
+K key/value heads, H head dimension, F hidden units of the MLP, V vocabulary, P positions. Mesh axes
+are `data` and `fsdp` (both split the batch; `fsdp` also splits parameters) and `model` (heads,
+hidden units, vocabulary).
+
+Everything here is a no-op where the caller has no mesh or one with automatic axes. Axes that the
+current mesh does not have, and axes that do not divide an array, are left out, so the same model
+runs under any mesh.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "model")
+_BATCH = ("data", "fsdp")
+
+LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
+    "act_bt": (_BATCH, None),
+    "act_btd": (_BATCH, None, None),
+    "act_btf": (_BATCH, None, "model"),
+    "act_btnh": (_BATCH, None, "model", None),
+    "act_btn": (_BATCH, None, "model"),
+    "act_btv": (_BATCH, None, "model"),
+    "embed_vd": ("model", "fsdp"),
+    "head_dv": ("fsdp", "model"),
+    "positions_pd": (None, "fsdp"),
+    "qkv_dnh": ("fsdp", "model", None),
+    "out_nhd": ("model", None, "fsdp"),
+    "bias_nh": ("model", None),
+    "up_df": ("fsdp", "model"),
+    "down_fd": ("model", "fsdp"),
+    "bias_f": ("model",),
+    "vector_d": (None,),
+}
+
+
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    model: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> jax.sharding.Mesh:
+    """A mesh with explicit axes `data`, `fsdp` and `model`; make it current with `jax.set_mesh`."""
+    return jax.make_mesh(
+        (data, fsdp, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
+    )
+
+
+def _explicit_sizes() -> dict[str, int]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return {}
+    return {
+        name: size
+        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+
+
+def _fit(
+    layout: Sequence[str | tuple[str, ...] | None],
+    shape: Sequence[int],
+    sizes: dict[str, int],
+    without: Sequence[str] = (),
+) -> PartitionSpec:
+    fitted = []
+    for entry, length in zip(layout, shape, strict=True):
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        names = tuple(n for n in names if n in sizes and n not in without)
+        divides = names and length % math.prod(sizes[n] for n in names) == 0
+        fitted.append(names if divides else None)
+    return PartitionSpec(*fitted)
+
+
+def parameter_sharding(
+    mesh: jax.sharding.Mesh, kind: str, shape: Sequence[int], *, stacked: bool
+) -> NamedSharding:
+    """Where a parameter of this kind lives; `stacked` parameters have a leading layer axis."""
+    layout = LAYOUTS[kind]
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    layout = (None, *layout) if stacked else layout
+    return NamedSharding(mesh, _fit(layout, shape, sizes))
+
+
+def constrain(x: jax.Array, kind: str) -> jax.Array:
+    """`x` in the layout of its kind."""
+    sizes = _explicit_sizes()
+    return jax.reshard(x, _fit(LAYOUTS[kind], x.shape, sizes)) if sizes else x
+
+
+def gathered(w: jax.Array, kind: str) -> jax.Array:
+    """A parameter made whole over `fsdp`, as it is needed for one block's computation."""
+    sizes = _explicit_sizes()
+    return jax.reshard(w, _fit(LAYOUTS[kind], w.shape, sizes, without=("fsdp",))) if sizes else w
+
+
+def einsum(equation: str, x: jax.Array, w: jax.Array, *, out: str) -> jax.Array:
+    """`jnp.einsum` whose result has the layout of kind `out`.
+
+    float32 operands are multiplied in full float32 on every device; accelerators would otherwise
+    round them to TF32 or bfloat16 first.
+    """
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    sizes = _explicit_sizes()
+    if not sizes:
+        return jnp.einsum(equation, x, w, precision=precision)
+    operands, result = equation.split("->")
+    names = operands.replace(",", "")
+    lengths = dict(zip(names, (*x.shape, *w.shape), strict=True))
+    spec = _fit(LAYOUTS[out], [lengths[c] for c in result], sizes)
+    return jnp.einsum(equation, x, w, precision=precision, out_sharding=spec)
+
+
+def take_rows(table: jax.Array, ids: jax.Array, *, out: str) -> jax.Array:
+    """`table[ids]` whose result has the layout of kind `out`; ids are in range."""
+    sizes = _explicit_sizes()
+    if not sizes:
+        return table[ids]
+    spec = _fit(LAYOUTS[out], (*ids.shape, *table.shape[1:]), sizes)
+    return table.at[ids].get(out_sharding=spec)
+
+
+def per_head(
+    attend: Callable[..., jax.Array],
+    operands: Sequence[jax.Array | None],
+    kinds: Sequence[str],
+    *,
+    out: str,
+) -> jax.Array:
+    """Runs attention where each device has its own sequences and heads: no collective is needed.
+
+    Heads stay whole on every device where `model` does not divide the key/value heads.
+    """
+    sizes = _explicit_sizes()
+    if not sizes:
+        return attend(*operands)
+    arrays = [(x, LAYOUTS[k]) for x, k in zip(operands, kinds, strict=True) if x is not None]
+    fitted = [_fit(layout, x.shape, sizes) for x, layout in arrays]
+    whole = any(
+        "model" in layout and "model" in sizes and not any(e == ("model",) for e in spec)
+        for (_, layout), spec in zip(arrays, fitted, strict=True)
+    )
+    without = ("model",) if whole else ()
+    specs = [
+        None if x is None else _fit(LAYOUTS[k], x.shape, sizes, without)
+        for x, k in zip(operands, kinds, strict=True)
+    ]
+    operands = [
+        None if x is None else jax.reshard(x, spec)
+        for x, spec in zip(operands, specs, strict=True)
+    ]
+    q = operands[0]
+    assert q is not None
+    out_specs = _fit(LAYOUTS[out], q.shape, sizes, without)
+    run = jax.shard_map(attend, in_specs=tuple(specs), out_specs=out_specs, check_vma=False)
+    result = run(*operands)
+    return jax.reshard(result, _fit(LAYOUTS[out], q.shape, sizes))

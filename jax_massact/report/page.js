@@ -1,0 +1,105 @@
+"use strict";
+// Draws every chart of the page from the JSON beside it; sets <html data-drawn> when all are done.
+// The buttons are named one by one: plotly's own choice has one that sends the chart to a server.
+const CONFIG = { displaylogo: false, responsive: true, toImageButtonOptions: { scale: 2 } };
+const BUTTONS_2D = [["toImage"], ["zoom2d", "pan2d"], ["resetScale2d"]];
+const BUTTONS_3D = [["toImage"], ["orbitRotation", "zoom3d", "pan3d"], ["resetCameraDefault3d"]];
+
+function spec(div) {
+  return JSON.parse(document.getElementById(div.id + "-data").textContent);
+}
+
+function drawChart(div) {
+  const { data, layout } = spec(div);
+  return Plotly.newPlot(div, data, layout, { ...CONFIG, modeBarButtons: BUTTONS_2D });
+}
+
+// |h| comes as uint16 codes on a logarithmic scale: 0 is "no positive finite number".
+function decode(surface) {
+  const bytes = Uint8Array.from(atob(surface.codes), (c) => c.charCodeAt(0));
+  return new Uint16Array(bytes.buffer);
+}
+
+function drawSurface(div) {
+  const surface = spec(div);
+  const [, rows, columns] = surface.shape;
+  const codes = decode(surface);
+  const magnitude = (code) => (code ? Math.exp(surface.low + code * surface.step) : null);
+  // A surface needs two rows and two columns: a lone token or bin is drawn twice.
+  const rowOf = rows > 1 ? [...Array(rows).keys()] : [0, 0];
+  const columnOf = columns > 1 ? [...Array(columns).keys()] : [0, 0];
+  const codeAt = (layer, row, column) => codes[(layer * rows + row) * columns + column];
+  const grid = (f) => rowOf.map((row) => columnOf.map((column) => f(row, column)));
+  const text = grid((row, column) => surface.tokens[row] + "<br>" + surface.bins[column]);
+  const x = columns > 1 ? surface.first_dim : [surface.first_dim[0], surface.first_dim[0] + 1];
+
+  function traces(layer) {
+    const height = (m) => magnitude(codeAt(layer, m.row, m.column));
+    // One name for each dimension, at its tallest spike.
+    const tallest = new Map();
+    for (const m of surface.marks.filter((m) => m.first <= layer && layer <= m.last)) {
+      const other = tallest.get(m.label);
+      if (!other || height(m) > height(other)) tallest.set(m.label, m);
+    }
+    const marks = [...tallest.values()];
+    return [
+      {
+        type: "surface", x, y: rowOf.map((_, i) => i), text,
+        z: grid((row, column) => magnitude(codeAt(layer, row, column))),
+        surfacecolor: grid((row, column) => codeAt(layer, row, column) || null),
+        cmin: 1, cmax: surface.max_code, colorscale: surface.colorscale, showscale: false,
+        lighting: { ambient: 0.85, diffuse: 0.35, specular: 0.03, roughness: 0.9 },
+        hovertemplate: "%{text}<br>|h| = %{z:.4~g}<extra></extra>",
+        contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
+      },
+      {
+        type: "scatter3d", mode: "text", hoverinfo: "skip", textposition: "top center",
+        x: marks.map((m) => surface.first_dim[m.column]), y: marks.map((m) => m.row),
+        z: marks.map(height), text: marks.map((m) => m.label),
+        textfont: { color: "#d55e00", size: 13 },
+      },
+    ];
+  }
+
+  const slider = document.getElementById(div.id + "-layer");
+  const shown = document.getElementById(div.id + "-shown");
+  const log = document.getElementById(div.id + "-log");
+  function draw() {
+    const layer = Number(slider.value);
+    shown.value = slider.value;
+    const layout = structuredClone(surface.layout);
+    layout.scene.zaxis.type = log.checked ? "log" : "linear";
+    return Plotly.react(
+      div, traces(layer), layout, { ...CONFIG, modeBarButtons: BUTTONS_3D }
+    );
+  }
+  slider.addEventListener("input", draw);
+  log.addEventListener("change", draw);
+  return draw();
+}
+
+// One tooltip for all marked tokens: it opens at once, also from the keyboard.
+function tooltips() {
+  const tip = document.getElementById("tip");
+  if (!tip) return;
+  const hide = () => { tip.style.display = "none"; };
+  const show = (event) => {
+    const mark = event.target.closest("[data-tip]");
+    if (!mark) return hide();
+    const box = mark.getBoundingClientRect();
+    tip.textContent = mark.dataset.tip;
+    tip.style.display = "block";
+    const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+    tip.style.left = window.scrollX + Math.max(left, 8) + "px";
+    tip.style.top = window.scrollY + box.bottom + 4 + "px";
+  };
+  document.addEventListener("mouseover", show);
+  document.addEventListener("focusin", show);
+  document.addEventListener("focusout", hide);
+}
+
+tooltips();
+Promise.all([
+  ...[...document.querySelectorAll(".chart[data-kind=plot]")].map(drawChart),
+  ...[...document.querySelectorAll(".chart[data-kind=surface]")].map(drawSurface),
+]).then(() => { document.documentElement.dataset.drawn = "true"; });

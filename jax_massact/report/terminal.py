@@ -1,0 +1,138 @@
+"""A probe at a glance in the terminal: fits 80 columns, and reads as plain text in a log."""
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from jax_massact.probe.result import LayerStats, Massive, OutlierFeature, ProbeResult
+from jax_massact.report import words
+
+
+def print_probe(result: ProbeResult, console: Console) -> None:
+    """Prints `probe_table(result)`, in ASCII where the console's encoding is not UTF."""
+    console.print(probe_table(result, ascii_only=console.options.ascii_only))
+
+
+def probe_table(result: ProbeResult, *, ascii_only: bool = False) -> RenderableType:
+    """Model, data, verdict, the massive activations and one row per layer.
+
+    Args:
+      result: what the probe found.
+      ascii_only: spell out every character that is not ASCII.
+    """
+    spell = _ascii if ascii_only else str
+    token_label = words.ascii_label if ascii_only else words.token_label
+    parts: list[RenderableType] = [
+        _headed("Model", spell(words.model_line(result["model"]))),
+        _headed("Data", spell(words.data_line(result["data"], token_label))),
+    ]
+    if warning := words.nonfinite_warning(result):
+        parts.append(_headed("Warning", warning, "bold red"))
+    parts.append(_headed("Verdict", "\n".join(words.verdict(result)), _verdict_style(result)))
+    for strict, title in ((True, "Massive activations (strict)"),
+                          (False, "Relaxed only (not massive by the strict definition)")):
+        if records := words.by_size(result["massive"], strict=strict):
+            parts += [_title(title), _massive(records, result, ascii_only)]
+    if result["outlier_features"]:
+        title = "Outlier features (large at most tokens: not massive activations)"
+        parts += [_title(title), _outliers(result["outlier_features"])]
+    parts += [_title("Layers (means over sequences; residual stream after each block)")]
+    parts.append(_layers(result["layers"]))
+    parts.append(Text("\n".join(words.definition(result["definition"])), style="dim"))
+    return Group(*parts)
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", errors="backslashreplace").decode()
+
+
+def _headed(head: str, body: str, style: str = "") -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=8, style="bold")
+    grid.add_column(overflow="fold")
+    grid.add_row(head, Text(body, style=style))
+    return grid
+
+
+def _title(text: str) -> RenderableType:
+    return Padding(Text(text, style="bold"), (1, 0, 0, 0))
+
+
+def _verdict_style(result: ProbeResult) -> str:
+    if words.by_size(result["massive"], strict=True):
+        return "bold"
+    return "yellow" if result["massive"] else "green"
+
+
+def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+    """Rules above and below the head and no others: copies cleanly, and survives a log."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    for column in columns:
+        is_left = column in left
+        table.add_column(
+            column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold"
+        )
+    return table
+
+
+def _massive(records: list[Massive], result: ProbeResult, ascii_only: bool) -> Table:
+    sequences = result["data"]["sequences"]
+    table = _table("dim", "layers", "value", "ratio", "seqs", "where", "written", "removed",
+                   left=("where", "written", "removed"))
+    for r in records:
+        table.add_row(
+            str(r["dim"]),
+            words.layer_span(r["first_layer"], r["last_layer"]),
+            words.mean_and_std(
+                r["value_mean"], r["value_std"], sequences, "+-" if ascii_only else "±"
+            ),
+            words.number(r["ratio"]),
+            words.percent(r["share_of_sequences"]),
+            Text(_where(r, ascii_only)),
+            words.sublayer(r["written_by"]),
+            words.sublayer(r["removed_by"]),
+        )
+    return table
+
+
+def _where(record: Massive, ascii_only: bool, limit: int = 2) -> str:
+    """`pos 0, 5: '<s>' '.'`: the most frequent positions and tokens."""
+    token_label = words.ascii_label if ascii_only else words.token_label
+    positions = [str(p["position"]) for p in record["positions"]]
+    tokens = [token_label(t["token"], 16) for t in record["tokens"]]
+    more = "" if len(positions) <= limit else ", ..."
+    return f"pos {', '.join(positions[:limit])}{more} {' '.join(tokens[:limit])}".strip()
+
+
+def _outliers(features: list[OutlierFeature]) -> Table:
+    table = _table("dim", "layers", "magnitude", "tokens", "seqs")
+    for f in features:
+        table.add_row(
+            str(f["dim"]),
+            words.layer_span(f["first_layer"], f["last_layer"]),
+            words.number(f["magnitude"]),
+            words.percent(f["share_of_tokens"]),
+            words.percent(f["share_of_sequences"]),
+        )
+    return table
+
+
+def _layers(layers: list[LayerStats]) -> Table:
+    bounds = list(layers[0]["count_above"]) if layers else []
+    ranks = max((len(layer["top"]) for layer in layers), default=0)
+    tops = [f"top-{k + 1}" for k in range(min(ranks, 3))]
+    above = [f">{bound}" for bound in bounds]
+    table = _table("layer", *tops, "median", "kurtosis", *above, "strict")
+    for layer in layers:
+        magnitudes: list[float | None] = [entry["magnitude"] for entry in layer["top"][:3]]
+        magnitudes += [None] * (len(tops) - len(magnitudes))
+        table.add_row(
+            str(layer["layer"]),
+            *(words.number(m) for m in magnitudes),
+            words.number(layer["median"]),
+            words.number(layer["kurtosis"]),
+            *(words.number(layer["count_above"].get(bound)) for bound in bounds),
+            words.number(layer["strict"]),
+        )
+    return table

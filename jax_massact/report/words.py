@@ -1,0 +1,220 @@
+"""How a probe's findings are said: the same words in the terminal, the figures and the page.
+
+Layers and positions count from 0 everywhere. A record over the relaxed threshold only is never
+called massive without the word "relaxed".
+"""
+
+import math
+from collections.abc import Sequence
+
+from jax_massact.probe.result import (
+    DataInfo,
+    DefinitionInfo,
+    Massive,
+    ModelInfo,
+    ProbeResult,
+    Writer,
+)
+
+SAID_IN_FULL = 3  # records that get a sentence of their own; the others are counted and listed
+KINDS = {"first": "the first token", "delimiter": "delimiter tokens", "other": "other tokens"}
+SUBLAYERS = {"attn": "attention", "mlp": "MLP"}
+
+
+def number(value: float | None) -> str:
+    """`24,926`, `840.2`, `1.65`, `3.2e-05`: five digits at most before the exponent takes over."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(float(value))
+    if abs(value) >= 1e7 or 0 < abs(value) < 1e-3:
+        return f"{value:.2e}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """`100%`, `<1%`: no false precision, and never a 0 or a 100 that is not exact."""
+    if share is None or not math.isfinite(share):
+        return number(share)
+    if 0 < share < 0.01:
+        return "<1%"
+    if 0.99 < share < 1:
+        return ">99%"
+    return f"{100 * share:.0f}%"
+
+
+def count(n: int, noun: str) -> str:
+    """`1 sequence`, `1,024 sequences`."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def mean_and_std(mean: float | None, std: float | None, sequences: int, plus_minus: str) -> str:
+    """`24,926 ± 141`; the mean alone when there is one sequence and so no deviation."""
+    return number(mean) if sequences == 1 else f"{number(mean)} {plus_minus} {number(std)}"
+
+
+def layer_span(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def sublayer(writer: Writer | None) -> str:
+    """`MLP 11`, `attention 3`, `embedding`; `-` for a remover that does not exist."""
+    if writer is None:
+        return "-"
+    if writer["sublayer"] == "embedding":
+        return "embedding"
+    return f"{SUBLAYERS[writer['sublayer']]} {writer['layer']}"
+
+
+def kinds(record: Massive) -> str:
+    """`the first token (62%) and delimiter tokens (38%)`, kinds under 5% left out."""
+    ranked = sorted(record["kinds"].items(), key=lambda item: -item[1])
+    kept = [(kind, share) for kind, share in ranked if share >= 0.05]
+    if len(kept) == 1:
+        return KINDS[kept[0][0]]
+    return " and ".join(f"{KINDS[kind]} ({percent(share)})" for kind, share in kept)
+
+
+def token_label(token: str, limit: int = 24) -> str:
+    """The token in quotes with whitespace and control characters spelled out: `' the'`, `'\\n'`."""
+    text = repr(token)
+    return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
+
+
+def ascii_label(token: str, limit: int = 24) -> str:
+    """As `token_label`, in ASCII: no font and no terminal lacks a glyph for it."""
+    text = ascii(token)
+    return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
+
+
+def by_size(records: Sequence[Massive], *, strict: bool) -> list[Massive]:
+    """The strict, or the relaxed-only, records; the largest mean value first, NaN last."""
+
+    def size(record: Massive) -> float:
+        value = record["value_mean"]
+        return abs(value) if math.isfinite(value) else -1.0
+
+    return sorted((r for r in records if r["strict"] == strict), key=size, reverse=True)
+
+
+def strongest(result: ProbeResult) -> list[Massive]:
+    """Every record, strict before relaxed, the largest first."""
+    return by_size(result["massive"], strict=True) + by_size(result["massive"], strict=False)
+
+
+def definition(thresholds: DefinitionInfo) -> list[str]:
+    """What counts as strict, relaxed and outlier, one line each, as configured for this run."""
+
+    def rule(kind: str) -> str:
+        t = thresholds[kind]
+        return f"|a| > {number(t['magnitude'])} and |a| >= {number(t['ratio'])} x median"
+
+    share = percent(thresholds["outlier"]["share"])
+    return [
+        f"strict (massive): {rule('strict')}",
+        f"relaxed: {rule('relaxed')}",
+        f"outlier feature: {rule('outlier')}, at more than {share} of the tokens",
+    ]
+
+
+def model_line(model: ModelInfo) -> str:
+    heads = f"{model['num_heads']} heads"
+    if model["num_kv_heads"] != model["num_heads"]:
+        heads += f" ({model['num_kv_heads']} KV)"
+    return (
+        f"{model['name']}: {model['family']}, {_size(model['parameters'])} parameters, "
+        f"{count(model['depth'], 'layer')}, width {model['width']}, {heads}, {model['dtype']}"
+    )
+
+
+def data_line(data: DataInfo, token_text=token_label) -> str:
+    """What was read and, always, whether it began with BOS: the choice moves the result."""
+    named = "BOS" if data["bos_token"] is None else f"BOS {token_text(data['bos_token'])}"
+    begins = f"each beginning with {named}" if data["bos"] else "without BOS"
+    return (
+        f"{count(data['sequences'], 'sequence')} of {count(data['sequence_length'], 'token')} "
+        f"from {data['source']}, {begins} (bos={data['bos_setting']})"
+    )
+
+
+def sentence(record: Massive) -> str:
+    """One record in a sentence: what, where in depth, who wrote it, at which tokens, who ended it.
+
+    Example: Dimension 507 is massive (strict) from layer 11 to 28, written by the MLP of block 11
+    at the first token, removed by the MLP of block 29.
+    """
+    call = "is massive (strict)" if record["strict"] else "is over the relaxed threshold only"
+    first, last = record["first_layer"], record["last_layer"]
+    span = f"at layer {first} alone" if first == last else f"from layer {first} to {last}"
+    where = kinds(record)
+    parts = [f"Dimension {record['dim']} {call} {span}"]
+    parts.append(f"written by {_in_full(record['written_by'])}" + (f" at {where}" if where else ""))
+    if record["removed_by"] is None:
+        parts.append("still there after the last block")
+    else:
+        parts.append(f"removed by {_in_full(record['removed_by'])}")
+    if record["share_of_sequences"] < 1:
+        parts.append(f"in {percent(record['share_of_sequences'])} of the sequences")
+    return ", ".join(parts) + "."
+
+
+def verdict(result: ProbeResult) -> list[str]:
+    """The findings in sentences, the most important first."""
+    strict = by_size(result["massive"], strict=True)
+    relaxed = by_size(result["massive"], strict=False)
+    lines = []
+    if not strict and relaxed:
+        n = count(len(relaxed), "dimension")
+        be = "is" if len(relaxed) == 1 else "are"
+        lines.append(
+            f"No massive activations found by the strict definition; "
+            f"{n} {be} over the relaxed threshold."
+        )
+    elif not strict:
+        lines.append("No massive activations found, strict or relaxed.")
+    lines += _sentences(strict, "massive (strict)") + _sentences(relaxed, "relaxed only")
+    if outliers := result["outlier_features"]:
+        dims = _listed([o["dim"] for o in outliers])
+        n = count(len(outliers), "outlier feature")
+        lines.append(f"{n}, large at most tokens and so not massive activations: dim {dims}.")
+    return lines
+
+
+def nonfinite_warning(result: ProbeResult) -> str | None:
+    """A sentence when the model produced NaN or infinity: then no other number can be trusted."""
+    bad = [(layer["layer"], layer["nonfinite"]) for layer in result["layers"] if layer["nonfinite"]]
+    if not bad:
+        return None
+    total = count(sum(n for _, n in bad), "activation")
+    return (
+        f"{total} NaN or infinite, first at layer {bad[0][0]}: the numbers of this "
+        "report cannot be trusted. Try dtype float32, or check the checkpoint."
+    )
+
+
+def _in_full(writer: Writer) -> str:
+    if writer["sublayer"] == "embedding":
+        return "the embedding"
+    return f"the {SUBLAYERS[writer['sublayer']]} of block {writer['layer']}"
+
+
+def _sentences(records: list[Massive], call: str) -> list[str]:
+    lines = [sentence(record) for record in records[:SAID_IN_FULL]]
+    if rest := records[SAID_IN_FULL:]:
+        dims = _listed([r["dim"] for r in rest])
+        lines.append(f"{count(len(rest), 'more dimension')} ({call}): {dims}.")
+    return lines
+
+
+def _listed(dims: list[int], limit: int = 12) -> str:
+    shown = ", ".join(str(d) for d in dims[:limit])
+    return shown if len(dims) <= limit else f"{shown} and {len(dims) - limit} more"
+
+
+def _size(parameters: int) -> str:
+    for unit, scale in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if parameters >= scale:
+            return f"{parameters / scale:.4g}{unit}"
+    return str(parameters)

@@ -1,0 +1,77 @@
+"""A checkpoint's own settings, whatever file states them, read one by one with their types."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax_massact.config import check_float, check_int
+from jax_massact.errors import ConfigError, WeightsError
+
+# No dimension of a model is larger; array libraries overflow beyond.
+_MAX_SIZE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one file; one that is null counts as absent.
+
+    Attributes:
+      values: by name.
+      file: for errors.
+      prefix: put before every name that is asked for.
+    """
+
+    values: Mapping[str, Any]
+    file: Path
+    prefix: str = ""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or `default`."""
+        value = self.values.get(self.prefix + name)
+        return default if value is None else value
+
+    def has(self, name: str) -> bool:
+        """Whether it is stated and not null."""
+        return self.get(name) is not None
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A whole number above 0."""
+        return self._checked(check_int, name, default, 1, _MAX_SIZE)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        return float(self._checked(check_float, name, default, 0.0, open_low=True))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A truth value."""
+        return self.one_of(name, (True, False), default)
+
+    def one_of(self, name: str, allowed: Collection[Any], default: Any = None) -> Any:
+        """A value out of `allowed`."""
+        value = self._required(name, default)
+        if not any(value == a and type(value) is type(a) for a in allowed):
+            raise self.error(name, " or ".join(repr(a) for a in allowed))
+        return value
+
+    def error(self, name: str, expected: str) -> WeightsError:
+        """That setting `name` is not what was expected."""
+        found = repr(self.get(name))
+        found = found if len(found) <= 100 else f"{found[:100]}..."
+        return WeightsError(f"{self.file}: {self.prefix}{name} is {found}; expected: {expected}")
+
+    def _required(self, name: str, default: Any) -> Any:
+        value = self.get(name, default)
+        if value is None:
+            raise WeightsError(f"{self.file}: {self.prefix}{name} is missing")
+        return value
+
+    def _checked(self, check: Any, name: str, default: Any, *limits: Any, **options: Any) -> Any:
+        value = self._required(name, default)
+        try:
+            check(f"{self.prefix}{name}", value, *limits, **options)
+        except ConfigError as error:
+            raise WeightsError(f"{self.file}: {error}") from error
+        except OverflowError as error:
+            raise self.error(name, "a number within the range of float64") from error
+        return value

@@ -1,0 +1,306 @@
+"""What a text source means, and how windows are cut from it."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import pre_tokenizers
+
+from jax_massact.data import text as text_module
+from jax_massact.data.text import Documents, documents, token_kind, windows
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.errors import ConfigError, DataError
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+BOS = 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """One token for each byte, and BOS."""
+    return Tokenizer.from_gguf(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": ["<s>", *ALPHABET],
+            "tokenizer.ggml.token_type": [3] + [1] * 256,
+            "tokenizer.ggml.merges": [],
+            "tokenizer.ggml.bos_token_id": BOS,
+        },
+        "bytes.gguf",
+    )
+
+
+def cut(
+    texts: Iterable[str], tokenizer: Tokenizer, sequences: int, length: int, bos: bool = False
+) -> list[str]:
+    ids = windows(
+        Documents("a test", texts), tokenizer, sequences=sequences, sequence_length=length, bos=bos
+    )
+    assert ids.dtype == np.int32 and ids.ndim == 2 and len(ids) <= sequences
+    return ["".join(tokenizer.token_strings(row)) for row in ids]
+
+
+# Windows
+
+
+def test_first_windows_of_all_documents_come_first(tokenizer: Tokenizer) -> None:
+    texts = ["aaaabbbbcccc", "ddddeeeef", "gggg"]
+    order = ["aaaa", "dddd", "gggg", "bbbb", "eeee", "cccc"]
+    for sequences in range(1, 7):
+        assert cut(texts, tokenizer, sequences, 4) == order[:sequences]
+    assert cut(texts, tokenizer, 99, 4) == order
+
+
+def test_bos_is_position_0_of_every_window_and_costs_one_token(tokenizer: Tokenizer) -> None:
+    assert cut(["aaabbbccc"], tokenizer, 3, 4, bos=True) == ["<s>aaa", "<s>bbb", "<s>ccc"]
+
+
+def test_short_documents_are_joined_by_a_blank_line(tokenizer: Tokenizer) -> None:
+    texts = ["abc", "de", "long enough", "fg", "h"]
+    assert cut(texts, tokenizer, 9, 7) == ["long en", "abc\n\nde"]
+
+
+def test_a_document_as_long_as_a_window_is_one(tokenizer: Tokenizer) -> None:
+    assert cut(["abcd", "efg"], tokenizer, 9, 4) == ["abcd"]
+
+
+def test_reading_stops_when_there_is_enough(tokenizer: Tokenizer) -> None:
+    def texts() -> Iterator[str]:
+        yield "aaaa"
+        yield "bbbb"
+        raise AssertionError("read too far")
+
+    assert cut(texts(), tokenizer, 2, 4) == ["aaaa", "bbbb"]
+
+
+def test_a_long_document_is_not_encoded_whole(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 0
+    encode = Tokenizer.encode
+
+    def spy(self: Tokenizer, text: str, *, bos: bool) -> np.ndarray:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return encode(self, text, bos=bos)
+
+    monkeypatch.setattr(Tokenizer, "encode", spy)
+    text = "".join(f"{i} " for i in range(200_000))
+    assert "".join(cut([text], tokenizer, 5, 100)) == text[:500]
+    assert longest < 20_000
+
+
+def test_a_cut_text_gives_the_same_windows_as_the_whole(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first guess is too short and has to be doubled, and cuts fall inside tokens.
+    monkeypatch.setattr(text_module, "_CHARACTERS_PER_TOKEN", 1)
+    for length in range(120, 140):
+        assert cut(["<s>" * 2_000], tokenizer, 1, length) == ["<s>" * length]
+
+
+def test_one_short_document_is_a_sequence_of_its_own_length(tokenizer: Tokenizer) -> None:
+    assert cut(["abc"], tokenizer, 5, 512, bos=True) == ["<s>abc"]
+
+
+def test_too_little_text_says_how_much_there_is(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="a test: 2 documents with 5 tokens.*needed.*: 99"):
+        cut(["abc", "  ", "de"], tokenizer, 1, 99)
+    with pytest.raises(DataError, match="0 documents with 0 tokens"):
+        cut(["", "\n"], tokenizer, 1, 99)
+
+
+def test_numbers_out_of_range_are_errors(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="sequences is 0"):
+        cut(["abc"], tokenizer, 0, 4)
+    with pytest.raises(ConfigError, match="sequence_length is 1; allowed.*2"):
+        cut(["abc"], tokenizer, 1, 1, bos=True)
+
+
+# Sources
+
+
+def test_pydoc_is_english_in_many_documents_and_can_be_read_twice() -> None:
+    source = documents("pydoc")
+    texts = list(source.texts)
+    assert len(texts) > 50 and sum(map(len, texts)) > 300_000
+    assert any("assignment" in t for t in texts)
+    assert list(source.texts) == texts and not source.literal
+
+
+@pytest.mark.parametrize("text", ["Hello world.", "Hello", "see docs/x.txt for more", "a.b c"])
+def test_anything_else_is_the_text_itself(text: str) -> None:
+    source = documents(text)
+    assert list(source.texts) == [text] and source.literal
+
+
+@pytest.mark.parametrize("source", ["prose.txt", "./prose", "data/prose", "PROSE.MD", "x.jsonl"])
+def test_what_looks_like_a_path_must_exist(source: str) -> None:
+    with pytest.raises(DataError, match="looks like a path"):
+        documents(source)
+
+
+def test_a_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "my prose"
+    path.write_bytes("\ufeffline\r\né\n".encode())
+    source = documents(str(path))
+    assert list(source.texts) == ["line\né\n"] and not source.literal
+    assert source.description == str(path)
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "a.txt").write_text("at home", encoding="utf-8")
+    assert list(documents("~/a.txt").texts) == ["at home"]
+
+
+def test_bytes_that_are_not_utf8_are_located(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(DataError, match=r"latin\.txt.*0xe9 at offset 3"):
+        documents(str(path))
+
+
+def test_a_file_is_read_up_to_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "MAX_FILE_BYTES", 4)
+    path = tmp_path / "long.txt"
+    path.write_bytes("abcéd".encode())  # the cap falls inside é
+    source = documents(str(path))
+    assert list(source.texts) == ["abc"] and source.description.startswith("the first")
+    path.write_bytes(b"abc\xc3")  # the file itself ends inside a character
+    with pytest.raises(DataError, match="offset 3"):
+        documents(str(path))
+
+
+def test_folders_and_blank_texts_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder"):
+        documents(str(tmp_path))
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty\.txt is empty"):
+        documents(str(tmp_path / "empty.txt"))
+    with pytest.raises(DataError, match="the text is empty"):
+        documents("")
+    with pytest.raises(DataError, match="only white space"):
+        documents(" \n\t\u00a0")
+    with pytest.raises(DataError, match="surrogate at character 2"):
+        documents("a \udcff")
+
+
+def test_jsonl_is_a_document_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n\n{"id": 2, "text": "two\\n"}\n', encoding="utf-8")
+    source = documents(str(path))
+    assert list(source.texts) == ["one", "two\n"] == list(source.texts)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "line 2 is not a JSON object"),
+        (b"\xff", "line 2 is not a JSON object"),
+        (b"[1]", "line 2 holds a list"),
+        (b'{"body": "x"}', "line 2 has no string in a field 'text'; its fields: 'body'"),
+        (b'{"text": 3}', "line 2 has no string"),
+        (b'{"text": "\\ud800"}', "line 2 holds a lone surrogate"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=message):
+        list(documents(str(path)).texts)
+
+
+def test_a_json_file_is_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"text": "raw"}), encoding="utf-8")
+    assert list(documents(str(path)).texts) == ['{"text": "raw"}']
+
+
+# tensorflow_datasets, of which only the few calls in use are imitated
+
+
+class FakeBuilder:
+    data_dir = "/data/tales/1.0.0"
+
+    def __init__(self, features: dict[str, Any], splits: tuple[str, ...]) -> None:
+        self.info = SimpleNamespace(features=features, splits=dict.fromkeys(splits))
+
+    def as_data_source(self, split: str) -> list[dict[str, Any]]:
+        return [{"text": f"{split} tale {i}".encode(), "body": b"?", "n": i} for i in range(3)]
+
+
+def string_feature(shape: tuple[int | None, ...] = ()) -> SimpleNamespace:
+    return SimpleNamespace(np_dtype=np.object_, shape=shape)
+
+
+@pytest.fixture
+def fake_tfds(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    number = SimpleNamespace(np_dtype=np.int64, shape=())
+    builders = {
+        "tales": FakeBuilder({"text": string_feature(), "body": string_feature(), "n": number},
+                             ("train", "test")),
+        "tales/old": FakeBuilder({"body": string_feature(), "n": number}, ("train",)),
+        "two": FakeBuilder({"a": string_feature(), "b": string_feature()}, ("train",)),
+        "numbers": FakeBuilder({"n": number, "tags": string_feature((None,))}, ("train",)),
+        "bare": FakeBuilder({"text": string_feature()}, ()),
+    }
+
+    def builder(name: str) -> FakeBuilder:
+        if name not in builders:
+            raise RuntimeError(f"Dataset {name} not found.\nlong help")
+        return builders[name]
+
+    module = SimpleNamespace(builder=builder)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    return module
+
+
+def test_tfds_reads_the_text_of_a_split(fake_tfds: SimpleNamespace) -> None:
+    source = documents("tfds:tales:test")
+    assert list(source.texts) == [f"test tale {i}" for i in range(3)]
+    assert source.description == "tales (test)"
+    assert next(iter(documents("tfds:tales").texts)) == "train tale 0"
+    assert list(documents("tfds:tales/old").texts) == ["?", "?", "?"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("tfds:", "names no data set"),
+        ("tfds:none", "Dataset none not found.$"),
+        ("tfds:tales:dev", "no split 'dev'; its splits: test, train"),
+        ("tfds:two", "its string features: a, b"),
+        ("tfds:numbers", "its string features: none"),
+        ("tfds:bare", "not prepared in /data/tales"),
+    ],
+)
+def test_tfds_errors_are_named(fake_tfds: SimpleNamespace, source: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        documents(source)
+
+
+def test_tfds_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(DataError, match="needs tensorflow_datasets.*pip install"):
+        documents("tfds:tales")
+
+
+# Delimiters
+
+
+@pytest.mark.parametrize("piece", [".", ",", ";", ":", " .", "...", ".\n", "\n\n", " ", "。", "?!"])
+def test_delimiters(piece: str) -> None:
+    assert token_kind(piece) == "delimiter"
+
+
+@pytest.mark.parametrize("piece", ["", "the", " and", ".com", "3.", "(", '."', r"\xe2", "<s>", "-"])
+def test_other_tokens(piece: str) -> None:
+    assert token_kind(piece) == "other"

@@ -1,0 +1,332 @@
+"""Ids against transformers' and against llama.cpp's algorithm, BOS, and readable pieces."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.errors import ConfigError, DataError
+
+FIXTURE = json.loads(
+    (Path(__file__).parents[1] / "fixtures" / "tokenizer_smollm2.json").read_text(encoding="utf-8")
+)
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Tokenizer:
+    """SmolLM2's tokenizer, with the part of its vocabulary that the fixture's texts can reach."""
+    tokens = [f"[hole {i}]" for i in range(FIXTURE["vocab_size"])]
+    types = [5] * len(tokens)
+    for group, kind in (("tokens", 1), ("special", 3)):
+        for i, token in FIXTURE[group].items():
+            tokens[int(i)], types[int(i)] = token, kind
+    metadata = FIXTURE["metadata"] | {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": FIXTURE["merges"],
+    }
+    return Tokenizer.from_gguf(metadata, "smollm2.gguf")
+
+
+def bpe_metadata(text: str = "", **keys: Any) -> dict[str, Any]:
+    """A byte-level BPE that joins every substring of `text` that pre-tokenization leaves whole."""
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    word = spelled.pre_tokenize_str(text)[0][0] if text else ""
+    ends = [(i, j) for i in range(len(word)) for j in range(i + 2, len(word) + 1)]
+    pieces = list(dict.fromkeys(word[i:j] for i, j in ends))
+    merges = [f"{p[:cut]} {p[cut:]}" for p in pieces for cut in range(1, len(p))]
+    tokens = ["<s>", "</s>", *ALPHABET, *pieces]
+    metadata = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [3, 3] + [1] * (len(tokens) - 2),
+        "merges": merges,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    } | keys
+    return {f"tokenizer.ggml.{k}": v for k, v in metadata.items() if v is not None}
+
+
+def spm_metadata(scored: dict[str, float], **keys: Any) -> dict[str, Any]:
+    """A SentencePiece vocabulary: <unk>, <s>, </s>, the 256 bytes, then the scored pieces."""
+    byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", *byte_tokens, *scored]
+    metadata = {
+        "model": "llama",
+        "tokens": tokens,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(scored),
+        "scores": [0.0] * 259 + list(scored.values()),
+    } | keys
+    return {f"tokenizer.ggml.{k}": v for k, v in metadata.items() if v is not None}
+
+
+def pieces_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    return tokenizer.token_strings(tokenizer.encode(text, bos=False))
+
+
+@pytest.mark.parametrize("case", FIXTURE["cases"], ids=lambda case: ascii(case["text"][:16]))
+def test_ids_are_those_of_transformers(smollm2: Tokenizer, case: dict[str, Any]) -> None:
+    ids = smollm2.encode(case["text"], bos=False)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert ids.tolist() == case["ids"]
+
+
+def test_smollm2_tells_what_its_file_says(smollm2: Tokenizer) -> None:
+    assert (smollm2.bos_id, smollm2.bos_token, smollm2.eos_id) == (1, "<|im_start|>", 2)
+    assert smollm2.vocab_size == 49_152
+    assert not smollm2.adds_bos
+
+
+def test_pieces_are_readable_and_join_to_the_text(smollm2: Tokenizer) -> None:
+    ids = smollm2.encode("The fox\n<|im_end|> 東", bos=True)
+    strings = smollm2.token_strings(ids)
+    assert strings[:5] == ["<|im_start|>", "The", " fox", "\n", "<|im_end|>"]
+    assert "".join(strings[-3:]).lstrip() == r"\xe6\x9d\xb1"
+    assert smollm2.token_strings([49_152, -1]) == ["<id 49152>", "<id -1>"]
+
+
+CUT = "I'LLy say 12345 x²..  \n\n ok"
+CUTS = {
+    "gpt-2": ["I", "'", "LLy", " say", " 12345", " x", "²", "..", "  \n\n", " ok"],
+    "smollm": ["I", "'", "LLy", " say", " ", *"12345", " x", "²", "..", "  \n\n", " ok"],
+    "llama-bpe": ["I", "'LL", "y", " say", " ", "123", "45", " x", "²", "..", "  \n\n", " ok"],
+    "qwen2": ["I", "'LL", "y", " say", " ", *"12345", " x", "²", "..", "  \n\n", " ok"],
+    "tekken": ["I", "'LLy", " say", " ", *"12345", " x", "²", "..", "  \n\n", " ok"],
+    "default": ["I", "'", "LLy", " say", " ", "123", "45", " x", "²", "..", "  \n\n", " ok"],
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_pre_tokenizer_cuts_as_published(name: str) -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata(CUT, pre=name), "x.gguf")
+    assert pieces_of(tokenizer, CUT) == CUTS[name]
+
+
+def test_only_tekken_cuts_before_a_capital_letter() -> None:
+    for name, cuts in {"llama-bpe": ["camelCase"], "tekken": ["camel", "Case"]}.items():
+        tokenizer = Tokenizer.from_gguf(bpe_metadata("camelCase", pre=name), "x.gguf")
+        assert pieces_of(tokenizer, "camelCase") == cuts
+
+
+def test_a_missing_pre_tokenizer_is_the_default_one() -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata(CUT, pre=None), "x.gguf")
+    assert pieces_of(tokenizer, CUT) == CUTS["default"]
+
+
+def test_llama3_takes_a_whole_word_that_no_merge_makes() -> None:
+    for name, expected in {"llama-bpe": ["whole"], "gpt-2": list("whole")}.items():
+        metadata = bpe_metadata("whole", pre=name, merges=[])
+        assert pieces_of(Tokenizer.from_gguf(metadata, "x.gguf"), "whole") == expected
+
+
+def test_user_defined_tokens_are_taken_whole_in_their_own_spelling() -> None:
+    metadata = bpe_metadata("")
+    metadata["tokenizer.ggml.tokens"] += ["  ", "café"]
+    metadata["tokenizer.ggml.token_type"] += [4, 4]
+    tokenizer = Tokenizer.from_gguf(metadata, "x.gguf")
+    assert pieces_of(tokenizer, "a  bcafé") == ["a", "  ", "b", "café"]
+
+
+# SentencePiece
+
+
+def greedy_merge(text: str, scores: dict[str, float]) -> list[str]:
+    """llama.cpp's algorithm, the slow way: merge the best-scoring neighbours, leftmost first."""
+    symbols = list("\u2581" + text.replace(" ", "\u2581"))
+    while True:
+        unions = ["".join(pair) for pair in zip(symbols, symbols[1:], strict=False)]
+        known = [i for i, union in enumerate(unions) if union in scores]
+        if not known:
+            return symbols
+        best = max(known, key=lambda i: (scores[unions[i]], -i))
+        symbols[best : best + 2] = [unions[best]]
+
+
+def test_sentencepiece_merges_the_best_scoring_neighbours_first() -> None:
+    draw = random.Random(0)
+    pieces = {"".join(draw.choices("ab\u2581", k=draw.randint(2, 4))) for _ in range(30)}
+    names = ["a", "b", "\u2581", *sorted(pieces)]
+    draw.shuffle(names)
+    scores = {name: -float(rank) for rank, name in enumerate(names)}
+    tokenizer = Tokenizer.from_gguf(spm_metadata(scores), "x.gguf")
+    for _ in range(300):
+        text = "".join(draw.choices("ab ", k=draw.randint(1, 12)))
+        expected = [p.replace("\u2581", " ") for p in greedy_merge(text, scores)]
+        assert pieces_of(tokenizer, text) == expected, text
+
+
+SPM_SCORES = {"\u2581": -1.0, "h": -2.0, "i": -3.0, "hi": -4.0, "\u2581hi": -5.0}
+
+
+def test_sentencepiece_falls_back_on_bytes_and_knows_special_tokens() -> None:
+    tokenizer = Tokenizer.from_gguf(spm_metadata(SPM_SCORES), "x.gguf")
+    assert pieces_of(tokenizer, "hi\né</s>hi") == [" hi", "\n", r"\xc3", r"\xa9", "</s>", " hi"]
+    assert pieces_of(tokenizer, "") == []
+
+
+def test_sentencepiece_prefix_space_can_be_off() -> None:
+    metadata = spm_metadata(SPM_SCORES, add_space_prefix=False)
+    assert pieces_of(Tokenizer.from_gguf(metadata, "x.gguf"), "hi hi") == ["hi", " hi"]
+
+
+def test_byte_tokens_take_no_part_in_merges() -> None:
+    spelled = {piece: -1.0 for piece in ["\u2581", *"<0x4A>", "<0", "x4", "A>", "<0x4"]}
+    tokenizer = Tokenizer.from_gguf(spm_metadata(spelled), "x.gguf")
+    assert pieces_of(tokenizer, "<0x4A>")[-1] == "A>"
+
+
+# BOS
+
+
+@pytest.mark.parametrize(
+    ("metadata", "adds"),
+    [
+        (spm_metadata(SPM_SCORES), True),
+        (spm_metadata(SPM_SCORES, add_bos_token=False), False),
+        (bpe_metadata(), False),
+        (bpe_metadata(add_bos_token=True), True),
+        (bpe_metadata(pre="llama-bpe"), True),
+        (bpe_metadata(add_bos_token=True, bos_token_id=None), False),
+    ],
+)
+def test_adds_bos_follows_the_file_then_llama_cpp(metadata: dict[str, Any], adds: bool) -> None:
+    tokenizer = Tokenizer.from_gguf(metadata, "x.gguf")
+    assert tokenizer.adds_bos is adds
+    assert tokenizer.resolve_bos("auto") is adds
+    assert tokenizer.resolve_bos("false") is False
+
+
+def test_sentencepiece_bos_and_eos_have_llama_cpp_defaults() -> None:
+    tokenizer = Tokenizer.from_gguf(spm_metadata(SPM_SCORES), "x.gguf")
+    assert (tokenizer.bos_token, tokenizer.bos_id, tokenizer.eos_id) == ("<s>", 1, 2)
+
+
+def test_bos_is_in_front_only_when_asked_for() -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata(add_bos_token=True), "x.gguf")
+    assert tokenizer.resolve_bos("true") is True
+    without = tokenizer.encode("ab", bos=False)
+    assert tokenizer.encode("ab", bos=True).tolist() == [0, *without]
+
+
+def test_asking_for_a_bos_that_is_not_there_is_an_error() -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata(bos_token_id=None), "x.gguf")
+    assert tokenizer.bos_token is None
+    with pytest.raises(DataError, match=r"x\.gguf.*BOS"):
+        tokenizer.resolve_bos("true")
+    with pytest.raises(DataError, match="BOS"):
+        tokenizer.encode("a", bos=True)
+    with pytest.raises(ConfigError, match="'maybe'.*'auto', 'true', 'false'"):
+        tokenizer.resolve_bos("maybe")
+
+
+# Bad files
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "has no tokenizer.ggml.model"),
+        (bpe_metadata(model="bert"), "'bert'; supported: gpt2, llama"),
+        (bpe_metadata(pre="kimi-k2"), "'kimi-k2'; supported: .*smollm"),
+        (bpe_metadata(merges=None), "has no tokenizer.ggml.merges"),
+        (bpe_metadata(merges=["a nothere"]), "merges do not fit"),
+        (bpe_metadata(merges=[1]), "not a list of strings"),
+        (bpe_metadata(token_type=[1]), "token_type has 1 entries.*258"),
+        (bpe_metadata(bos_token_id=258), "bos_token_id is 258.*258"),
+        (spm_metadata(SPM_SCORES, scores=None), "no tokenizer.ggml.scores"),
+    ],
+)
+def test_bad_metadata_is_named(metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        Tokenizer.from_gguf(metadata, "model.gguf")
+    assert "model.gguf" in str(caught.value)
+
+
+def test_a_lone_surrogate_is_an_error() -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata(), "x.gguf")
+    with pytest.raises(DataError, match="surrogate"):
+        tokenizer.encode("ab\ud800", bos=False)
+
+
+# tokenizer.json
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A trained byte-level BPE whose post-processor adds BOS and which truncates, as some do."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<bos>", "<eos>"], initial_alphabet=ALPHABET,
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the cat and the hat, the bat and the mat"] * 3, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
+    backend.enable_truncation(3)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def configure(folder: Path, **config: Any) -> Tokenizer:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return Tokenizer.from_file(folder / "tokenizer.json")
+
+
+def test_tokenizer_json_alone_says_what_its_post_processor_does(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    assert (tokenizer.bos_id, tokenizer.bos_token, tokenizer.adds_bos) == (0, "<bos>", True)
+    assert tokenizer.eos_id is None
+    text = "the cat, the é <eos>"
+    strings = pieces_of(tokenizer, text)
+    assert "".join(strings[:4]) == "the cat, the" and " the" in strings
+    assert strings[-1] == "<eos>" and r"\xc3" in "".join(strings)
+    assert tokenizer.encode(text, bos=True)[0] == 0
+    assert max(tokenizer.encode(text, bos=False)) < tokenizer.vocab_size
+
+
+def test_tokenizer_config_has_the_last_word(folder: Path) -> None:
+    tokenizer = configure(folder, add_bos_token=False, bos_token={"content": "<eos>"})
+    assert (tokenizer.bos_id, tokenizer.adds_bos) == (1, False)
+    assert configure(folder, bos_token="<bos>", eos_token="<eos>").adds_bos is True
+    assert configure(folder, eos_token="<eos>").eos_id == 1
+
+
+def test_without_post_processor_nothing_is_added(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.BPE({"\u2581": 0, "a": 1, "<s>": 2}, []))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = configure(tmp_path, bos_token="<s>")
+    assert (tokenizer.bos_id, tokenizer.adds_bos) == (2, False)
+    assert pieces_of(tokenizer, "a a") == ["a", " ", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, "does not exist"),
+        ("tokenizer.json", "{", "cannot be read as JSON"),
+        ("tokenizer.json", "[]", "holds a JSON list"),
+        ("tokenizer.json", "{}", "is not a tokenizer"),
+        ("tokenizer_config.json", '{"bos_token": "<none>"}', "'<none>', which is not in the voc"),
+    ],
+)
+def test_bad_files_are_named(folder: Path, name: str, content: str | None, message: str) -> None:
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        Tokenizer.from_file(folder / "tokenizer.json")
+    assert name in str(caught.value)

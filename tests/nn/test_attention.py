@@ -1,0 +1,156 @@
+"""Attention against a dense softmax and its derivative, in float64 and written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import LLAMA
+
+from jax_massact.nn.attention import MAX_BLOCKS, QUERY_BLOCK, Extra, KVBias, attend, query_blocks
+
+
+def dense(q, k, v, window=None, logit=None, value=None, cotangent=None):
+    """The result and, for a cotangent, the derivatives of all operands; one head at a time."""
+    q, k, v = (np.float64(x) for x in (q, k, v))
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    behind = np.arange(T)[:, None] - np.arange(T)[None, :]
+    seen = (behind >= 0) & (behind < (T if window is None else window))
+    out = np.zeros_like(q)
+    grads = {n: np.zeros_like(x) for n, x in {"q": q, "k": k, "v": v}.items()}
+    grads |= {"logit": np.zeros((B, T, N)), "value": np.zeros((K, H))}
+    for b in range(B):
+        for n in range(N):
+            kv = n // (N // K)
+            queries, keys, values = q[b, :, n], k[b, :, kv], v[b, :, kv]
+            scores = np.where(seen, queries @ keys.T / np.sqrt(H), -np.inf)
+            if logit is not None:
+                scores = np.concatenate([scores, np.float64(logit)[b, :, n, None]], axis=1)
+                last = np.zeros(H) if value is None else np.float64(value)[kv]
+                values = np.concatenate([values, last[None]])
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True)
+            out[b, :, n] = weights @ values
+            if cotangent is None:
+                continue
+            g = np.float64(cotangent)[b, :, n]
+            d_weights = g @ values.T
+            d_scores = weights * (d_weights - (weights * d_weights).sum(1, keepdims=True))
+            d_values = weights.T @ g
+            grads["q"][b, :, n] = d_scores[:, :T] @ keys / np.sqrt(H)
+            grads["k"][b, :, kv] += d_scores[:, :T].T @ queries / np.sqrt(H)
+            grads["v"][b, :, kv] += d_values[:T]
+            if logit is not None:
+                grads["logit"][b, :, n] = d_scores[:, T]
+                grads["value"][kv] += d_values[T]
+    return out, grads
+
+
+def operands(B, T, N, K, H, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(2 * rng.standard_normal(shape), jnp.float32)
+    return {
+        "q": draw(B, T, N, H), "k": draw(B, T, K, H), "v": draw(B, T, K, H),
+        "logit": draw(B, T, N), "value": draw(K, H),
+    }, draw(B, T, N, H)
+
+
+def run(x, window, extra):
+    values = {"none": None, "logit": Extra(x["logit"], None), "value": Extra(x["logit"], x["value"])}
+    return attend(x["q"], x["k"], x["v"], window=window, extra=values[extra])
+
+
+def check(B, T, N, K, H, window, extra):
+    x, cotangent = operands(B, T, N, K, H)
+    out, back = jax.jit(lambda x, g: (lambda y, f: (y, f(g)[0]))(*jax.vjp(
+        lambda x: run(x, window, extra), x)))(x, cotangent)
+    logit = None if extra == "none" else x["logit"]
+    value = x["value"] if extra == "value" else None
+    expected, grads = dense(x["q"], x["k"], x["v"], window, logit, value, cotangent)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=3e-6)
+    # Float32 sums over T terms: the largest derivative of an operand sets the scale.
+    for name in ("q", "k", "v", *(["logit"] if extra != "none" else []),
+                 *(["value"] if extra == "value" else [])):
+        limit = 4e-6 * max(1.0, np.abs(grads[name]).max())
+        np.testing.assert_allclose(back[name], grads[name], rtol=0, atol=limit, err_msg=name)
+
+
+@pytest.mark.parametrize("extra", ["none", "logit", "value"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_values_and_gradients_of_grouped_heads(window, extra):
+    check(2, 13, 4, 2, 6, window, extra)
+
+
+@pytest.mark.parametrize(
+    ("T", "heads", "window", "extra"),
+    [
+        (1, (1, 1), None, "none"),
+        (1, (3, 1), 1, "value"),
+        (17, (3, 3), 1, "none"),
+        (QUERY_BLOCK + 1, (2, 1), None, "value"),
+        (QUERY_BLOCK + 3, (2, 2), QUERY_BLOCK, "logit"),
+        (2 * QUERY_BLOCK + 5, (2, 1), 7, "none"),
+        # More than MAX_BLOCKS x QUERY_BLOCK tokens: the blocks grow.
+        (MAX_BLOCKS * QUERY_BLOCK + 17, (2, 1), 200, "value"),
+    ],
+)
+def test_values_and_gradients_across_query_blocks(T, heads, window, extra):
+    check(1, T, *heads, 4, window, extra)
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049, 5000])
+def test_query_blocks_cover_the_sequence_once(length):
+    blocks = query_blocks(length)
+    assert [i for start, stop in blocks for i in range(start, stop)] == list(range(length))
+    assert len(blocks) <= MAX_BLOCKS
+    assert len(blocks) == 1 or all(b - a >= QUERY_BLOCK for a, b in blocks[:-1])
+
+
+def test_keys_out_of_the_window_are_not_multiplied():
+    x, _ = operands(1, 512, 1, 1, 4)
+
+    def flops(window):
+        compiled = jax.jit(lambda x: run(x, window, "none")).lower(x).compile()
+        return compiled.cost_analysis()["flops"]
+
+    # 4 x 128 queries: causal sees 1 + 2 + 3 + 4 blocks of keys, a window of 1 sees 4.
+    assert flops(1) < 0.5 * flops(None)
+
+
+def test_large_logits_neither_overflow_nor_vanish():
+    x, _ = operands(1, 9, 2, 2, 4)
+    for scale in (100.0, -100.0):
+        x["q"], x["logit"] = 100 * x["q"], jnp.full_like(x["logit"], scale)
+        out = run(x, None, "value")
+        expected, _ = dense(x["q"], x["k"], x["v"], None, x["logit"], x["value"])
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-3)
+
+
+def test_an_extra_key_out_of_reach_changes_nothing():
+    x, _ = operands(2, 9, 2, 1, 4)
+    x["logit"] = jnp.full_like(x["logit"], -1e4)
+    np.testing.assert_array_equal(run(x, None, "value"), run(x, None, "none"))
+
+
+def test_kv_bias_is_one_more_key_and_value_in_front():
+    rng = np.random.default_rng(3)
+    x, _ = operands(2, 7, LLAMA.num_heads, LLAMA.num_kv_heads, LLAMA.head_dim)
+    bias = KVBias(LLAMA, jax.random.key(0))
+    key, value = rng.standard_normal((2, LLAMA.num_kv_heads, LLAMA.head_dim))
+    bias.k[...], bias.v[...] = jnp.float32(key), jnp.float32(value)
+    out = attend(x["q"], x["k"], x["v"], extra=bias(x["q"]))
+    wide = lambda row, x: np.concatenate([np.tile(row, (2, 1, 1, 1)), x], axis=1)
+    queries = np.concatenate([np.zeros_like(x["q"][:, :1]), x["q"]], axis=1)
+    expected, _ = dense(queries, wide(key, x["k"]), wide(value, x["v"]))
+    np.testing.assert_allclose(out, expected[:, 1:], rtol=0, atol=3e-6)
+
+
+def test_bfloat16_sums_in_float32():
+    x, _ = operands(1, 300, 2, 1, 8)
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), x)
+    out = run(low, None, "value")
+    assert out.dtype == jnp.bfloat16
+    expected, _ = dense(low["q"], low["k"], low["v"], None, low["logit"], low["value"])
+    # The scaled queries, the weights and the result are rounded to 8 bits, the sums are not.
+    np.testing.assert_allclose(np.float32(out), expected, rtol=0, atol=0.06)
+    assert np.sqrt(np.mean((np.float32(out) - expected) ** 2)) < 0.008

@@ -1,0 +1,166 @@
+"""Norms, rotary positions and the MLP against NumPy in float64."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import LLAMA
+
+from jax_massact.config import RopeConfig
+from jax_massact.errors import ConfigError
+from jax_massact.nn.layers import MLP, Norm, llama3_factors, rotary_angles, rotate
+
+RNG = np.random.default_rng(0)
+
+
+def filled(module, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.float32(rng.standard_normal(a.shape)), module)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_rms_norm(eps):
+    norm = filled(Norm(dataclasses.replace(LLAMA, norm_eps=eps)))
+    x = RNG.standard_normal((2, 3, 16)) + 2
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * np.float64(norm.scale[...])
+    np.testing.assert_allclose(norm(jnp.float32(x)), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm(bias):
+    config = dataclasses.replace(LLAMA, norm="layer", norm_bias=bias, norm_eps=0.1)
+    norm = filled(Norm(config))
+    x = 3 * RNG.standard_normal((2, 3, 16)) + 5
+    variance = x.var(-1, keepdims=True)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance + 0.1)
+    expected = expected * np.float64(norm.scale[...])
+    expected = expected + (np.float64(norm.bias[...]) if bias else 0)
+    np.testing.assert_allclose(norm(jnp.float32(x)), expected, rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norms_of_bfloat16_are_computed_in_float32(kind):
+    norm = filled(Norm(dataclasses.replace(LLAMA, norm=kind)))
+    # The mean of 4096 squares of 16 bits: in bfloat16 the sum would stop growing at 256.
+    wide = Norm(dataclasses.replace(LLAMA, norm=kind, width=4096))
+    x = jnp.asarray(RNG.standard_normal((1, 4096)), jnp.bfloat16)
+    y = wide(x)
+    assert y.dtype == norm(x[:, :16]).dtype == jnp.bfloat16
+    assert abs(float(jnp.square(y.astype(jnp.float32)).mean()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("pairs", ["halves", "interleaved"])
+class TestRotate:
+    H = 8
+
+    def turned(self, x, positions, pairs, **rope):
+        angles = rotary_angles(RopeConfig(base=100.0, **rope), self.H, jnp.asarray(positions))
+        return rotate(x, angles, pairs)
+
+    def test_every_pair_turns_by_its_angle(self, pairs):
+        x = RNG.standard_normal((1, 4, 2, self.H))
+        factors = (1.0, 2.0, 4.0, 0.5)
+        out = self.turned(jnp.float32(x), [0, 1, 5, 11], pairs, factors=factors)
+        for t, position in enumerate([0, 1, 5, 11]):
+            for i in range(self.H // 2):
+                pair = (i, i + self.H // 2) if pairs == "halves" else (2 * i, 2 * i + 1)
+                angle = position * 100.0 ** (-2 * i / self.H) / factors[i]
+                z = (x[0, t, :, pair[0]] + 1j * x[0, t, :, pair[1]]) * np.exp(1j * angle)
+                np.testing.assert_allclose(out[0, t, :, pair[0]], z.real, atol=5e-6)
+                np.testing.assert_allclose(out[0, t, :, pair[1]], z.imag, atol=5e-6)
+
+    def test_norm_is_kept_and_position_0_untouched(self, pairs):
+        x = jnp.float32(RNG.standard_normal((2, 5, 3, self.H)))
+        out = self.turned(x, range(5), pairs)
+        norm = lambda x: jnp.linalg.norm(x, axis=-1)
+        np.testing.assert_allclose(norm(out), norm(x), rtol=1e-6)
+        np.testing.assert_array_equal(out[:, 0], x[:, 0])
+
+    @pytest.mark.parametrize("shift", [1, 30])
+    def test_products_depend_on_the_distance_alone(self, pairs, shift):
+        q, k = jnp.float32(RNG.standard_normal((2, 1, 1, 2, self.H)))
+        product = lambda m, n: (
+            self.turned(q, [m], pairs) * self.turned(k, [n], pairs)
+        ).sum(-1)
+        base = product(9, 4)
+        np.testing.assert_allclose(product(9 + shift, 4 + shift), base, atol=2e-5)
+        assert np.abs(product(9 + shift, 4) - base).max() > 0.01
+
+
+def test_angles_stay_exact_far_out():
+    position = 100_000
+    angles = rotary_angles(RopeConfig(base=5e5), 4, jnp.asarray([position]))
+    np.testing.assert_allclose(
+        angles[0], [position, position / math.sqrt(5e5)], rtol=2e-7
+    )
+
+
+def plain_llama3(base, head_dim, factor, low, high, context):
+    """The published rule, one frequency at a time (Llama 3.1, `rope_type: llama3`)."""
+    divisors = []
+    for i in range(head_dim // 2):
+        frequency = base ** (-2 * i / head_dim)
+        wavelength = 2 * math.pi / frequency
+        if wavelength < context / high:
+            new = frequency
+        elif wavelength > context / low:
+            new = frequency / factor
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            new = (1 - smooth) * frequency / factor + smooth * frequency
+        divisors.append(frequency / new)
+    return divisors
+
+
+@pytest.mark.parametrize("settings", [
+    (5e5, 128, 8.0, 1.0, 4.0, 8192), (5e5, 64, 32.0, 1.0, 4.0, 8192), (1e4, 16, 4.0, 0.5, 2.0, 64),
+])
+def test_llama3_factors(settings):
+    base, head_dim, factor, low, high, context = settings
+    found = llama3_factors(
+        RopeConfig(base=base), head_dim, factor=factor, low=low, high=high, context=context
+    )
+    np.testing.assert_allclose(found, plain_llama3(*settings), rtol=1e-12)
+    assert found[0] == 1.0 and 1.0 < found[-1] <= factor
+    RopeConfig(base=base, factors=found)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"factor": 0.5}, "rope factor is 0.5; allowed: a number of at least 1"),
+    ({"high": 1.0}, "rope high frequency factor is 1.0; allowed: a number above 1"),
+    ({"low": 0.0}, "rope low frequency factor is 0.0; allowed: a number above 0"),
+    ({"context": 0}, "rope original context is 0; allowed: a whole number of at least 1"),
+])
+def test_llama3_factors_out_of_range(wrong, message):
+    settings = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192} | wrong
+    with pytest.raises(ConfigError) as error:
+        llama3_factors(RopeConfig(), 64, **settings)
+    assert message in str(error.value)
+
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (
+        1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    ),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_mlp(activation, gated, bias):
+    config = dataclasses.replace(LLAMA, activation=activation, gated_mlp=gated, mlp_bias=bias)
+    mlp = filled(MLP(config, jax.random.key(0)))
+    x = RNG.standard_normal((2, 3, config.width)) / 3
+    get = lambda p: 0.0 if p is None else np.float64(p[...])
+    act = ACTIVATIONS[activation]
+    up = x @ get(mlp.up) + get(mlp.up_bias)
+    hidden = act(x @ get(mlp.gate) + get(mlp.gate_bias)) * up if gated else act(up)
+    expected = hidden @ get(mlp.down) + get(mlp.down_bias)
+    assert (mlp.gate is not None) == gated and (mlp.down_bias is not None) == bias
+    np.testing.assert_allclose(mlp(jnp.float32(x)), expected, rtol=0, atol=3e-5)

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import report_examples as examples
+
+from jax_massact.report import words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(24926.4, "24,926"), (-1840.5, "-1,840"), (1.6543, "1.654"), (0.0, "0"), (3.2e-5, "3.20e-05"),
+     (2.5e8, "2.50e+08"), (math.nan, "nan"), (-math.inf, "-inf"), (None, "-"), (7, "7")],
+)
+def test_number(value, text):
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100%"), (0.0, "0%"), (0.004, "<1%"), (0.996, ">99%"), (0.75, "75%"), (math.nan, "nan")],
+)
+def test_percent_is_exact_at_both_ends(share, text):
+    assert words.percent(share) == text
+
+
+def test_sentence_says_what_where_who_and_until_when():
+    record = examples.massive(507, 24926.0, 11, 28, 30)
+    record["kinds"] = {"first": 0.99, "delimiter": 0.01, "other": 0.0}
+    assert words.sentence(record) == (
+        "Dimension 507 is massive (strict) from layer 11 to 28, written by the MLP of block 11 "
+        "at the first token, removed by the MLP of block 29."
+    )
+
+
+def test_sentence_of_a_lasting_record_in_some_sequences():
+    record = examples.massive(3, -800.0, 5, 5, 6, removed=False)
+    record |= {"share_of_sequences": 0.5, "kinds": {"first": 0.3, "delimiter": 0.7, "other": 0.0}}
+    assert words.sentence(record) == (
+        "Dimension 3 is massive (strict) at layer 5 alone, written by the MLP of block 5 at "
+        "delimiter tokens (70%) and the first token (30%), still there after the last block, "
+        "in 50% of the sequences."
+    )
+
+
+def test_no_massive_activations_is_said_plainly():
+    assert words.verdict(examples.none_found()) == [
+        "No massive activations found, strict or relaxed."
+    ]
+
+
+def test_relaxed_hits_are_never_called_massive_without_the_word():
+    lines = words.verdict(examples.relaxed_only())
+    assert lines[0] == (
+        "No massive activations found by the strict definition; "
+        "1 dimension is over the relaxed threshold."
+    )
+    assert lines[1].startswith("Dimension 77 is over the relaxed threshold only from layer 3 to 7")
+    assert "written by the embedding" in lines[1] and "massive" not in lines[1]
+    assert lines[2].startswith("2 outlier features") and lines[2].endswith("dim 13, 42.")
+
+
+def test_verdict_puts_strict_first_and_lists_what_it_does_not_say_in_full():
+    records = [examples.massive(d, 10.0 * d, 0, 1, 4, strict=d > 2) for d in range(1, 8)]
+    lines = words.verdict(examples.result(records, depth=4))
+    assert [line.split()[1] for line in lines[:3]] == ["7", "6", "5"]
+    assert lines[3] == "2 more dimensions (massive (strict)): 4, 3."
+    assert [line.split()[1] for line in lines[4:]] == ["2", "1"]
+
+
+def test_nan_values_rank_last():
+    records = [examples.massive(d, v, 0, 1, 4) for d, v in ((1, math.nan), (2, 5.0), (3, 9.0))]
+    assert [r["dim"] for r in words.by_size(records, strict=True)] == [3, 2, 1]
+
+
+def test_nonfinite_activations_are_reported_with_the_first_layer():
+    warning = words.nonfinite_warning(examples.broken_numbers())
+    assert warning is not None
+    assert warning.startswith("2,600 activations NaN or infinite, first at layer 4")
+    assert words.nonfinite_warning(examples.strict_found()) is None
+
+
+def test_data_line_states_the_bos_choice():
+    data = examples.strict_found()["data"]
+    assert words.data_line(data).endswith("each beginning with BOS '<|im_start|>' (bos=auto)")
+    data |= {"bos": False, "bos_setting": "false"}
+    assert words.data_line(data).endswith("without BOS (bos=false)")
+
+
+@pytest.mark.parametrize("token", examples.NASTY)
+def test_labels_are_one_printable_line(token):
+    assert words.token_label(token).isprintable()
+    assert words.ascii_label(token).isascii() and words.ascii_label(token).isprintable()
+    assert len(words.ascii_label(token * 9, 16)) <= 16

