@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_massact.config import ModelConfig, RopeConfig
-from jax_massact.nn.decoder import Decoder
+from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=64, depth=3, width=16, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -32,10 +32,13 @@ CONFIGS = {
 
 def decoder(config: ModelConfig, seed: int = 0, spread: float = 0.3) -> Decoder:
     """A decoder in which every parameter matters: no bias is 0, no scale is 1."""
-    leaves, tree = jax.tree.flatten(Decoder(config, jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    noise = [leaf + spread * rng.standard_normal(leaf.shape) for leaf in leaves]
-    return jax.tree.unflatten(tree, [jnp.asarray(x, jnp.float32) for x in noise])
+
+    def draw(name, shape):
+        return jnp.asarray(name.endswith("scale") + spread * rng.standard_normal(shape), "float32")
+
+    leaves = parameters(abstract(config))
+    return from_parameters(config, {name: draw(name, x.shape) for name, x in leaves.items()})
 
 
 def ids(config: ModelConfig, batch: int, length: int, seed: int = 1) -> jax.Array:

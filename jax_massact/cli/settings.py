@@ -34,9 +34,11 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
     for key in _keys(overrides):
         _check_key(config, key)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    # Without `sys_argv` it would look for overrides in this process's own arguments.
+    argv = ["massact", *overrides]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
-        left = values(["massact", *overrides])
+        left = values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         message = " ".join(str(error).removeprefix("flag ").split())
         raise ConfigError(message.replace("--config=", "")) from None

@@ -29,10 +29,15 @@ class Edits(NamedTuple):
 
     @classmethod
     def set_to(cls, layer, tokens, dim, value) -> "Edits":
-        """Edits that set h[b, t, dim] = value at the masked tokens after block `layer`."""
+        """Edits that set h[b, t, dim] = value at the masked tokens after block `layer`.
+
+        A mask may leave out its first axes: [T] for every edit and sequence alike, [E, T] for every
+        sequence alike.
+        """
         layer = jnp.atleast_1d(jnp.asarray(layer, jnp.int32))
-        tokens = jnp.asarray(tokens, bool)
-        tokens = tokens.reshape((-1,) + (1,) * (3 - tokens.ndim) + tokens.shape[1:])
+        tokens = jnp.atleast_2d(jnp.asarray(tokens, bool))
+        tokens = tokens[:, None] if tokens.ndim == 2 else tokens
+        tokens = jnp.broadcast_to(tokens, layer.shape + tokens.shape[1:])
         dim = jnp.broadcast_to(jnp.asarray(dim, jnp.int32), layer.shape)
         value = jnp.asarray(value, jnp.float32)
         add = jnp.broadcast_to(value, layer.shape) if value.ndim < 2 else value

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -164,7 +165,7 @@ def probe_checkpoint(
 def _model_info(prepared: Prepared, dtype: DType, model: Decoder) -> ModelInfo:
     c = prepared.checkpoint.config
     return ModelInfo(
-        name=prepared.name,
+        name=Path(prepared.name).name,
         source=prepared.checkpoint.path.name,
         family=c.family,
         parameters=sum(leaf.size for leaf in parameters(model).values()),

@@ -137,9 +137,15 @@ def magnitudes_tap(acts: Acts, *, top_k: int = 5, definition: Definition | None 
 
 def _cut(threshold: Threshold, median: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """|a| > cut exactly where `threshold` holds of |a|, for a cut of this dtype."""
+
+    def rounded_down(limit: jax.Array) -> jax.Array:
+        near = limit.astype(dtype)
+        return jnp.where(near.astype(jnp.float32) > limit, jnp.nextafter(near, zero), near)
+
+    zero = jnp.asarray(0, dtype)
     # |a| >= ratio x median is |a| > the next smaller float.
-    at_least = jnp.nextafter((threshold.ratio * median).astype(dtype), jnp.asarray(0, dtype))
-    return jnp.maximum(at_least, jnp.asarray(threshold.magnitude, dtype))
+    at_least = jnp.nextafter(threshold.ratio * median, jnp.float32(0))
+    return jnp.maximum(rounded_down(at_least), rounded_down(jnp.float32(threshold.magnitude)))
 
 
 def map_first_dims(width: int) -> Int[Array, " MB"]:

@@ -63,7 +63,7 @@ class Moments(NamedTuple):
 class Tally(NamedTuple):
     """What `find_massive` decides from; of any number of sequences, so that batches can be merged.
 
-    Per layer and dimension, in each sequence at the hit of the largest magnitude.
+    XX
 
     Attributes:
       sequences: how many were seen.
@@ -179,38 +179,50 @@ def tally(
     hits = Hits(*(h & keep[:, None] for h in find_hits(stats, definition)))
     places = stats.places
     D = stats.outliers.share.shape[-1]
-    here = hits.relaxed | hits.relaxed_pre
-    post = _per_dim(places, jnp.where(hits.relaxed, places.post, 0), hits.relaxed, D)
+    hit = _largest(places.dim, hits.relaxed, jnp.abs(places.post))
+    # Places come in order of max(|pre|, |post|).
+    first = jnp.broadcast_to(-jnp.arange(places.dim.shape[-1]), places.dim.shape)
+    moved = _largest(places.dim, hits.relaxed | hits.relaxed_pre, first)
     ratio = jnp.abs(places.post) / jnp.maximum(stats.median, jnp.finfo(jnp.float32).tiny)[..., None]
     outlier = is_outlier(stats, definition) & keep[:, None]
+    of_dims = lambda value, mask: _per_dim(places.dim, value, mask, D)
+    value = of_dims(places.post, hit)
     return Tally(
         sequences=keep.sum().astype(jnp.float32),
-        strict=_per_dim(places, hits.strict, hits.strict, D)[1].sum(1).astype(jnp.float32),
-        anywhere=post[1].any(0).sum(0).astype(jnp.float32),
-        value=_moments(*post),
-        ratio=_moments(*_per_dim(places, ratio, hits.relaxed, D)),
-        pre=_moments(*_per_dim(places, places.pre, here, D)),
-        attn=_moments(*_per_dim(places, places.attn, here, D)),
-        mlp=_moments(*_per_dim(places, places.mlp, here, D)),
+        strict=of_dims(places.post, hits.strict)[1].sum(1).astype(jnp.float32),
+        anywhere=value[1].any(0).sum(0).astype(jnp.float32),
+        value=_moments(*value),
+        ratio=_moments(*of_dims(ratio, hit)),
+        pre=_moments(*of_dims(places.pre, moved)),
+        attn=_moments(*of_dims(places.attn, moved)),
+        mlp=_moments(*of_dims(places.mlp, moved)),
         outlier=_moments(stats.outliers.share, outlier),
         outlier_magnitude=_moments(stats.outliers.magnitude, outlier),
     )
 
 
+def _largest(
+    dim: Int[Array, "L B P"], mask: Bool[Array, "L B P"], size: Float[Array, "L B P"]
+) -> Bool[Array, "L B P"]:
+    """Of the masked places of each dimension the one of the largest size, of equals the first."""
+    P = dim.shape[-1]
+    one, other = (lambda x: x[..., :, None]), (lambda x: x[..., None, :])
+    earlier = jnp.tri(P, k=-1, dtype=bool)
+    before = (other(size) > one(size)) | ((other(size) == one(size)) & earlier)
+    return mask & ~((one(dim) == other(dim)) & other(mask) & before).any(-1)
+
+
 def _per_dim(
-    places: Places, value: Float[Array, "L B P"], mask: Bool[Array, "L B P"], D: int
+    dim: Int[Array, "L B P"], value: Float[Array, "L B P"], mask: Bool[Array, "L B P"], D: int
 ) -> tuple[Float[Array, "L B D"], Bool[Array, "L B D"]]:
-    """`value` at each dimension's largest masked place, and which dimensions have one."""
+    """`value` of each dimension's masked place, and which dimensions have one."""
 
     def one(dim, value, mask):
-        # Places come largest first: keep the first masked one of each dimension.
-        same = (dim[:, None] == dim[None, :]) & mask[None, :]
-        first = mask & ~jnp.tril(same, -1).any(1)
-        index = jnp.where(first, dim, D)
+        index = jnp.where(mask, dim, D)
         out = jnp.zeros(D, jnp.float32).at[index].set(value.astype(jnp.float32), mode="drop")
         return out, jnp.zeros(D, bool).at[index].set(True, mode="drop")
 
-    return jax.vmap(jax.vmap(one))(places.dim, value, mask)
+    return jax.vmap(jax.vmap(one))(dim, value, mask)
 
 
 def _moments(value: Float[Array, "L B D"], mask: Bool[Array, "L B D"]) -> Moments:

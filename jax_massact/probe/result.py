@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 class ModelInfo(TypedDict):
-    name: str  # as the person gave it
+    name: str  # as the person gave it, the last part of a path
     source: str  # the file, folder or resource that was read
     family: str
     parameters: int
@@ -108,10 +108,12 @@ class Massive(TypedDict):
     """One dimension that carries massive activations, merged over layers and sequences."""
 
     dim: int
-    strict: bool  # False: over the relaxed threshold only
+    # Over the strict threshold in enough sequences and layers; False: relaxed only.
+    strict: bool
     first_layer: int
     last_layer: int
-    peak_layer: int  # where the mean magnitude is largest; the values below are taken there
+    # Where, between those, the mean magnitude is largest; the values below are taken there.
+    peak_layer: int
     value_mean: float
     value_std: float
     ratio: float  # mean of |value| / median
@@ -120,7 +122,7 @@ class Massive(TypedDict):
     tokens: list[TokenCount]  # most frequent first, 16 at most
     kinds: dict[str, float]  # {"first", "delimiter", "other"}: shares of its occurrences
     written_by: Writer
-    removed_by: Writer | None  # None: still there after the last block
+    removed_by: Writer | None  # None: still there after the last block, or it fades away
     trajectory: list[float | None]  # mean signed value at every layer; None where it is not found
 
 

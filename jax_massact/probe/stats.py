@@ -62,7 +62,7 @@ def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[A
     statistic is found by fixing its bits from the highest down, counting how many entries lie below
     the candidate: one pass a bit, no sort. The entries must not be negative; NaN counts as largest.
     """
-    B, T, D = magnitude.shape
+    _, T, D = magnitude.shape
     width = magnitude.dtype.itemsize * 8
     integer = jnp.dtype(f"int{width}")
     # abs has cleared the sign bit, so as integers the bits are not negative either.
@@ -77,7 +77,8 @@ def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[A
         return jnp.where(below <= jnp.asarray(ranks)[:, None], candidates, found)
 
     # [Q, B]: the lower neighbour of each quantile, then its successor in the sorted order.
-    lower = jax.lax.fori_loop(0, width - 1, fix_bit, jnp.zeros_like(bits, shape=(len(q), B)))
+    zeros = jnp.stack([jnp.zeros_like(bits[:, 0, 0])] * len(q))  # laid out over a mesh as B is
+    lower = jax.lax.fori_loop(0, width - 1, fix_bit, zeros)
     at_most = _counts([bits <= low[:, None, None] for low in lower])
     largest = jnp.iinfo(integer).max
     results = []

@@ -17,6 +17,8 @@ from jax_massact.report.picture import (
     BLUE,
     GREY,
     LAYER_AXIS,
+    MAX_NAMES,
+    MIN_HEIGHT,
     ORANGE,
     PALETTE,
     TOPS,
@@ -25,6 +27,7 @@ from jax_massact.report.picture import (
 
 FONT = {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, sans-serif", "size": 13}
 MAX_CODE = 65535
+MAX_TRAJECTORIES = 24  # of these, as many as there are colours are shown at first
 # Paper white to blue over the ordinary values, orange for what stands far out of them.
 COLORSCALE = [[0, "#eaf3f9"], [0.45, "#9cc9e3"], [0.7, "#3d8fc4"], [0.85, "#e69f00"], [1, ORANGE]]
 
@@ -55,6 +58,8 @@ def top_magnitudes(result: ProbeResult) -> dict:
     layout = _layout("magnitude (mean over sequences)", index)
     layout["yaxis"] |= {"type": "log", "dtick": 1, "tickformat": ",~g"}
     bound = result["definition"]["strict"]["magnitude"]
+    if not bound > 0:  # nothing to draw on a logarithmic axis
+        return {"data": traces, "layout": layout}
     layout["shapes"] = [
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": bound, "y1": bound,
          "line": {"color": GREY, "width": 1, "dash": "dash"}},
@@ -62,7 +67,7 @@ def top_magnitudes(result: ProbeResult) -> dict:
     layout["annotations"] = [
         {"xref": "paper", "x": 0, "y": math.log10(bound), "text": f"strict: > {bound:g}",
          "xanchor": "left", "yanchor": "bottom", "showarrow": False,
-         "font": {"size": 11, "color": GREY}},
+         "font": {"size": 11, "color": GREY}, "bgcolor": "rgba(255,255,255,0.8)"},
     ]
     return {"data": traces, "layout": layout}
 
@@ -70,7 +75,7 @@ def top_magnitudes(result: ProbeResult) -> dict:
 def writers(result: ProbeResult) -> dict:
     """The signed value of each massive dimension by layer, its writer and its remover marked."""
     traces = []
-    for number, record in enumerate(words.strongest(result)):
+    for number, record in enumerate(words.strongest(result)[:MAX_TRAJECTORIES]):
         traces += _trajectory(record, PALETTE[number % len(PALETTE)], shown=number < len(PALETTE))
     index = [layer["layer"] for layer in result["layers"]]
     layout = _layout("value (mean over sequences)", index)
@@ -106,6 +111,8 @@ def surface(result: ProbeResult, activation_map: ActivationMap) -> dict:
             for a, b in zip(starts, ends, strict=True)
         ],
         "marks": marks,
+        "max_names": MAX_NAMES,
+        "min_height": MIN_HEIGHT,
         "colorscale": COLORSCALE,
         "layout": {
             "font": FONT, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "showlegend": False,

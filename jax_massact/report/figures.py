@@ -24,6 +24,8 @@ from jax_massact.report.picture import (
     BLUE,
     GREY,
     LAYER_AXIS,
+    MAX_NAMES,
+    MIN_HEIGHT,
     ORANGE,
     PALETTE,
     TOPS,
@@ -50,7 +52,6 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 200,
     "figure.dpi": 100,
 }
-MAX_LABELS = 4  # spikes of the 3-D picture that get a name
 
 
 def save_probe_figures(
@@ -87,11 +88,16 @@ def draw_activation_map(result: ProbeResult, activation_map: ActivationMap) -> F
     heights = np.nan_to_num(activation_map.magnitude[layer], nan=0.0, posinf=0.0)
     tokens, bins = heights.shape
     dims = np.asarray(activation_map.first_dim, dtype=float)
-    spikes = [
-        (position, dim)
-        for position, dim in result["prompt"]["massive"]
-        if position < tokens and _spans(result, dim, layer)
-    ]
+    # The largest dimension first: where several share a bin, it is the one that shows.
+    size = {record["dim"]: abs(record["value_mean"]) for record in result["massive"]}
+    spikes = sorted(
+        (
+            (position, dim)
+            for position, dim in result["prompt"]["massive"]
+            if position < tokens and _spans(result, dim, layer)
+        ),
+        key=lambda place: -size[place[1]],
+    )
     figure = Figure(figsize=(6.4, 4.6))
     axes: Any = figure.add_axes((-0.04, -0.02, 1.0, 1.04), projection="3d", computed_zorder=False)
     ridges = np.zeros((tokens, bins + 2, 3))  # the two more close each ridge on the floor
@@ -179,19 +185,19 @@ def draw_writers(result: ProbeResult) -> Figure:
         _trajectory(axes, record, color)
     if shown:
         if _far_apart(shown):
-            axes.set_yscale("symlog", linthresh=result["definition"]["relaxed"]["magnitude"])
+            axes.set_yscale("symlog", linthresh=result["definition"]["relaxed"]["magnitude"] or 1)
         figure.legend(
             loc="lower left", bbox_to_anchor=(0.08, 0.0), fontsize=7.5, labelspacing=0.35,
             handlelength=2.4, handles=axes.get_legend_handles_labels()[0],
         )
-        axes.legend(
+        figure.legend(
             handles=[
                 Line2D([], [], color=GREY, marker=marker, markersize=7, linestyle="none",
                        markeredgecolor="white", label=name)
                 for name, marker in (("written", WRITTEN), ("removed", REMOVED))
             ],
-            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7.5, borderaxespad=0.2,
-            handletextpad=0.1, columnspacing=1.0,
+            loc="lower right", bbox_to_anchor=(0.99, 0.0), fontsize=7.5, labelspacing=0.35,
+            handletextpad=0.1,
         )
     else:
         axes.text(
@@ -222,7 +228,9 @@ def _mpl_text(text: str) -> str:
 
 def _title(result: ProbeResult, text: str, limit: int = 36) -> str:
     name = result["model"]["name"]
-    name = name if len(name) <= limit else "..." + name[3 - limit :]  # the end of a path says most
+    if len(name) > limit:  # the end of a path says most
+        name = name.rstrip("/").rsplit("/", 1)[-1]
+    name = name if len(name) <= limit else name[: limit - 3] + "..."
     return _mpl_text(f"{name}: {text}")
 
 
@@ -260,14 +268,17 @@ def _mark_spikes(
 ) -> None:
     """Redraws each massive activation as a needle, and names the tallest of each dimension."""
     tallest: dict[int, tuple[float, float, int]] = {}
+    owner: dict[int, int] = {}
     for position, dim in spikes:
         column = map_bin(activation_map, dim)
         x, height = float(activation_map.first_dim[column]), float(heights[position, column])
         axes.plot([x, x], [position, position], [0, height], color=ORANGE, linewidth=1.8, zorder=2)
-        if height > tallest.get(dim, (0.0, 0.0, 0))[0]:
+        if owner.setdefault(column, dim) == dim and height > tallest.get(dim, (0.0,))[0]:
             tallest[dim] = (height, x, position)
-    named = sorted(tallest.items(), key=lambda item: -item[1][0])[:MAX_LABELS]
+    named = sorted(tallest.items(), key=lambda item: -item[1][0])[:MAX_NAMES]
     for dim, (height, x, position) in named:
+        if height < MIN_HEIGHT * top:
+            break
         axes.text(
             x, position, height + 0.02 * top, f"dim {dim}",
             color=ORANGE, ha="center", va="bottom", fontsize=8, fontweight="bold", zorder=3,
@@ -299,7 +310,7 @@ def _trajectory(axes: Axes, record: Massive, color: str) -> None:
         f"({words.number(writer['value'])})"
     )
     if remover is None:
-        label += ", not removed"
+        label += f", {words.unremoved(record)}"
     else:
         label += f", removed by {words.sublayer(remover)} ({words.number(remover['value'])})"
     style = "-" if record["strict"] else (0, (4, 2))

@@ -41,7 +41,10 @@ function drawSurface(div) {
       const other = tallest.get(m.label);
       if (!other || height(m) > height(other)) tallest.set(m.label, m);
     }
-    const marks = [...tallest.values()];
+    const heights = [...tallest.values()].map(height);
+    const enough = surface.min_height * Math.max(0, ...heights);
+    const marks = [...tallest.values()].filter((m) => height(m) >= enough)
+      .sort((a, b) => height(b) - height(a)).slice(0, surface.max_names);
     return [
       {
         type: "surface", x, y: rowOf.map((_, i) => i), text,

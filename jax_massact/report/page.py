@@ -32,7 +32,9 @@ def write_probe_page(result: ProbeResult, activation_map: ActivationMap, path: P
       path: the file to write; replaced whole when it exists.
     """
     title = f"Massive activations in {result['model']['name']}"
-    seconds = ", ".join(f"{name} {words.number(s)} s" for name, s in result["seconds"].items())
+    seconds = ", ".join(
+        f"{phase.replace('_', ' ')} {words.number(s)} s" for phase, s in result["seconds"].items()
+    )
     sections = probe_sections(result, activation_map)
     return write_text(path, render(title, words.model_line(result["model"]), sections, seconds))
 
@@ -135,7 +137,11 @@ def _writers(result: ProbeResult) -> str:
     )
     figure = charts.writers(result)
     label = "Value of each massive dimension, layer by layer"
-    return chart("who-writes", figure, height=400, label=label) + paragraphs([note], "soft")
+    entries = min(len(result["massive"]), charts.MAX_TRAJECTORIES)
+    if entries < len(result["massive"]):
+        note += f" The {entries} largest of {len(result['massive'])} are drawn."
+    height = 400 + 24 * (entries // 5)  # five names fit in a row of the legend
+    return chart("who-writes", figure, height=height, label=label) + paragraphs([note], "soft")
 
 
 def _prompt(result: ProbeResult) -> str:

@@ -14,6 +14,7 @@ BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, GREY = "#E69F00", "#6b7280"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, AMBER, "#56B4E9", "#000000", "#8c8c00")
 TOPS = (ORANGE, AMBER, PINK)  # top-1, top-2, top-3
+MAX_NAMES, MIN_HEIGHT = 4, 0.05  # spikes of a map that get a name: how many, share of the tallest
 LAYER_AXIS = "layer (residual stream after the block, from 0)"
 
 

@@ -8,6 +8,8 @@ from rich.text import Text
 from jax_massact.probe.result import LayerStats, Massive, OutlierFeature, ProbeResult
 from jax_massact.report import words
 
+MAX_ROWS = 10  # records of one kind; a glance takes in no more, and probe.json has them all
+
 
 def print_probe(result: ProbeResult, console: Console) -> None:
     """Prints `probe_table(result)`, in ASCII where the console's encoding is not UTF."""
@@ -33,10 +35,11 @@ def probe_table(result: ProbeResult, *, ascii_only: bool = False) -> RenderableT
     for strict, title in ((True, "Massive activations (strict)"),
                           (False, "Relaxed only (not massive by the strict definition)")):
         if records := words.by_size(result["massive"], strict=strict):
-            parts += [_title(title), _massive(records, result, ascii_only)]
-    if result["outlier_features"]:
+            parts += [_title(title), _massive(records[:MAX_ROWS], result, ascii_only)]
+            parts += _left_out(len(records))
+    if features := result["outlier_features"]:
         title = "Outlier features (large at most tokens: not massive activations)"
-        parts += [_title(title), _outliers(result["outlier_features"])]
+        parts += [_title(title), _outliers(features[:MAX_ROWS]), *_left_out(len(features))]
     parts += [_title("Layers (means over sequences; residual stream after each block)")]
     parts.append(_layers(result["layers"]))
     parts.append(Text("\n".join(words.definition(result["definition"])), style="dim"))
@@ -57,6 +60,12 @@ def _headed(head: str, body: str, style: str = "") -> RenderableType:
 
 def _title(text: str) -> RenderableType:
     return Padding(Text(text, style="bold"), (1, 0, 0, 0))
+
+
+def _left_out(rows: int) -> list[RenderableType]:
+    if rows <= MAX_ROWS:
+        return []
+    return [Text(f"and {rows - MAX_ROWS} more, in probe.json", style="dim")]
 
 
 def _verdict_style(result: ProbeResult) -> str:
@@ -97,10 +106,12 @@ def _massive(records: list[Massive], result: ProbeResult, ascii_only: bool) -> T
 
 
 def _where(record: Massive, ascii_only: bool, limit: int = 2) -> str:
-    """`pos 0, 5: '<s>' '.'`: the most frequent positions and tokens."""
+    """`pos 0, 5 '<s>' '.'`: the most frequent positions and tokens."""
     token_label = words.ascii_label if ascii_only else words.token_label
     positions = [str(p["position"]) for p in record["positions"]]
     tokens = [token_label(t["token"], 16) for t in record["tokens"]]
+    if not ascii_only:  # lines break at a space, so it is shown as a sign
+        tokens = [token.replace(" ", "␣") for token in tokens]
     more = "" if len(positions) <= limit else ", ..."
     return f"pos {', '.join(positions[:limit])}{more} {' '.join(tokens[:limit])}".strip()
 

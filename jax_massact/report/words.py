@@ -1,7 +1,7 @@
 """How a probe's findings are said: the same words in the terminal, the figures and the page.
 
-Layers and positions count from 0 everywhere. A record over the relaxed threshold only is never
-called massive without the word "relaxed".
+Layers and positions count from 0 everywhere. A record that meets the relaxed definition only is
+never called massive without the word "relaxed".
 """
 
 import math
@@ -68,6 +68,13 @@ def sublayer(writer: Writer | None) -> str:
     return f"{SUBLAYERS[writer['sublayer']]} {writer['layer']}"
 
 
+def unremoved(record: Massive) -> str:
+    """What became of a record that has no remover."""
+    if record["last_layer"] == len(record["trajectory"]) - 1:
+        return "still there after the last block"
+    return "removed by no single sublayer"
+
+
 def kinds(record: Massive) -> str:
     """`the first token (62%) and delimiter tokens (38%)`, kinds under 5% left out."""
     ranked = sorted(record["kinds"].items(), key=lambda item: -item[1])
@@ -112,9 +119,14 @@ def definition(thresholds: DefinitionInfo) -> list[str]:
         return f"|a| > {number(t['magnitude'])} and |a| >= {number(t['ratio'])} x median"
 
     share = percent(thresholds["outlier"]["share"])
+    layers = count(thresholds["min_layers"], "layer") + (
+        " or more" if thresholds["min_layers"] > 1 else ""
+    )
+    sequences = percent(thresholds["min_share"])
     return [
-        f"strict (massive): {rule('strict')}",
-        f"relaxed: {rule('relaxed')}",
+        f"strict (massive): {rule('strict')}, "
+        f"in more than {sequences} of the sequences at {layers}",
+        f"relaxed: {rule('relaxed')}, in any sequence at any layer",
         f"outlier feature: {rule('outlier')}, at more than {share} of the tokens",
     ]
 
@@ -145,16 +157,16 @@ def sentence(record: Massive) -> str:
     Example: Dimension 507 is massive (strict) from layer 11 to 28, written by the MLP of block 11
     at the first token, removed by the MLP of block 29.
     """
-    call = "is massive (strict)" if record["strict"] else "is over the relaxed threshold only"
+    call = "is massive (strict)" if record["strict"] else "meets the relaxed definition only"
     first, last = record["first_layer"], record["last_layer"]
     span = f"at layer {first} alone" if first == last else f"from layer {first} to {last}"
     where = kinds(record)
     parts = [f"Dimension {record['dim']} {call} {span}"]
     parts.append(f"written by {_in_full(record['written_by'])}" + (f" at {where}" if where else ""))
-    if record["removed_by"] is None:
-        parts.append("still there after the last block")
-    else:
+    if record["removed_by"] is not None:
         parts.append(f"removed by {_in_full(record['removed_by'])}")
+    else:
+        parts.append(unremoved(record))
     if record["share_of_sequences"] < 1:
         parts.append(f"in {percent(record['share_of_sequences'])} of the sequences")
     return ", ".join(parts) + "."
@@ -167,14 +179,18 @@ def verdict(result: ProbeResult) -> list[str]:
     lines = []
     if not strict and relaxed:
         n = count(len(relaxed), "dimension")
-        be = "is" if len(relaxed) == 1 else "are"
+        meet = "meets" if len(relaxed) == 1 else "meet"
         lines.append(
-            f"No massive activations found by the strict definition; "
-            f"{n} {be} over the relaxed threshold."
+            f"No massive activations found by the strict definition; {n} {meet} the relaxed one."
         )
     elif not strict:
         lines.append("No massive activations found, strict or relaxed.")
-    lines += _sentences(strict, "massive (strict)") + _sentences(relaxed, "relaxed only")
+    lines += _sentences(strict, "massive (strict)")
+    if strict and relaxed:
+        n, dims = count(len(relaxed), "more dimension"), _listed([r["dim"] for r in relaxed])
+        lines.append(f"{n} by the relaxed definition only: {dims}.")
+    else:
+        lines += _sentences(relaxed, "relaxed only")
     if outliers := result["outlier_features"]:
         dims = _listed([o["dim"] for o in outliers])
         n = count(len(outliers), "outlier feature")

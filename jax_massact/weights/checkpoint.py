@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,16 @@ class Checkpoint:
         config = dataclasses.replace(self.config, dtype=dtype)
         shapes = {name: leaf.shape for name, leaf in parameters(abstract(config)).items()}
         arrays: dict[str, jax.Array | None] = {}
-        # A tensor that holds several parameters is read once.
-        for places in by_template(self.places):
+        # A tensor that holds several parameters is read once. The largest come first, while there
+        # is the most room for their copy on the host.
+        for places in sorted(by_template(self.places), key=self._size, reverse=True):
             parts = {name: Destination(name, shapes[name], dtype, mesh) for name in places}
             self._fill(parts, places)
             arrays.update((name, part.array) for name, part in parts.items())
         return from_parameters(config, arrays)
+
+    def _size(self, places: Mapping[str, Place]) -> int:
+        return math.prod(self.tensors[next(iter(places.values())).tensor(0)].shape)
 
     def _fill(
         self, destinations: Mapping[str, Destination], places: Mapping[str, Place]

@@ -91,6 +91,7 @@ def result(
             "strict": {"magnitude": 100.0, "ratio": 1000.0},
             "relaxed": {"magnitude": 20.0, "ratio": 100.0},
             "outlier": {"magnitude": 6.0, "ratio": 6.0, "share": 0.25},
+            "min_share": 0.5, "min_layers": 2,
         },
         layers=layers,
         massive=records,

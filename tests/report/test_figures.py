@@ -6,7 +6,7 @@ import pytest
 import report_examples as examples
 from matplotlib.image import imread
 
-from jax_massact.report import figures, picture
+from jax_massact.report import charts, figures, picture
 
 NAMES = ["activation_map", "top_magnitudes", "writers"]
 
@@ -34,6 +34,15 @@ def test_the_same_result_gives_the_same_bytes(tmp_path):
     first = figures.save_probe_figures(result, activation_map, tmp_path / "a")
     second = figures.save_probe_figures(result, activation_map, tmp_path / "b")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+def test_a_threshold_of_zero_is_allowed(tmp_path):
+    result = examples.result([examples.massive(d, v, 0, 2, 4) for d, v in ((1, 5e3), (2, 2.0))])
+    for name in ("strict", "relaxed"):
+        result["definition"][name]["magnitude"] = 0.0
+    activation_map = examples.activation_map(result)
+    assert len(figures.save_probe_figures(result, activation_map, tmp_path)) == 6
+    assert "shapes" not in charts.top_magnitudes(result)["layout"]
 
 
 def test_a_map_of_nan_is_drawn(tmp_path):
@@ -105,7 +114,7 @@ def test_writers_draws_signed_values_and_says_who():
     figure = figures.draw_writers(result)
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    label = "dim 308: written by MLP 12 (-1,822), not removed"
+    label = "dim 308: written by MLP 12 (-1,822), still there after the last block"
     values = np.array(lines[label])
     assert np.isnan(values[:12]).all() and values[12] == -1840.5
     assert "dim 507: written by MLP 11 (24,677), removed by MLP 29 (-24,427)" in lines
@@ -118,3 +127,18 @@ def test_writers_shows_the_largest_and_says_how_many_there_are():
     figure = figures.draw_writers(examples.result(records, depth=6))
     assert "(8 largest of 11)" in texts(figure)
     assert figure.axes[0].get_yscale() == "symlog"
+
+
+def test_of_two_dimensions_in_one_bin_the_larger_is_named():
+    result = examples.strict_found()
+    activation_map = examples.activation_map(result)
+    largest = max(result["massive"], key=lambda r: abs(r["value_mean"]))
+    beside = dict(largest, dim=largest["dim"] - 1, value_mean=1.0)
+    position = next(p for p, d in result["prompt"]["massive"] if d == largest["dim"])
+    result["massive"].append(beside)
+    result["prompt"]["massive"].insert(0, (position, beside["dim"]))
+    bins = [picture.map_bin(activation_map, r["dim"]) for r in (largest, beside)]
+    assert bins[0] == bins[1]
+    (axes,) = figures.draw_activation_map(result, activation_map).axes
+    assert f"dim {largest['dim']}" in texts(axes)
+    assert f"dim {beside['dim']}" not in texts(axes)

@@ -83,6 +83,15 @@ def test_relaxed_and_outliers_are_called_by_their_names(tmp_path):
     assert "93%" in page.text
 
 
+def test_many_records_are_drawn_in_part_and_said_so(tmp_path):
+    records = [examples.massive(d, 1e4 - d, 0, 2, 4) for d in range(30)]
+    page = read(write(examples.result(records, depth=4), tmp_path))
+    lines = [t for t in json.loads(page.blocks["who-writes-data"])["data"] if "line" in t]
+    assert len(lines) == 24
+    assert [t["visible"] for t in lines] == [True] * 8 + ["legendonly"] * 16
+    assert "The 24 largest of 30 are drawn." in page.text
+
+
 def test_none_found_has_no_writers_section(tmp_path):
     page = read(write(examples.none_found(), tmp_path))
     assert "No massive activations found, strict or relaxed." in page.text

@@ -42,6 +42,23 @@ def test_sentence_of_a_lasting_record_in_some_sequences():
     )
 
 
+def test_a_record_that_fades_is_neither_removed_nor_still_there():
+    text = words.sentence(examples.massive(3, 800.0, 1, 4, 9, removed=False))
+    assert text.endswith("removed by no single sublayer.")
+
+
+def test_definition_states_every_threshold():
+    definition = examples.none_found()["definition"]
+    strict, relaxed, outlier = words.definition(definition)
+    assert strict == (
+        "strict (massive): |a| > 100 and |a| >= 1,000 x median, "
+        "in more than 50% of the sequences at 2 layers or more"
+    )
+    assert relaxed.startswith("relaxed: |a| > 20 and |a| >= 100 x median")
+    assert outlier.endswith("|a| >= 6 x median, at more than 25% of the tokens")
+    assert words.definition(definition | {"min_layers": 1})[0].endswith("at 1 layer")
+
+
 def test_no_massive_activations_is_said_plainly():
     assert words.verdict(examples.none_found()) == [
         "No massive activations found, strict or relaxed."
@@ -52,9 +69,9 @@ def test_relaxed_hits_are_never_called_massive_without_the_word():
     lines = words.verdict(examples.relaxed_only())
     assert lines[0] == (
         "No massive activations found by the strict definition; "
-        "1 dimension is over the relaxed threshold."
+        "1 dimension meets the relaxed one."
     )
-    assert lines[1].startswith("Dimension 77 is over the relaxed threshold only from layer 3 to 7")
+    assert lines[1].startswith("Dimension 77 meets the relaxed definition only from layer 3 to 7")
     assert "written by the embedding" in lines[1] and "massive" not in lines[1]
     assert lines[2].startswith("2 outlier features") and lines[2].endswith("dim 13, 42.")
 
@@ -64,7 +81,9 @@ def test_verdict_puts_strict_first_and_lists_what_it_does_not_say_in_full():
     lines = words.verdict(examples.result(records, depth=4))
     assert [line.split()[1] for line in lines[:3]] == ["7", "6", "5"]
     assert lines[3] == "2 more dimensions (massive (strict)): 4, 3."
-    assert [line.split()[1] for line in lines[4:]] == ["2", "1"]
+    assert lines[4:] == ["2 more dimensions by the relaxed definition only: 2, 1."]
+    relaxed = examples.result([r for r in records if not r["strict"]], depth=4)
+    assert [line.split()[1] for line in words.verdict(relaxed)[1:]] == ["2", "1"]
 
 
 def test_nan_values_rank_last():

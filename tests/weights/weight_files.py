@@ -70,7 +70,8 @@ def metadata(**changes: bytes | None) -> dict[str, bytes]:
 
 def tensors(seed: int = 0) -> dict[str, tuple[tuple[int, ...], int, bytes]]:
     """(shape, type, bytes) of the small LLaMA's tensors."""
-    shapes: dict[str, tuple[tuple[int, ...], Type]] = {"token_embd.weight": ((VOCAB, WIDTH), Type.Q8_0)}
+    shapes: dict[str, tuple[tuple[int, ...], Type]] = {}
+    shapes["token_embd.weight"] = ((VOCAB, WIDTH), Type.Q8_0)
     for layer in range(DEPTH):
         shapes |= {f"blk.{layer}.{name}.weight": row for name, row in BLOCK.items()}
     shapes["output_norm.weight"] = ((WIDTH,), Type.F32)

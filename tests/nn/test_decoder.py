@@ -1,0 +1,178 @@
+"""The whole model: causality, taps, compute dtypes, refusals, and its parameters by name."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import CONFIGS, LLAMA, decoder, ids
+
+from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
+
+FAMILIES = pytest.mark.parametrize("family", CONFIGS)
+
+
+def influence(config, T):
+    """[t, s]: the largest |d logits[t] / d embedding of token s|."""
+    # A head of its own: a tied one would see every row of the embedding.
+    model = decoder(dataclasses.replace(config, tied_head=False))
+    tokens = np.arange(T)[None] + 3
+    params = parameters(model)
+
+    def logits(embed):
+        return from_parameters(model.config, params | {"embed": embed})(tokens)[0][0]
+
+    weights = np.random.default_rng(0).standard_normal(config.vocab_size)
+    cotangents = jnp.asarray(np.eye(T)[:, :, None] * weights, jnp.float32)
+    pull = jax.jit(lambda embed, g: jax.vmap(jax.vjp(logits, embed)[1])(g))
+    (rows,) = pull(params["embed"], cotangents)
+    return np.abs(rows)[:, tokens[0]].max(-1)
+
+
+@FAMILIES
+def test_no_token_sees_a_later_one(family):
+    T = 9
+    seen = influence(CONFIGS[family], T)
+    behind = np.arange(T)[:, None] - np.arange(T)
+    # Every layer reaches back by a window less one.
+    window = CONFIGS[family].sliding_window
+    reach = T if window is None else LLAMA.depth * (window - 1)
+    np.testing.assert_array_equal(seen > 0, (behind >= 0) & (behind <= reach))
+
+
+@pytest.mark.parametrize("family", ["llama3", "gpt2"])
+def test_unroll_changes_nothing(family):
+    config = CONFIGS[family]
+    model, tokens = decoder(config), ids(config, 2, 7)
+    run = jax.jit(
+        lambda model, unroll: model(tokens, tap=lambda acts: acts.resid_post, unroll=unroll),
+        static_argnums=1,
+    )
+    for one, all_at_once in zip(run(model, 1), run(model, config.depth), strict=True):
+        np.testing.assert_allclose(one, all_at_once, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gpt2"])
+def test_acts_are_what_the_block_computed(family):
+    config = CONFIGS[family]
+    model, tokens = decoder(config), ids(config, 2, 7)
+    logits, acts = jax.jit(lambda model: model(tokens, tap=lambda acts: acts))(model)
+    L, N, K, H = config.depth, config.num_heads, config.num_kv_heads, config.head_dim
+    assert acts.q.shape == (L, 2, 7, N, H) and acts.k.shape == acts.v.shape == (L, 2, 7, K, H)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    close(acts.resid_pre + acts.attn_out, acts.resid_mid)
+    close(acts.resid_mid + acts.mlp_out, acts.resid_post)
+    close(acts.resid_post[:-1], acts.resid_pre[1:])
+    close(acts.resid_pre[0], model.embedded(tokens, config.first_position + jnp.arange(7)))
+    for l in range(L):
+        block = jax.tree.map(lambda x, l=l: x[l], model.blocks)
+        close(acts.normed[l], block.attn_norm(acts.resid_pre[l]))
+    close(logits, model.logits(acts.resid_post[-1]))
+
+
+def test_taps_stop_gradients():
+    model, tokens = decoder(LLAMA), ids(LLAMA, 1, 4)
+
+    def loss(model):
+        return model(tokens, tap=lambda acts: acts.resid_post)[1].sum()
+
+    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(model)))
+
+
+def test_what_is_not_read_costs_nothing():
+    def cost(f):
+        tokens = jax.ShapeDtypeStruct((2, 32), jnp.int32)
+        compiled = jax.jit(f).lower(abstract(LLAMA), tokens).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    plain = cost(lambda model, tokens: model(tokens)[0])
+    assert cost(lambda model, tokens: model(tokens, tap=lambda acts: None)) == plain
+    unread = cost(lambda model, tokens: model(tokens, tap=lambda acts: acts.q.mean())[0])
+    assert unread[0] == plain[0]
+    # The head alone: 2 B T D V of the operations.
+    no_logits = cost(lambda model, tokens: model(tokens, tap=lambda acts: acts.resid_post.max())[1])
+    assert no_logits[0] < plain[0] - 0.9 * 2 * 2 * 32 * LLAMA.width * LLAMA.vocab_size
+
+
+@pytest.mark.parametrize("family", ["llama3", "gpt2"])
+def test_bfloat16_compute_with_float32_parameters(family):
+    config = CONFIGS[family]
+    model, tokens = decoder(config, spread=0.1), ids(config, 2, 7)
+    low = from_parameters(dataclasses.replace(config, dtype="bfloat16"), parameters(model))
+    run = jax.jit(lambda model: model(tokens, tap=lambda acts: acts[-1]))
+    logits, acts = run(low)
+    shapes = jax.eval_shape(lambda model: model(tokens, tap=lambda acts: acts), low)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
+    assert logits.dtype == acts.dtype == jnp.bfloat16
+    exact = np.asarray(run(model)[0])
+    error = np.sqrt(np.mean((np.float32(logits) - exact) ** 2) / np.mean(exact**2))
+    assert 1e-4 < error < 0.04
+
+
+@pytest.mark.parametrize(("tokens", "message"), [
+    (jnp.zeros(5, jnp.int32), r"shape \(5,\) and dtype int32; expected integer ids"),
+    (jnp.zeros((1, 2, 3), jnp.int32), r"shape \(1, 2, 3\)"),
+    (jnp.zeros((1, 5)), r"dtype float32; expected integer ids \[sequences, tokens\]"),
+    (jnp.zeros((1, 5), bool), "dtype bool"),
+    (jnp.zeros((2, 65), jnp.int32), "a sequence of 65 tokens; this model takes from 1 to 64"),
+    (jnp.zeros((2, 0), jnp.int32), "a sequence of 0 tokens; this model takes from 1 to 64"),
+])
+def test_wrong_tokens(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(decoder(LLAMA), tokens)
+
+
+def test_first_position_shortens_the_longest_sequence():
+    config = CONFIGS["gpt2"]
+    model = abstract(config)
+    longest = config.context_length - config.first_position
+    run = lambda T: jax.eval_shape(lambda m, t: m(t), model, jax.ShapeDtypeStruct((1, T), "int32"))
+    run(longest)
+    with pytest.raises(ValueError, match=f"takes from 1 to {longest}"):
+        run(longest + 1)
+
+
+@FAMILIES
+def test_parameters_round_trip(family):
+    config = CONFIGS[family]
+    model = decoder(config)
+    params = parameters(model)
+    back = from_parameters(config, dict(reversed(params.items())))
+    assert jax.tree.structure(back) == jax.tree.structure(model)
+    jax.tree.map(np.testing.assert_array_equal, back, model)
+    for name, leaf in params.items():
+        assert (leaf.shape[0] == config.depth) == name.startswith("blocks."), name
+
+
+def test_parameters_follow_the_configuration():
+    base = set(parameters(abstract(LLAMA)))
+    assert {"embed", "head", "final_norm.scale", "blocks.attn.q", "blocks.mlp.gate"} < base
+    with_gpt2 = set(parameters(abstract(CONFIGS["gpt2"])))
+    assert base - with_gpt2 == {"head", "blocks.mlp.gate"}
+    assert with_gpt2 - base == {
+        "positions", "final_norm.bias", "blocks.attn_norm.bias", "blocks.mlp_norm.bias",
+        "blocks.attn.q_bias", "blocks.attn.k_bias", "blocks.attn.v_bias", "blocks.attn.out_bias",
+        "blocks.mlp.up_bias", "blocks.mlp.down_bias",
+    }
+
+
+def test_wrong_parameters_are_named():
+    params = parameters(decoder(LLAMA))
+    head = params.pop("head")
+    with pytest.raises(ValueError, match=r"missing parameters: \['head'\]; unknown .*: \['tail'\]"):
+        from_parameters(LLAMA, params | {"tail": head})
+    with pytest.raises(ValueError, match=r"head has shape \(64, 16\); expected \(16, 64\)"):
+        from_parameters(LLAMA, params | {"head": head.T})
+
+
+def test_new_models_differ_by_key_and_layer():
+    new = jax.jit(lambda key: Decoder(LLAMA, key))
+    a, b = (new(jax.random.key(i)) for i in range(2))
+    for (name, x), y in zip(parameters(a).items(), parameters(b).values(), strict=True):
+        if "norm" in name:
+            assert (x == 1).all()
+            continue
+        assert (x != y).mean() > 0.99, name
+        assert 0.017 < float(x.std()) < 0.023, name
+        assert not name.startswith("blocks.") or (x[0] != x[1]).mean() > 0.99, name

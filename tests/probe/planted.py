@@ -1,0 +1,58 @@
+"""Models in which massive activations and outlier features are put by hand, and where."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from tiny_models import CONFIGS
+
+from jax_massact.config import ModelConfig
+from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
+
+# One head, so that attention can be written down; token 0 is marked by its position.
+CONFIG = dataclasses.replace(
+    CONFIGS["gpt2"], depth=6, num_heads=1, num_kv_heads=1, first_position=0, tied_head=False
+)
+MARK = 14  # +4 at the first token, -4 at all others
+DIM, WRITER, REMOVER, VALUE = 3, 1, 4, 500.0
+
+
+class Plant:
+    """The parameters of a quiet model, to be written into."""
+
+    def __init__(self, config: ModelConfig = CONFIG, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        shapes = parameters(abstract(config))
+        self.config = config
+        self.p = {n: 0.02 * rng.standard_normal(x.shape) for n, x in shapes.items()}
+        for name in self.p:
+            if name.endswith("scale"):
+                self.p[name][:] = 1.0
+        self.p["positions"][:, MARK] = -4.0
+        self.p["positions"][0, MARK] = 4.0
+        self.p["embed"][:, MARK] = 0.0
+
+    def mlp(self, layer: int, unit: int, reads: int, dim: int, value: float, gain: float = 10.0):
+        """Block `layer` adds about `value` to `dim` where the normed `reads` is large."""
+        p = {n: self.p[f"blocks.mlp.{n}"][layer] for n in ("up", "up_bias", "down")}
+        p["up"][:, unit] = 0.0
+        p["up"][reads, unit] = gain
+        p["up_bias"][unit] = -gain
+        p["down"][unit] = 0.0
+        p["down"][unit, dim] = value
+        return self
+
+    def build(self) -> Decoder:
+        arrays = {n: jnp.asarray(x, jnp.float32) for n, x in self.p.items()}
+        return from_parameters(self.config, arrays)
+
+
+def written_and_removed(value: float = VALUE, seed: int = 0) -> Plant:
+    """About `value` in DIM at the first token, after block WRITER and until block REMOVER."""
+    plant = Plant(seed=seed)
+    # The mark is sqrt(15) deviations from the mean of its token, and so is the value itself later:
+    # gelu(10 (sqrt(15) - 1)).
+    unit = 10 * (np.sqrt(15) - 1)
+    plant.mlp(WRITER, 5, MARK, DIM, value / unit)
+    plant.mlp(REMOVER, 6, DIM, DIM, -value / unit)
+    return plant

@@ -1,0 +1,209 @@
+"""Every setting is checked, and every refusal names the setting, the value and what is allowed."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import LLAMA
+
+from jax_massact.config import (
+    Definition,
+    ModelConfig,
+    ProbeConfig,
+    RopeConfig,
+    Threshold,
+    from_mapping,
+)
+from jax_massact.errors import ConfigError, UserError
+
+
+def refusal(make) -> str:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+SIZES = ("vocab_size", "depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim",
+         "context_length")
+AT_LEAST_1 = "allowed: a whole number of at least 1"
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("value", [0, -3, 2.0, "8", None, True])
+def test_sizes(name, value):
+    assert refusal(lambda: dataclasses.replace(LLAMA, **{name: value})) == (
+        f"{name} is {value!r}; {AT_LEAST_1}"
+    )
+
+
+@pytest.mark.parametrize(("setting", "value", "allowed"), [
+    ("first_position", -1, "a whole number of at least 0"),
+    ("sliding_window", 0, "a whole number of at least 1"),
+    ("norm_eps", 0.0, "a number above 0"),
+    ("norm_eps", math.nan, "a number above 0"),
+    ("norm_eps", math.inf, "a number above 0"),
+    ("norm_eps", "1e-5", "a number above 0"),
+    ("norm", "batch", "'rms', 'layer'"),
+    ("position", "alibi", "'rope', 'learned'"),
+    ("activation", "relu", "'silu', 'gelu_tanh', 'gelu'"),
+    ("dtype", "float16", "'float32', 'bfloat16'"),
+    ("num_kv_heads", 3, "a divisor of num_heads, which is 4"),
+    ("norm_bias", True, "False"),
+])
+def test_model_settings(setting, value, allowed):
+    message = refusal(lambda: dataclasses.replace(LLAMA, **{setting: value}))
+    assert message.startswith(f"{setting} is {value!r}; allowed")
+    assert message.endswith(f": {allowed}")
+
+
+def test_rotary_positions_need_pairs():
+    message = refusal(lambda: dataclasses.replace(LLAMA, head_dim=7))
+    assert message == "head_dim is 7; allowed with rotary positions: an even number"
+    dataclasses.replace(LLAMA, head_dim=7, position="learned")
+    rope = RopeConfig(factors=(1.0, 2.0))
+    message = refusal(lambda: dataclasses.replace(LLAMA, rope=rope))
+    assert message.startswith("rope.factors has 2 entries; expected one for each pair")
+    assert message.endswith(", 4")
+    assert refusal(lambda: RopeConfig(base=0.0)) == "rope.base is 0.0; allowed: a number above 0"
+    assert refusal(lambda: RopeConfig(pairs="thirds")) == (  # pyright: ignore
+        "rope.pairs is 'thirds'; allowed: 'interleaved', 'halves'"
+    )
+
+
+@pytest.mark.parametrize(("setting", "value", "allowed"), [
+    ("sequences", 0, "a whole number of at least 1 and at most 1000000"),
+    ("sequences", 1_000_001, "a whole number of at least 1 and at most 1000000"),
+    ("sequence_length", 0, "a whole number of at least 1 and at most 1048576"),
+    ("batch_size", 65_537, "a whole number of at least 1 and at most 65536"),
+    ("batch_size", 1.5, "a whole number of at least 1 and at most 65536"),
+    ("top_k", 101, "a whole number of at least 1 and at most 100"),
+    ("dtype", "float64", "'float32', 'bfloat16'"),
+    ("bos", "yes", "'auto', 'true', 'false'"),
+    ("text", 5, "a text, a file, a named source"),
+])
+def test_probe_settings(setting, value, allowed):
+    message = refusal(lambda: ProbeConfig(**{setting: value}))
+    assert message == f"{setting} is {value!r}; allowed: {allowed}"
+
+
+@pytest.mark.parametrize("limits", [
+    {"sequences": 1_000_000, "sequence_length": 1 << 20, "batch_size": 65_536, "top_k": 100},
+    {"sequences": 1, "sequence_length": 1, "batch_size": 1, "top_k": 1},
+])
+def test_limits_are_themselves_allowed(limits):
+    ProbeConfig(**limits)
+
+
+@pytest.mark.parametrize(("bos", "kept"), [
+    (True, "true"), (False, "false"), ("True", "true"), ("AUTO", "auto"),
+])
+def test_bos_is_written_in_any_way(bos, kept):
+    assert ProbeConfig(bos=bos).bos == kept
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: Threshold(magnitude=-1.0, ratio=1.0),
+     "magnitude is -1.0; allowed: a number of at least 0"),
+    (lambda: Threshold(magnitude=1.0, ratio=math.nan),
+     "ratio is nan; allowed: a number of at least 0"),
+    (lambda: Definition(outlier_share=1.5),
+     "definition.outlier_share is 1.5; allowed: a number of at least 0 and at most 1"),
+    (lambda: Definition(min_share=-0.1),
+     "definition.min_share is -0.1; allowed: a number of at least 0 and at most 1"),
+    (lambda: Definition(min_layers=0),
+     "definition.min_layers is 0; allowed: a whole number of at least 1"),
+    (lambda: Definition(relaxed=Threshold(magnitude=101.0, ratio=1.0)),
+     "definition.relaxed.magnitude is 101; allowed: at most that of definition.strict, 100"),
+    (lambda: Definition(relaxed=Threshold(magnitude=1.0, ratio=2000.0)),
+     "definition.relaxed.ratio is 2000; allowed: at most that of definition.strict, 1000"),
+])
+def test_definitions(make, message):
+    assert message in refusal(make)
+
+
+def test_the_default_definition_is_the_papers():
+    strict = Definition().strict
+    assert (strict.magnitude, strict.ratio) == (100.0, 1000.0)
+
+
+def test_settings_are_frozen_and_compare_by_value():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LLAMA.depth = 5  # pyright: ignore
+    assert dataclasses.replace(LLAMA) == LLAMA and hash(dataclasses.replace(LLAMA)) == hash(LLAMA)
+
+
+def test_from_mapping_fills_in_nested_settings():
+    config = from_mapping(
+        ProbeConfig, {"top_k": 3, "definition": {"strict": {"magnitude": 300, "ratio": 1500.0}}}
+    )
+    assert config == ProbeConfig(
+        top_k=3, definition=Definition(strict=Threshold(magnitude=300.0, ratio=1500.0))
+    )
+    assert isinstance(config.definition.strict.magnitude, float)
+    assert from_mapping(ProbeConfig, {}) == ProbeConfig()
+
+
+def test_from_mapping_undoes_asdict():
+    config = ProbeConfig(sequences=3, bos="true", definition=Definition(min_layers=1))
+    assert from_mapping(ProbeConfig, dataclasses.asdict(config)) == config
+    rope = RopeConfig(factors=(1.0, 2.0, 3.0, 4.0))
+    model = dataclasses.replace(LLAMA, rope=rope)
+    assert from_mapping(ModelConfig, dataclasses.asdict(model)) == model
+
+
+@pytest.mark.parametrize(("values", "parts"), [
+    ({"batchsize": 2}, ["no setting config.batchsize.", "Did you mean batch_size", "Settings here:",
+                        "top_k"]),
+    ({"definition": {"strikt": {}}}, ["config.definition.strikt.", "Did you mean strict?",
+                                      "min_layers"]),
+    ({"definition": {"strict": {"magnitude": 1.0, "ratoi": 2.0}}},
+     ["config.definition.strict.ratoi.", "Did you mean ratio?", "Settings here: magnitude, ratio"]),
+    ({"zzz": 1}, ["no setting config.zzz. Settings here: batch_size, bos"]),
+    ({"top_k": 0}, ["config: top_k is 0; allowed: a whole number of at least 1"]),
+    ({"definition": {"outlier": {"magnitude": -6.0, "ratio": 10.0}}},
+     ["config.definition.outlier: magnitude is -6.0; allowed: a number of at least 0"]),
+])
+def test_from_mapping_refuses(values, parts):
+    message = refusal(lambda: from_mapping(ProbeConfig, values))
+    for part in parts:
+        assert part in message
+    assert "Did you mean" in message or "zzz" in message or "allowed" in message
+
+
+@pytest.mark.parametrize("value", [5, None, "strict", [1]])
+def test_a_group_given_as_one_value(value):
+    message = refusal(lambda: from_mapping(ProbeConfig, {"definition": {"strict": value}}))
+    assert message == (
+        f"config.definition.strict is {value!r}; expected a group of settings: "
+        "config.definition.strict.magnitude, config.definition.strict.ratio"
+    )
+
+
+def test_what_a_group_leaves_out_keeps_its_default():
+    config = from_mapping(ProbeConfig, {"definition": {"strict": {"magnitude": 300.0}}})
+    assert config.definition == Definition(strict=Threshold(magnitude=300.0, ratio=1000.0))
+    base = ProbeConfig(top_k=9, definition=Definition(outlier=Threshold(magnitude=1, ratio=2.0)))
+    values = {"definition": {"outlier": {"ratio": 3}}}
+    config = from_mapping(ProbeConfig, values, defaults=base)
+    assert config.top_k == 9
+    assert config.definition.outlier == Threshold(magnitude=1, ratio=3.0)
+
+
+def test_a_setting_without_a_default_left_out():
+    message = refusal(lambda: from_mapping(Threshold, {"magnitude": 3.0}, "cut"))
+    assert message == "cut.ratio is missing; it has no default"
+
+
+@given(st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(ProbeConfig)]) | st.text(
+    max_size=5), st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2) | st.just({}), max_size=3))
+def test_no_mapping_breaks_through(values):
+    try:
+        config = from_mapping(ProbeConfig, values)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert from_mapping(ProbeConfig, dataclasses.asdict(config)) == config

@@ -1,0 +1,180 @@
+"""The model, the probe and gradients under every kind of mesh: the numbers stay those of one device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from tiny_models import CONFIGS, LLAMA, decoder, ids
+
+from jax_massact.mesh import LAYOUTS, make_mesh, parameter_sharding
+from jax_massact.nn.decoder import (
+    PARAMETER_KINDS,
+    Decoder,
+    abstract,
+    from_parameters,
+    parameter_kind,
+    parameters,
+)
+from jax_massact.nn.edits import Edits
+from jax_massact.probe.magnitudes import magnitudes
+from jax_massact.probe.massive import find_massive
+
+B, T = 8, 12
+WIDE = dataclasses.replace(LLAMA, num_heads=8, num_kv_heads=4)
+
+
+def with_axes(shape, names, kind=AxisType.Explicit):
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
+MESHES = {
+    "data": lambda: make_mesh(data=8),
+    "fsdp": lambda: make_mesh(fsdp=8),
+    # 8 does not divide the key/value heads: every device has all of them.
+    "model": lambda: make_mesh(model=8),
+    "all": lambda: make_mesh(data=2, fsdp=2, model=2),
+    "model4": lambda: make_mesh(data=2, model=4),
+    "other_names": lambda: with_axes((4, 2), ("batch", "tensor")),
+    "some_names": lambda: with_axes((4, 2), ("data", "other")),
+    "auto": lambda: with_axes((2, 2, 2), ("data", "fsdp", "model"), AxisType.Auto),
+}
+
+
+def placed(model: Decoder, mesh: jax.sharding.Mesh) -> Decoder:
+    def put(name, leaf):
+        stacked = name.startswith("blocks.")
+        sharding = parameter_sharding(mesh, parameter_kind(name), leaf.shape, stacked=stacked)
+        return jax.device_put(leaf, sharding)
+
+    params = parameters(model)
+    return from_parameters(model.config, {name: put(name, x) for name, x in params.items()})
+
+
+@jax.jit
+def everything(model, tokens):
+    """Logits, the residual streams, the gradient of a loss, and an edited run."""
+
+    def loss(model):
+        logits, streams = model(tokens, tap=lambda acts: acts.resid_post)
+        chosen = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return (chosen * jnp.arange(chosen.shape[-1])).mean(), (logits, streams)
+
+    grads, (logits, streams) = jax.grad(loss, has_aux=True)(model)
+    edits = Edits.set_to([0, 1], np.arange(T) == 2, [1, 4], [5.0, -7.0])
+    edited, _ = model(tokens, edits=edits)
+    return logits, streams, edited, parameters(grads)
+
+
+REFERENCE = {}
+
+
+def reference(name, config):
+    if name not in REFERENCE:
+        model, tokens = decoder(config), ids(config, B, T)
+        REFERENCE[name] = model, tokens, jax.device_get(everything(model, tokens))
+    return REFERENCE[name]
+
+
+def check(name, config, mesh):
+    model, tokens, expected = reference(name, config)
+    with jax.set_mesh(mesh):
+        found = jax.device_get(everything(placed(model, mesh), tokens))
+    for a, b in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+    for key, b in expected[3].items():
+        # Some are 0 but for rounding: a key's bias shifts all logits of a query alike.
+        limit = 1e-5 * np.abs(b).max() + 1e-6
+        np.testing.assert_allclose(found[3][key], b, rtol=0, atol=limit, err_msg=key)
+
+
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "model4"])
+def test_llama_under_every_mesh(mesh):
+    check("wide", WIDE, MESHES[mesh]())
+
+
+@pytest.mark.parametrize(("family", "mesh"), [
+    ("gpt2", "all"), ("qwen2", "model4"), ("mistral", "model"),
+])
+def test_families_under_a_mesh(family, mesh):
+    check(family, CONFIGS[family], MESHES[mesh]())
+
+
+def test_batches_that_the_mesh_does_not_divide():
+    model, tokens = decoder(WIDE), ids(WIDE, 3, 5)
+    run = jax.jit(lambda model, tokens: model(tokens)[0])
+    expected = np.asarray(run(model, tokens))
+    mesh = make_mesh(data=4, model=2)
+    with jax.set_mesh(mesh):
+        found = np.asarray(run(placed(model, mesh), tokens))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mesh", ["all", "model", "auto"])
+def test_the_probe_under_a_mesh(mesh):
+    model, tokens = decoder(WIDE), ids(WIDE, B, T)
+
+    @jax.jit
+    def probe(model, tokens):
+        stats = magnitudes(model, tokens, top_k=3)
+        return stats, find_massive(stats)
+
+    expected = jax.device_get(probe(model, tokens))
+    mesh = MESHES[mesh]()
+    with jax.set_mesh(mesh):
+        found = jax.device_get(probe(placed(model, mesh), tokens))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        limit = 1e-5 * np.abs(np.nan_to_num(b)).max() if b.dtype == np.float32 else 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=limit)
+
+
+def test_parameters_are_spread_out():
+    mesh = make_mesh(data=2, fsdp=2, model=2)
+    model = placed(decoder(WIDE), mesh)
+    spec = {name: leaf.sharding.spec for name, leaf in parameters(model).items()}
+    whole = lambda spec: tuple(e if isinstance(e, tuple) or e is None else (e,) for e in spec)
+    assert whole(spec["embed"]) == (("model",), ("fsdp",))
+    assert whole(spec["blocks.attn.q"]) == (None, ("fsdp",), ("model",), None)
+    assert whole(spec["blocks.mlp.down"]) == (None, ("model",), ("fsdp",))
+    assert whole(spec["final_norm.scale"]) == (None,)
+    assert parameters(model)["blocks.mlp.up"].addressable_shards[0].data.size * 4 == (
+        WIDE.depth * WIDE.width * WIDE.mlp_dim
+    )
+
+
+def test_outputs_stay_spread_out_over_the_batch():
+    mesh = make_mesh(data=4, model=2)
+    with jax.set_mesh(mesh):
+        logits, stats = jax.jit(lambda m, t: (m(t)[0], magnitudes(m, t)))(
+            placed(decoder(WIDE), mesh), ids(WIDE, B, T)
+        )
+    shard = logits.addressable_shards[0].data
+    assert shard.shape == (B // 4, T, WIDE.vocab_size // 2)
+    assert logits.sharding.memory_kind == "device" or logits.committed
+    assert stats.quantile.addressable_shards[0].data.shape[1] == B // 4
+
+
+def test_axes_that_do_not_divide_are_left_out():
+    mesh = make_mesh(fsdp=4, model=2)
+    sharding = parameter_sharding(mesh, "embed_vd", (63, 16), stacked=False)
+    assert sharding.shard_shape((63, 16)) == (63, 4)
+    sharding = parameter_sharding(mesh, "qkv_dnh", (3, 16, 1, 8), stacked=True)
+    assert sharding.shard_shape((3, 16, 1, 8)) == (3, 4, 1, 8)
+
+
+def test_a_mesh_of_some_devices():
+    mesh = make_mesh(data=2, devices=jax.devices()[2:4])
+    assert list(mesh.devices.flat) == jax.devices()[2:4]
+    assert mesh.axis_names == ("data", "fsdp", "model")
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_parameter_has_a_layout(family):
+    for name, leaf in parameters(abstract(CONFIGS[family])).items():
+        layout = LAYOUTS[parameter_kind(name)]
+        assert len(layout) == leaf.ndim - name.startswith("blocks."), name
+        assert leaf.ndim - name.startswith("blocks.") == 1 or parameter_kind(name) != "vector_d"
+    assert set(PARAMETER_KINDS.values()) <= set(LAYOUTS)
