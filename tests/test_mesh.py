@@ -1,4 +1,4 @@
-"""The model, the probe and gradients under every kind of mesh: the numbers stay those of one device."""
+"""The model, the probe and gradients under every kind of mesh: the numbers of one device."""
 
 import dataclasses
 
@@ -55,17 +55,16 @@ def placed(model: Decoder, mesh: jax.sharding.Mesh) -> Decoder:
 
 @jax.jit
 def everything(model, tokens):
-    """Logits, the residual streams, the gradient of a loss, and an edited run."""
+    """Logits and residual streams of an edited run, and the gradient of a loss."""
+    edits = Edits.set_to([0, 1], np.arange(T) == 2, [1, 4], [5.0, -7.0])
 
     def loss(model):
-        logits, streams = model(tokens, tap=lambda acts: acts.resid_post)
+        logits, streams = model(tokens, tap=lambda acts: acts.resid_post, edits=edits)
         chosen = jax.nn.log_softmax(logits.astype(jnp.float32))
         return (chosen * jnp.arange(chosen.shape[-1])).mean(), (logits, streams)
 
     grads, (logits, streams) = jax.grad(loss, has_aux=True)(model)
-    edits = Edits.set_to([0, 1], np.arange(T) == 2, [1, 4], [5.0, -7.0])
-    edited, _ = model(tokens, edits=edits)
-    return logits, streams, edited, parameters(grads)
+    return logits, streams, parameters(grads)
 
 
 REFERENCE = {}
@@ -82,12 +81,12 @@ def check(name, config, mesh):
     model, tokens, expected = reference(name, config)
     with jax.set_mesh(mesh):
         found = jax.device_get(everything(placed(model, mesh), tokens))
-    for a, b in zip(found[:3], expected[:3], strict=True):
+    for a, b in zip(found[:2], expected[:2], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
-    for key, b in expected[3].items():
+    for key, b in expected[2].items():
         # Some are 0 but for rounding: a key's bias shifts all logits of a query alike.
         limit = 1e-5 * np.abs(b).max() + 1e-6
-        np.testing.assert_allclose(found[3][key], b, rtol=0, atol=limit, err_msg=key)
+        np.testing.assert_allclose(found[2][key], b, rtol=0, atol=limit, err_msg=key)
 
 
 @pytest.mark.parametrize("mesh", [name for name in MESHES if name != "model4"])
@@ -152,7 +151,6 @@ def test_outputs_stay_spread_out_over_the_batch():
         )
     shard = logits.addressable_shards[0].data
     assert shard.shape == (B // 4, T, WIDE.vocab_size // 2)
-    assert logits.sharding.memory_kind == "device" or logits.committed
     assert stats.quantile.addressable_shards[0].data.shape[1] == B // 4
 
 

@@ -7,19 +7,18 @@ latter in a Python that has torch. All get the same checkpoint, sequences and nu
 import dataclasses
 import json
 import os
-import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import jax_massact.bench.reference_probe as reference_probe
+from jax_massact.bench import measure, reference_probe
 from jax_massact.config import ProbeConfig
 from jax_massact.errors import UserError
 from jax_massact.probe.checkpoint import prepare
@@ -44,22 +43,18 @@ def run_process(command: Sequence[str]) -> Run:
     Raises:
       UserError: it cannot be started, or fails.
     """
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        except OSError as error:
-            raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
-        # wait4 gives this child's own peak memory.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - start
-        if process.returncode:
-            errors.seek(0)
-            last = errors.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise UserError(f"{' '.join(command[:4])} failed: {' / '.join(last)}")
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return Run(wall, usage.ru_maxrss * unit)
+    if shutil.which(command[0]) is None:
+        raise UserError(f"cannot run {command[0]}: no such program")
+    done = subprocess.run(
+        [sys.executable, "-I", str(measure.__file__), *command],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    result = json.loads(done.stdout)
+    if result["code"]:
+        last = " / ".join(result["last"])
+        raise UserError(f"{' '.join(command[:4])} failed (exit code {result['code']}): {last}")
+    return Run(result["wall"], result["peak"])
 
 
 def bench_probe(

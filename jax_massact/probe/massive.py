@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_massact.config import Definition, Threshold
-from jax_massact.probe.magnitudes import Magnitudes, Places
+from jax_massact.probe.magnitudes import Magnitudes
 
 # `Massive.writer_sublayer` and `remover_sublayer` index this; -1 is "none".
 SUBLAYERS = ("attn", "mlp", "embedding")

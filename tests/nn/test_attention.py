@@ -57,8 +57,9 @@ def operands(B, T, N, K, H, seed=0):
 
 
 def run(x, window, extra):
-    values = {"none": None, "logit": Extra(x["logit"], None), "value": Extra(x["logit"], x["value"])}
-    return attend(x["q"], x["k"], x["v"], window=window, extra=values[extra])
+    value = x["value"] if extra == "value" else None
+    extra = None if extra == "none" else Extra(x["logit"], value)
+    return attend(x["q"], x["k"], x["v"], window=window, extra=extra)
 
 
 def check(B, T, N, K, H, window, extra):

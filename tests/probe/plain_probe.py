@@ -63,14 +63,13 @@ def find(acts, definition):
                     value[l].append(post[l, b, t, d])
                     ratio[l].append(abs(post[l, b, t, d]) / here["median"])
                 common_before = l > 0 and seen[l - 1][b]["common"][d]
-                entered = [] if common_before else [
-                    t for t in range(post.shape[2]) if over(pre[l, b, t, d], before, definition.relaxed)
-                ]
+                entered = [t for t, x in enumerate(pre[l, b, :, d])
+                           if not common_before and over(x, before, definition.relaxed)]
                 if hits or entered:
-                    t = max({*hits, *entered}, key=lambda t: max(
-                        abs(stream[l, b, t, d]) * (not is_common(stream[l, b, :, d], here, definition))
-                        for stream in (pre, post)
-                    ))
+                    rare = [column for column in (pre[l, b, :, d], post[l, b, :, d])
+                            if not is_common(column, here, definition)]
+                    t = max({*hits, *entered},
+                            key=lambda t: max((abs(column[t]) for column in rare), default=0))
                     moved[l].append((pre[l, b, t, d], attn[l, b, t, d], mlp[l, b, t, d]))
         if anywhere:
             records[d] = decide(value, ratio, moved, strict, len(anywhere), B, definition)

@@ -11,8 +11,9 @@ from planted import CONFIG, DIM, VALUE, WRITER, written_and_removed
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
 from jax_massact.config import Definition, Threshold
-from jax_massact.nn.edits import Edits
+from jax_massact.nn.block import Acts
 from jax_massact.nn.decoder import from_parameters, parameters
+from jax_massact.nn.edits import Edits
 from jax_massact.probe.magnitudes import (
     MAP_BINS,
     MAP_TOKENS,
@@ -20,6 +21,7 @@ from jax_massact.probe.magnitudes import (
     QUANTILES,
     THRESHOLDS,
     magnitudes,
+    magnitudes_tap,
     map_first_dims,
     residual_streams,
 )
@@ -170,18 +172,19 @@ def test_thresholds_are_exact_at_the_limit():
         assert stats.strict == from_100
 
 
-def test_bfloat16_counts_agree_with_the_definition():
-    config = dataclasses.replace(CONFIGS["llama"], dtype="bfloat16")
-    model, tokens = decoder(config, spread=0.6), ids(config, B, T)
-    post = np.float64(streams(model, tokens).astype(jnp.float32))
-    for ratio in (1.2, 1.7, 2.3):
-        # Limits that bfloat16 does not hold.
-        cut = Threshold(magnitude=1.0037, ratio=ratio)
-        stats = measure(model, tokens, definition=Definition(strict=cut, relaxed=cut))
-        size = np.abs(post)
-        median = np.median(size, axis=(2, 3), keepdims=True)
-        expected = ((size > cut.magnitude) & (size >= ratio * median)).sum((2, 3))
-        np.testing.assert_array_equal(stats.strict, expected)
+@pytest.mark.parametrize("magnitude", [1.0037, 0.30001, 0.2999])
+def test_bfloat16_counts_agree_with_the_definition(magnitude):
+    rng = np.random.default_rng(0)
+    post = jnp.asarray(rng.standard_normal((40, 15, 16)), jnp.bfloat16)
+    size = np.abs(np.float64(post.astype(jnp.float32)))
+    # Limits that bfloat16 does not hold, nor many of the products of ratio and median.
+    cut = Threshold(magnitude=magnitude, ratio=1.7)
+    tap = lambda x: magnitudes_tap(
+        Acts(**dict.fromkeys(Acts._fields, x)), definition=Definition(strict=cut, relaxed=cut)
+    )
+    median = np.median(size, axis=(1, 2), keepdims=True)
+    expected = ((size > magnitude) & (size >= 1.7 * median)).sum((1, 2))
+    np.testing.assert_array_equal(jax.jit(tap)(post).strict, expected)
 
 
 def test_bfloat16_finds_what_was_planted():

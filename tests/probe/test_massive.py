@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_probe import find
 from planted import CONFIG, DIM, MARK, REMOVER, VALUE, WRITER, Plant, written_and_removed
-from tiny_models import CONFIGS, LLAMA, decoder, ids
+from tiny_models import CONFIGS, decoder, ids
 
 from jax_massact.config import Definition, Threshold
 from jax_massact.probe.magnitudes import magnitudes
@@ -99,7 +99,8 @@ def test_planted_and_removed():
     assert r["written_by"] == (WRITER, "mlp", pytest.approx(VALUE, rel=0.03))
     assert r["removed_by"] == (REMOVER, "mlp", pytest.approx(-VALUE, rel=0.03))
     assert np.isnan(r["trajectory"][[0, REMOVER, 5]]).all()
-    assert (stats.strict[WRITER:REMOVER] == 1).all() and stats.strict.sum() == B * (REMOVER - WRITER)
+    assert (stats.strict[WRITER:REMOVER] == 1).all()
+    assert stats.strict.sum() == B * (REMOVER - WRITER)
     top = stats.top
     assert (top.position[WRITER:REMOVER, :, 0] == 0).all()
     assert (top.dim[WRITER:REMOVER, :, 0] == DIM).all()

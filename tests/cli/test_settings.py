@@ -1,0 +1,156 @@
+"""Flags and configuration files to settings; every refusal in words."""
+
+import textwrap
+
+import pytest
+
+from jax_massact.cli.settings import describe, load_file, resolve
+from jax_massact.config import Definition, ProbeConfig, Threshold
+from jax_massact.errors import ConfigError
+
+
+def refusal(file, *overrides):
+    with pytest.raises(ConfigError) as error:
+        resolve(ProbeConfig, file, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(body, name="mine.py"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(body))
+        return str(path)
+
+    return write
+
+
+GOOD = """
+    import ml_collections
+
+    def get_config():
+        config = ml_collections.ConfigDict()
+        config.top_k = 7
+        config.definition = ml_collections.ConfigDict({"min_layers": 3})
+        return config
+"""
+WITH_ARGUMENT = """
+    import ml_collections
+
+    def get_config(size):
+        sizes = {"small": 16, "large": 64}
+        if size not in sizes:
+            raise ValueError(f"no size {size!r}; there are: {', '.join(sizes)}")
+        return ml_collections.ConfigDict({"sequence_length": sizes[size]})
+"""
+
+
+def test_nothing_given():
+    assert resolve(ProbeConfig, None, []) == ProbeConfig()
+
+
+def test_overrides():
+    config = resolve(ProbeConfig, None, [
+        "--config.sequences=3", "--config.definition.strict.magnitude=300", "--config.bos=True",
+        "--config.text=Some text of mine = this.", "--config.batch_size", "2",
+    ])
+    assert config == ProbeConfig(
+        sequences=3, bos="true", text="Some text of mine = this.", batch_size=2,
+        definition=Definition(strict=Threshold(magnitude=300.0, ratio=1000.0)),
+    )
+
+
+def test_a_file_and_overrides_of_it(write):
+    config = resolve(ProbeConfig, write(GOOD), ["--config.definition.min_share=0.25"])
+    assert config == ProbeConfig(top_k=7, definition=Definition(min_layers=3, min_share=0.25))
+    assert resolve(ProbeConfig, write(GOOD), ["--config.top_k=2"]).top_k == 2
+
+
+def test_a_file_may_give_a_part_of_a_group(write):
+    path = write("""
+        import ml_collections
+
+        def get_config():
+            config = ml_collections.ConfigDict()
+            config.definition = ml_collections.ConfigDict()
+            config.definition.strict = ml_collections.ConfigDict({"magnitude": 200})
+            return config
+    """)
+    strict = resolve(ProbeConfig, path, []).definition.strict
+    assert strict == Threshold(magnitude=200.0, ratio=1000.0)
+
+
+def test_the_argument_of_a_file(write):
+    path = write(WITH_ARGUMENT)
+    assert resolve(ProbeConfig, f"{path}:large", []).sequence_length == 64
+    message = refusal(f"{path}:huge")
+    assert path in message and "no size 'huge'; there are: small, large" in message
+    assert refusal(path) == f"{path}: get_config needs an argument, FILE:ARG"
+    plain = write(GOOD, "plain.py")
+    assert refusal(f"{plain}:large") == f"{plain}: get_config takes no 'large'"
+
+
+@pytest.mark.parametrize(("override", "parts"), [
+    ("--config.batchsize=2", ["no setting config.batchsize.", "Did you mean batch_size"]),
+    ("--config.definition.strict.magnitud=2", ["config.definition.strict.magnitud.",
+                                               "Did you mean magnitude?"]),
+    ("--config.definitoin.strict=2", ["config.definitoin.", "Did you mean definition?"]),
+    ("--config.definition.strict=2", ["config.definition.strict is a group of settings",
+                                      "config.definition.strict.magnitude"]),
+    ("--config.top_k.x=2", ["config.top_k is one value; it has no setting x"]),
+    ("--config.top_k=0", ["top_k is 0; allowed: a whole number of at least 1 and at most 100"]),
+    ("--config.top_k=many", ["config.top_k", "many"]),
+    ("--config.definition.min_share=2", ["min_share is 2.0; allowed: a number of at least 0"]),
+    ("--config.dtype=float16", ["dtype is 'float16'; allowed: 'float32', 'bfloat16'"]),
+    ("--config.bos=maybe", ["bos is 'maybe'; allowed: 'auto', 'true', 'false'"]),
+    ("--top_k=3", ["there is no option --top_k; see --help"]),
+    ("stray", ["unexpected argument 'stray'"]),
+])
+def test_wrong_overrides(override, parts):
+    message = refusal(None, override)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(("body", "parts"), [
+    ("x = 1", ["has no function get_config"]),
+    ("get_config = 3", ["has no function get_config"]),
+    ("def get_config(:", ["SyntaxError"]),
+    ("import not_a_module", ["No module named 'not_a_module'"]),
+    ("def get_config():\n    return {'top_k': 3}", ["get_config returned dict; expected",
+                                                    "ml_collections.ConfigDict"]),
+    (GOOD.replace("top_k", "topk"), ["no setting config.topk.", "Did you mean top_k?"]),
+    (GOOD.replace("min_layers", "min_layer"), ["config.definition.min_layer.",
+                                               "Did you mean min_layers"]),
+    (GOOD.replace("= 7", "= 700"), ["top_k is 700; allowed"]),
+    (GOOD.replace("= 7", "= 'x'"), ["top_k is 'x'; allowed"]),
+    (GOOD.replace("top_k = 7", "definition = 7").replace(
+        'config.definition = ml_collections.ConfigDict({"min_layers": 3})', ""),
+     ["config.definition is 7; expected a group of settings"]),
+])
+def test_wrong_files(body, parts, write):
+    message = refusal(write(body))
+    for part in parts:
+        assert part in message
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    path = tmp_path / "nothing.py"
+    assert refusal(str(path)) == f"there is no configuration file {path}; expected: FILE[:ARG]"
+    assert "there is no configuration file" in refusal(str(tmp_path))
+
+
+def test_files_are_found_from_anywhere(write, tmp_path, monkeypatch):
+    path = write(GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert load_file("mine.py").top_k == 7
+    assert load_file(path).top_k == 7
+
+
+def test_help_lists_every_setting():
+    text = describe(ProbeConfig)
+    for name in ("text", "bos", "sequence_length", "definition.strict.magnitude",
+                 "definition.min_layers"):
+        assert f"\n  {name} " in text
+    assert "100.0" in text and "whether every sequence begins with the BOS token" in text
