@@ -1,21 +1,23 @@
 """`massact probe` without the probe: reads the same model, computes the logits of the same text.
 
+    python -m jax_massact.bench.forward MODEL SETTINGS
+
 What the probe's time and memory are held against; a process of its own, so that its peak memory is
-its own. Takes the arguments of `massact probe`.
+its own. SETTINGS is a `ProbeConfig` as JSON.
 """
 
+import json
 import sys
 
 import jax
 import jax.numpy as jnp
 
-from jax_massact.cli.settings import resolve
-from jax_massact.config import ProbeConfig
+from jax_massact.config import ProbeConfig, from_mapping
 from jax_massact.probe.checkpoint import compile_while_loading, prepare
 
 
-def main(model: str, *overrides: str) -> None:
-    config = resolve(ProbeConfig, None, overrides)
+def main(model: str, settings: str) -> None:
+    config = from_mapping(ProbeConfig, json.loads(settings))
     prepared = prepare(model, config)
     batch = min(config.batch_size, len(prepared.tokens))
     rows = jax.ShapeDtypeStruct((batch, prepared.tokens.shape[1]), jnp.int32)

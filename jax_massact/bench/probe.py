@@ -142,7 +142,7 @@ def _commands(
         "probe, 3 x the sequences": probe("probe3", 3 * sequences),
         "logits only": [
             *(sys.executable, "-m", "jax_massact.bench.forward", model),
-            *flags(sequences),
+            json.dumps(dataclasses.asdict(config)),
         ],
     }
     if reference:

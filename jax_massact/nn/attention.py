@@ -123,28 +123,6 @@ def _attend_block(q, k, v, start, stop, window, logit, value):
     return out.transpose(0, 3, 1, 2, 4).reshape(B, Q, K * G, -1)
 
 
-class KVBias(nnx.Module):
-    """k', v' per key/value head: Attn = softmax(Q [K^T k'] / sqrt(H)) [V; v'^T].
-
-    Sun et al. 2024, eq. 3. k' is not rotated: with rotary positions it is a key at position 0.
-    """
-
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        shape = (config.num_kv_heads, config.head_dim)
-        k, v = jax.random.split(key)
-        self.k = nnx.Param(INIT_STD * jax.random.normal(k, shape))
-        self.v = nnx.Param(INIT_STD * jax.random.normal(v, shape))
-
-    def __call__(self, q: Float[Array, "B T N H"]) -> Extra:
-        B, T, N, H = q.shape
-        k = self.k[...].astype(q.dtype)
-        k = jnp.repeat(k, N // k.shape[0], axis=0)
-        return Extra(
-            logit=(q.astype(jnp.float32) * k.astype(jnp.float32)).sum(-1) * H**-0.5,
-            value=self.v[...],
-        )
-
-
 class Attention(nnx.Module):
     """Projections to queries, keys and values, and back to the residual stream."""
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact.config import ModelConfig
-from jax_massact.nn.attention import Attention, Extra, attend
+from jax_massact.nn.attention import Attention, attend
 from jax_massact.nn.layers import MLP, Norm
 
 
@@ -18,7 +18,6 @@ class Acts(NamedTuple):
       resid_pre: residual stream before the block.
       normed: the attention's input, norm(resid_pre).
       q, k, v: queries, keys and values, after rotary positions.
-      extra: the extra key of the attention, if it has one.
       attn_out: what attention adds to the residual stream.
       resid_mid: resid_pre + attn_out.
       mlp_out: what the MLP adds.
@@ -30,7 +29,6 @@ class Acts(NamedTuple):
     q: Float[Array, "B T N H"]
     k: Float[Array, "B T K H"]
     v: Float[Array, "B T K H"]
-    extra: Extra | None
     attn_out: Float[Array, "B T D"]
     resid_mid: Float[Array, "B T D"]
     mlp_out: Float[Array, "B T D"]
@@ -56,4 +54,4 @@ class Block(nnx.Module):
         mid = x + attn_out
         mlp_out = self.mlp(self.mlp_norm(mid))
         post = mid + mlp_out
-        return post, Acts(x, normed, q, k, v, None, attn_out, mid, mlp_out, post)
+        return post, Acts(x, normed, q, k, v, attn_out, mid, mlp_out, post)
