@@ -5,7 +5,7 @@ import difflib
 import math
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from jax_massact.errors import ConfigError
 
@@ -13,7 +13,13 @@ NormKind = Literal["rms", "layer"]
 PositionKind = Literal["rope", "learned"]
 RopePairs = Literal["interleaved", "halves"]
 ActivationKind = Literal["silu", "gelu_tanh", "gelu"]
+AttentionKind = Literal[
+    "standard", "sink", "kv_bias", "k_bias", "v_bias", "sink_logit", "softmax1", "gated"
+]
 DType = Literal["float32", "bfloat16"]
+
+# Standard deviation of new weights, GPT-2's and LLaMA's.
+INIT_STD = 0.02
 
 
 def check_in(name: str, value: Any, allowed: Collection[Any]) -> None:
@@ -71,6 +77,12 @@ class ModelConfig:
     stream (`width`), N query heads, K key/value heads, H head dimension, F hidden units of the MLP,
     P learned positions, B sequences, T tokens.
 
+    Attributes:
+      first_position: position of the first token that is given to the model.
+      attention: which variant of attention, a row of `nn.variants.VARIANTS`.
+      bias_position: where k' of `kv_bias` stands: with a sliding window, queries further behind it
+        do not see it. None: every query sees it.
+
     Raises:
       ConfigError: a size is out of range, or two settings contradict each other.
     """
@@ -96,6 +108,8 @@ class ModelConfig:
     attn_out_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
+    attention: AttentionKind = "standard"
+    bias_position: int | None = None
     tied_head: bool = False
     dtype: DType = "float32"
 
@@ -108,7 +122,10 @@ class ModelConfig:
         check_in("norm", self.norm, ("rms", "layer"))
         check_in("position", self.position, ("rope", "learned"))
         check_in("activation", self.activation, ("silu", "gelu_tanh", "gelu"))
+        check_in("attention", self.attention, get_args(AttentionKind))
         check_in("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.bias_position is not None:
+            check_int("bias_position", self.bias_position, 0)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_kv_heads is {self.num_kv_heads}; allowed: a divisor of num_heads, "

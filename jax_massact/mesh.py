@@ -34,6 +34,8 @@ LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "qkv_dnh": ("fsdp", "model", None),
     "out_nhd": ("model", None, "fsdp"),
     "bias_nh": ("model", None),
+    "bias_n": ("model",),
+    "gate_dn": ("fsdp", "model"),
     "up_df": ("fsdp", "model"),
     "down_fd": ("model", "fsdp"),
     "bias_f": ("model",),
@@ -126,6 +128,15 @@ def take_rows(table: jax.Array, ids: jax.Array, *, out: str) -> jax.Array:
         return table[ids]
     spec = _fit(LAYOUTS[out], (*ids.shape, *table.shape[1:]), sizes)
     return table.at[ids].get(out_sharding=spec)
+
+
+def per_query_head(x: jax.Array, num_heads: int) -> jax.Array:
+    """[K, H], one row for each key/value head, as [N, H]: a row for each query head."""
+    sizes = _explicit_sizes()
+    if sizes:
+        x = jax.reshard(x, PartitionSpec())
+    x = jnp.repeat(x, num_heads // x.shape[0], axis=0)
+    return constrain(x, "bias_nh")
 
 
 def per_head(

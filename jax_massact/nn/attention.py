@@ -1,15 +1,13 @@
-"""Attention as one softmax over the keys, with an optional extra key that every query sees."""
+"""Attention as one softmax over the keys, with an optional extra key."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact import mesh
 from jax_massact.config import ModelConfig
-from jax_massact.nn.layers import INIT_STD, linear, rotate
 
 # Queries are taken in blocks of at least this many, so that no [N, T, T] array is ever whole and
 # keys that a block cannot see are not multiplied.
@@ -18,15 +16,17 @@ MAX_BLOCKS = 16
 
 
 class Extra(NamedTuple):
-    """One more key and value that every query sees: softmax([q K^T, logit]) [V; value].
+    """One more key and value: softmax([q K^T / sqrt(H), s]) [V; value], s = q key / sqrt(H) + logit.
 
     Attributes:
-      logit: Float[B T N], already divided by sqrt(H).
-      value: Float[K H], or None for a value of zero.
+      key: not rotated, however queries are; None: 0.
+      logit: for each query head; None: 0.
+      value: None: 0.
     """
 
-    logit: Float[Array, "B T N"]
-    value: Float[Array, "K H"] | None
+    key: Float[Array, "K H"] | None = None
+    logit: Float[Array, " N"] | None = None
+    value: Float[Array, "K H"] | None = None
 
 
 def attend(
@@ -36,28 +36,37 @@ def attend(
     *,
     window: int | None = None,
     extra: Extra | None = None,
+    reach: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal softmax(q k^T / sqrt(H)) v, each group of N/K query heads sharing a key/value head.
 
     Args:
       window: a query sees its own token and the `window - 1` before it; None: all before it.
       extra: one more key that every query sees.
+      reach: only the first `reach` queries see the extra key; None: all.
     """
 
-    def local(q, k, v, logit, value):
+    def local(q, k, v, *fields):
+        local_extra = None if extra is None else Extra(*fields)
         blocks = [
-            _attend_block(q, k, v, start, stop, window, logit, value)
+            _attend_block(q, k, v, start, stop, window, local_extra, reach)
             for start, stop in query_blocks(q.shape[1])
         ]
         return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
-    logit, value = (None, None) if extra is None else extra
     return mesh.per_head(
         local,
-        (q, k, v, logit, value),
-        ("act_btnh", "act_btnh", "act_btnh", "act_btn", "bias_nh"),
+        (q, k, v, *(extra or Extra())),
+        ("act_btnh", "act_btnh", "act_btnh", "bias_nh", "bias_n", "bias_nh"),
         out="act_btnh",
     )
+
+
+def extra_reach(config: ModelConfig) -> int | None:
+    """How many queries see the extra key; None: all."""
+    if config.sliding_window is None or config.bias_position is None:
+        return None
+    return max(0, config.sliding_window - (config.first_position - config.bias_position))
 
 
 def query_blocks(length: int) -> list[tuple[int, int]]:
@@ -94,14 +103,40 @@ def block_logits(
     return jnp.where(seen, logits, -jnp.inf), first
 
 
-def _attend_block(q, k, v, start, stop, window, logit, value):
+def extra_logits(
+    q: Float[Array, "B T N H"],
+    kv_heads: int,
+    extra: Extra,
+    start: int,
+    stop: int,
+    reach: int | None,
+) -> Float[Array, "B K G Q 1"]:
+    """Float32 logits of queries [start, stop) for the extra key, -inf where it is not seen."""
+    B, _, N, H = q.shape
+    K, G, Q = kv_heads, N // kv_heads, stop - start
+    logits = jnp.zeros((B, K, G, Q), jnp.float32)
+    if extra.key is not None:
+        precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+        logits = jnp.einsum(
+            "btkgh,kh->bkgt",
+            (q[:, start:stop] * H**-0.5).reshape(B, Q, K, G, H),
+            extra.key.astype(q.dtype),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+    if extra.logit is not None:
+        logits = logits + extra.logit.astype(jnp.float32).reshape(K, G, 1)
+    if reach is not None and stop > reach:
+        logits = jnp.where(jnp.arange(start, stop) < reach, logits, -jnp.inf)
+    return logits[..., None]
+
+
+def _attend_block(q, k, v, start, stop, window, extra, reach):
     logits, first = block_logits(q, k, start, stop, window)
     B, K, G, Q, _ = logits.shape
     peak = logits.max(-1, keepdims=True)
+    logit = None if extra is None else extra_logits(q, K, extra, start, stop, reach)
     if logit is not None:
-        # [B T N] -> [B K G Q 1]
-        logit = logit[:, start:stop].astype(jnp.float32).reshape(B, Q, K, G, 1)
-        logit = logit.transpose(0, 2, 3, 1, 4)
         peak = jnp.maximum(peak, logit)
     peak = jax.lax.stop_gradient(peak)
     weights = jnp.exp(logits - peak)
@@ -117,43 +152,7 @@ def _attend_block(q, k, v, start, stop, window, logit, value):
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    if logit is not None and value is not None:
-        out = out + weight * value.astype(jnp.float32)[None, :, None, None, :]
+    if extra is not None and extra.value is not None:
+        out = out + weight * extra.value.astype(jnp.float32)[None, :, None, None, :]
     out = (out / total).astype(q.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, Q, K * G, -1)
-
-
-class Attention(nnx.Module):
-    """Projections to queries, keys and values, and back to the residual stream."""
-
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_dim
-        keys = jax.random.split(key, 4)
-        self.window = config.sliding_window
-        self.pairs = config.rope.pairs
-        self.q = nnx.Param(INIT_STD * jax.random.normal(keys[0], (D, N, H)))
-        self.k = nnx.Param(INIT_STD * jax.random.normal(keys[1], (D, K, H)))
-        self.v = nnx.Param(INIT_STD * jax.random.normal(keys[2], (D, K, H)))
-        self.out = nnx.Param(INIT_STD * jax.random.normal(keys[3], (N, H, D)))
-        self.q_bias = nnx.Param(jnp.zeros((N, H))) if config.qkv_bias else None
-        self.k_bias = nnx.Param(jnp.zeros((K, H))) if config.qkv_bias else None
-        self.v_bias = nnx.Param(jnp.zeros((K, H))) if config.qkv_bias else None
-        self.out_bias = nnx.Param(jnp.zeros(D)) if config.attn_out_bias else None
-
-    def project(
-        self, x: Float[Array, "B T D"], angles: Float[Array, "T H/2"] | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B T N H], keys and values [B T K H]; queries and keys rotated by `angles`."""
-        q, k, v = (
-            linear("btd,dnh->btnh", x, weight, bias, w="qkv_dnh", out="act_btnh")
-            for weight, bias in zip(
-                (self.q, self.k, self.v), (self.q_bias, self.k_bias, self.v_bias), strict=True
-            )
-        )
-        if angles is not None:
-            q, k = rotate(q, angles, self.pairs), rotate(k, angles, self.pairs)
-        return q, k, v
-
-    def output(self, z: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        """The heads' results summed into the residual stream."""
-        return linear("btnh,nhd->btd", z, self.out, self.out_bias, w="out_nhd", out="act_btd")

@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
-from jax_massact.config import ModelConfig
+from jax_massact.config import INIT_STD, ModelConfig
 from jax_massact.nn.block import Acts, Block
 from jax_massact.nn.edits import Edits, apply_edits
-from jax_massact.nn.layers import INIT_STD, Norm, rotary_angles
+from jax_massact.nn.layers import Norm, rotary_angles
+from jax_massact.nn.variants import VARIANTS
 
 # Reduces one block's activations on the device; its results are stacked over layers.
 Tap = Callable[[Acts], Any]
@@ -29,7 +30,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, key: jax.Array):
-        embed, positions, blocks, head = jax.random.split(key, 4)
+        embed, positions, blocks, head, front = jax.random.split(key, 5)
         V, D = config.vocab_size, config.width
         self.config = config
         self.embed = nnx.Param(INIT_STD * jax.random.normal(embed, (V, D)))
@@ -37,6 +38,10 @@ class Decoder(nnx.Module):
             nnx.Param(INIT_STD * jax.random.normal(positions, (config.context_length, D)))
             if config.position == "learned"
             else None
+        )
+        in_front = VARIANTS[config.attention].tokens_in_front
+        self.front = (
+            nnx.Param(INIT_STD * jax.random.normal(front, (in_front, D))) if in_front else None
         )
         # One block's initialiser over L keys: every parameter gets a leading layer axis.
         self.blocks = jax.vmap(lambda k: Block(config, k))(jax.random.split(blocks, config.depth))
@@ -58,7 +63,7 @@ class Decoder(nnx.Module):
         Args:
           tokens: ids in [0, V); T at most `config.context_length`.
           tap: called with each block's `Acts`, gradient stopped; a pytree whose arrays come back
-            with a leading layer axis. Under `jax.jit`, logits that the caller does not use are
+            with a leading layer axis. With a sink token in front, that is token 0 of the `Acts`. Under `jax.jit`, logits that the caller does not use are
             never computed.
           edits: changes to the residual stream after chosen blocks.
           unroll: blocks per step of the scan; 1 compiles fastest.
@@ -83,9 +88,12 @@ class Decoder(nnx.Module):
         """As `__call__`, but the residual stream after the last block in place of the logits."""
         self._check(tokens)
         config = self.config
-        positions = config.first_position + jnp.arange(tokens.shape[1])
+        x = self.embedded(tokens)
+        in_front = x.shape[1] - tokens.shape[1]
         angles = (
-            rotary_angles(config.rope, config.head_dim, positions)
+            rotary_angles(
+                config.rope, config.head_dim, config.first_position + jnp.arange(x.shape[1])
+            )
             if config.position == "rope"
             else None
         )
@@ -100,19 +108,25 @@ class Decoder(nnx.Module):
             return x, out
 
         layers = (jnp.arange(config.depth), self.blocks)
-        return jax.lax.scan(body, self.embedded(tokens, positions), layers, unroll=unroll)
+        x, taps = jax.lax.scan(body, x, layers, unroll=unroll)
+        return x[:, in_front:], taps
 
-    def embedded(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, " T"]
-    ) -> Float[Array, "B T D"]:
-        """The residual stream before the first block."""
+    def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B S D"]:
+        """The residual stream before the first block; the tokens are the last T of S."""
         tokens = mesh.constrain(tokens, "act_bt")
         table = mesh.gathered(self.embed[...], "embed_vd")
         x = mesh.take_rows(table, tokens, out="act_btd").astype(self.config.dtype)
         if self.positions is not None:
-            rows = mesh.gathered(self.positions[...], "positions_pd")[positions]
+            first, T = self.config.first_position, tokens.shape[1]
+            rows = mesh.gathered(self.positions[...], "positions_pd")[first : first + T]
             x = x + rows.astype(x.dtype)
-        return x
+        if self.front is None:
+            return x
+        # After the positions: it has none of its own.
+        front = mesh.gathered(self.front[...].astype(x.dtype), "positions_pd")
+        shape = (x.shape[0], *front.shape)
+        front = mesh.constrain(jnp.broadcast_to(front, shape), "act_btd")
+        return jnp.concatenate([front, x], axis=1)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits from the residual stream after the last block."""
@@ -149,6 +163,11 @@ PARAMETER_KINDS = {
     "attn.k_bias": "bias_nh",
     "attn.v_bias": "bias_nh",
     "attn.out_bias": "vector_d",
+    "attn.variant.k": "bias_nh",
+    "attn.variant.v": "bias_nh",
+    "attn.variant.logit": "bias_n",
+    "attn.variant.gate": "gate_dn",
+    "front": "positions_pd",
     "mlp.up": "up_df",
     "mlp.gate": "up_df",
     "mlp.down": "down_fd",

@@ -7,9 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact import mesh
-from jax_massact.config import ModelConfig, RopeConfig, check_float, check_int
-
-INIT_STD = 0.02
+from jax_massact.config import INIT_STD, ModelConfig, RopeConfig, check_float, check_int
 
 
 class Norm(nnx.Module):
@@ -95,13 +93,14 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, key: jax.Array):
         D, F = config.width, config.mlp_dim
+        out_std = INIT_STD / (2 * config.depth) ** 0.5  # see `Attention`
         up, gate, down = jax.random.split(key, 3)
         self.activation = config.activation
         self.up = nnx.Param(INIT_STD * jax.random.normal(up, (D, F)))
         self.gate = (
             nnx.Param(INIT_STD * jax.random.normal(gate, (D, F))) if config.gated_mlp else None
         )
-        self.down = nnx.Param(INIT_STD * jax.random.normal(down, (F, D)))
+        self.down = nnx.Param(out_std * jax.random.normal(down, (F, D)))
         self.up_bias = nnx.Param(jnp.zeros(F)) if config.mlp_bias else None
         self.gate_bias = (
             nnx.Param(jnp.zeros(F)) if config.mlp_bias and config.gated_mlp else None

@@ -9,7 +9,7 @@ from jax_massact.nn import attention
 from jax_massact.nn.attention import MAX_BLOCKS, QUERY_BLOCK, Extra, attend, query_blocks
 
 
-def dense(q, k, v, window=None, logit=None, value=None, cotangent=None):
+def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None):
     """The result and, for a cotangent, the derivatives of all operands; one head at a time."""
     q, k, v = (np.float64(x) for x in (q, k, v))
     B, T, N, H = q.shape
@@ -18,16 +18,20 @@ def dense(q, k, v, window=None, logit=None, value=None, cotangent=None):
     seen = (behind >= 0) & (behind < (T if window is None else window))
     out = np.zeros_like(q)
     grads = {n: np.zeros_like(x) for n, x in {"q": q, "k": k, "v": v}.items()}
-    grads |= {"logit": np.zeros((B, T, N)), "value": np.zeros((K, H))}
+    grads |= {"key": np.zeros((K, H)), "logit": np.zeros(N), "value": np.zeros((K, H))}
+    extra = {} if extra is None else {n: np.float64(x) for n, x in extra.items()}
+    extra_seen = np.arange(T) < (T if reach is None else reach)
     for b in range(B):
         for n in range(N):
             kv = n // (N // K)
             queries, keys, values = q[b, :, n], k[b, :, kv], v[b, :, kv]
             scores = np.where(seen, queries @ keys.T / np.sqrt(H), -np.inf)
-            if logit is not None:
-                scores = np.concatenate([scores, np.float64(logit)[b, :, n, None]], axis=1)
-                last = np.zeros(H) if value is None else np.float64(value)[kv]
-                values = np.concatenate([values, last[None]])
+            if extra:
+                key = extra.get("key", np.zeros((K, H)))[kv]
+                score = queries @ key / np.sqrt(H) + extra.get("logit", np.zeros(N))[n]
+                score = np.where(extra_seen, score, -np.inf)
+                scores = np.concatenate([scores, score[:, None]], axis=1)
+                values = np.concatenate([values, extra.get("value", np.zeros((K, H)))[kv][None]])
             weights = np.exp(scores - scores.max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True)
             out[b, :, n] = weights @ values
@@ -40,8 +44,10 @@ def dense(q, k, v, window=None, logit=None, value=None, cotangent=None):
             grads["q"][b, :, n] = d_scores[:, :T] @ keys / np.sqrt(H)
             grads["k"][b, :, kv] += d_scores[:, :T].T @ queries / np.sqrt(H)
             grads["v"][b, :, kv] += d_values[:T]
-            if logit is not None:
-                grads["logit"][b, :, n] = d_scores[:, T]
+            if extra:
+                grads["q"][b, :, n] += d_scores[:, T:] * key / np.sqrt(H)
+                grads["key"][kv] += d_scores[:, T] @ queries / np.sqrt(H)
+                grads["logit"][n] += d_scores[:, T].sum()
                 grads["value"][kv] += d_values[T]
     return out, grads
 
@@ -51,49 +57,58 @@ def operands(B, T, N, K, H, seed=0):
     draw = lambda *shape: jnp.asarray(2 * rng.standard_normal(shape), jnp.float32)
     return {
         "q": draw(B, T, N, H), "k": draw(B, T, K, H), "v": draw(B, T, K, H),
-        "logit": draw(B, T, N), "value": draw(K, H),
+        "key": draw(K, H), "logit": draw(N), "value": draw(K, H),
     }, draw(B, T, N, H)
 
 
-def run(x, window, extra):
-    value = x["value"] if extra == "value" else None
-    extra = None if extra == "none" else Extra(x["logit"], value)
-    return attend(x["q"], x["k"], x["v"], window=window, extra=extra)
+FIELDS = {
+    "none": (), "key": ("key",), "logit": ("logit",), "key_value": ("key", "value"),
+    "all": ("key", "logit", "value"),
+}
 
 
-def check(B, T, N, K, H, window, extra):
+def run(x, window, extra, reach=None):
+    fields = {n: x[n] for n in FIELDS[extra]}
+    key = Extra(**fields) if fields else None
+    return attend(x["q"], x["k"], x["v"], window=window, extra=key, reach=reach)
+
+
+def check(B, T, N, K, H, window, extra, reach=None):
     x, cotangent = operands(B, T, N, K, H)
 
     @jax.jit
     def forward_and_back(x, cotangent):
-        out, vjp = jax.vjp(lambda x: run(x, window, extra), x)
+        out, vjp = jax.vjp(lambda x: run(x, window, extra, reach), x)
         return out, vjp(cotangent)[0]
 
     out, back = forward_and_back(x, cotangent)
-    logit = None if extra == "none" else x["logit"]
-    value = x["value"] if extra == "value" else None
-    expected, grads = dense(x["q"], x["k"], x["v"], window, logit, value, cotangent)
+    fields = {n: x[n] for n in FIELDS[extra]}
+    expected, grads = dense(x["q"], x["k"], x["v"], window, fields, reach, cotangent)
     np.testing.assert_allclose(out, expected, rtol=0, atol=6e-6)
     # Float32 sums over T terms: the largest derivative of an operand sets the scale.
-    used = {"none": "qkv", "logit": ("q", "k", "v", "logit"), "value": x}[extra]
-    for name in used:
+    for name in ("q", "k", "v", *fields):
         limit = 4e-6 * max(1.0, np.abs(grads[name]).max())
         np.testing.assert_allclose(back[name], grads[name], rtol=0, atol=limit, err_msg=name)
 
 
-@pytest.mark.parametrize("extra", ["none", "logit", "value"])
+@pytest.mark.parametrize("extra", FIELDS)
 @pytest.mark.parametrize("window", [None, 5])
 def test_values_and_gradients_of_grouped_heads(window, extra):
     check(2, 13, 4, 2, 6, window, extra)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 4, 13, 99])
+def test_the_extra_key_can_be_out_of_reach(reach):
+    check(2, 13, 4, 2, 6, 5, "all", reach)
 
 
 @pytest.mark.parametrize(
     ("T", "heads", "window", "extra"),
     [
         (1, (1, 1), None, "none"),
-        (1, (3, 1), 1, "value"),
+        (1, (3, 1), 1, "all"),
         (17, (3, 3), 1, "none"),
-        (QUERY_BLOCK + 1, (2, 1), None, "value"),
+        (QUERY_BLOCK + 1, (2, 1), None, "key_value"),
         (QUERY_BLOCK + 3, (2, 2), QUERY_BLOCK, "logit"),
         (2 * QUERY_BLOCK + 5, (2, 1), 7, "none"),
     ],
@@ -104,11 +119,11 @@ def test_values_and_gradients_across_query_blocks(T, heads, window, extra):
 
 def test_query_blocks_grow_with_the_sequence(monkeypatch):
     x, _ = operands(1, MAX_BLOCKS * QUERY_BLOCK + 17, 2, 1, 4)
-    out = jax.jit(lambda x: run(x, 200, "value"))(x)
-    expected, _ = dense(x["q"], x["k"], x["v"], 200, x["logit"], x["value"])
+    out = jax.jit(lambda x: run(x, 200, "all"))(x)
+    expected, _ = dense(x["q"], x["k"], x["v"], 200, {n: x[n] for n in FIELDS["all"]})
     np.testing.assert_allclose(out, expected, rtol=0, atol=6e-6)
     monkeypatch.setattr(attention, "MAX_BLOCKS", 2)
-    check(1, 2 * QUERY_BLOCK + 17, 2, 1, 4, 150, "value")
+    check(1, 2 * QUERY_BLOCK + 17, 2, 1, 4, 150, "all")
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049, 5000])
@@ -135,23 +150,23 @@ def test_large_logits_neither_overflow_nor_vanish():
     x["q"] = 100 * x["q"]
     for logit in (1e4, 0.0, -1e4):
         x["logit"] = jnp.full_like(x["logit"], logit)
-        out = jax.jit(run, static_argnums=(1, 2))(x, None, "value")
-        expected, _ = dense(x["q"], x["k"], x["v"], None, x["logit"], x["value"])
+        out = jax.jit(run, static_argnums=(1, 2))(x, None, "all")
+        expected, _ = dense(x["q"], x["k"], x["v"], None, {n: x[n] for n in FIELDS["all"]})
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-3)
 
 
 def test_an_extra_key_out_of_reach_changes_nothing():
     x, _ = operands(2, 9, 2, 1, 4)
     x["logit"] = jnp.full_like(x["logit"], -1e4)
-    np.testing.assert_array_equal(run(x, None, "value"), run(x, None, "none"))
+    np.testing.assert_array_equal(run(x, None, "all"), run(x, None, "none"))
 
 
 def test_bfloat16_sums_in_float32():
     x, _ = operands(1, 300, 2, 1, 8)
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), x)
-    out = jax.jit(lambda x: run(x, None, "value"))(low)
+    out = jax.jit(lambda x: run(x, None, "all"))(low)
     assert out.dtype == jnp.bfloat16
-    expected, _ = dense(low["q"], low["k"], low["v"], None, low["logit"], low["value"])
+    expected, _ = dense(low["q"], low["k"], low["v"], None, {n: low[n] for n in FIELDS["all"]})
     # The scaled queries, the weights and the result are rounded to 8 bits, the sums are not.
     np.testing.assert_allclose(np.float32(out), expected, rtol=0, atol=0.06)
     assert np.sqrt(np.mean((np.float32(out) - expected) ** 2)) < 0.008

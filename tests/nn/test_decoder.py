@@ -64,7 +64,7 @@ def test_acts_are_what_the_block_computed(family):
     close(acts.resid_pre + acts.attn_out, acts.resid_mid)
     close(acts.resid_mid + acts.mlp_out, acts.resid_post)
     close(acts.resid_post[:-1], acts.resid_pre[1:])
-    close(acts.resid_pre[0], model.embedded(tokens, config.first_position + jnp.arange(7)))
+    close(acts.resid_pre[0], model.embedded(tokens))
     for l in range(L):
         block = jax.tree.map(lambda x, l=l: x[l], model.blocks)
         close(acts.normed[l], block.attn_norm(acts.resid_pre[l]))
