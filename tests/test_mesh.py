@@ -19,6 +19,7 @@ from jax_massact.nn.decoder import (
     parameters,
 )
 from jax_massact.nn.edits import Edits
+from jax_massact.nn.variants import VARIANTS
 from jax_massact.probe.magnitudes import magnitudes
 from jax_massact.probe.massive import find_massive
 
@@ -56,7 +57,8 @@ def placed(model: Decoder, mesh: jax.sharding.Mesh) -> Decoder:
 @jax.jit
 def everything(model, tokens):
     """Logits and residual streams of an edited run, and the gradient of a loss."""
-    edits = Edits.set_to([0, 1], np.arange(T) == 2, [1, 4], [5.0, -7.0])
+    length = T + (model.config.attention == "sink")
+    edits = Edits.set_to([0, 1], np.arange(length) == 2, [1, 4], [5.0, -7.0])
 
     def loss(model):
         logits, streams = model(tokens, tap=lambda acts: acts.resid_post, edits=edits)
@@ -99,6 +101,12 @@ def test_llama_under_every_mesh(mesh):
 ])
 def test_families_under_a_mesh(family, mesh):
     check(family, CONFIGS[family], MESHES[mesh]())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_under_a_mesh(variant):
+    config = dataclasses.replace(WIDE, attention=variant)
+    check(variant, config, MESHES["all"]())
 
 
 def test_batches_that_the_mesh_does_not_divide():

@@ -16,7 +16,9 @@ MAX_BLOCKS = 16
 
 
 class Extra(NamedTuple):
-    """One more key and value: softmax([q K^T / sqrt(H), s]) [V; value], s = q key / sqrt(H) + logit.
+    """One more key and value: softmax([q K^T / sqrt(H), s]) [V; value].
+
+    s = q key / sqrt(H) + logit.
 
     Attributes:
       key: not rotated, however queries are; None: 0.

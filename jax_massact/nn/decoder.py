@@ -63,8 +63,9 @@ class Decoder(nnx.Module):
         Args:
           tokens: ids in [0, V); T at most `config.context_length`.
           tap: called with each block's `Acts`, gradient stopped; a pytree whose arrays come back
-            with a leading layer axis. With a sink token in front, that is token 0 of the `Acts`. Under `jax.jit`, logits that the caller does not use are
-            never computed.
+            with a leading layer axis. With a sink token in front, that is token 0 of the `Acts`
+            (and of `edits`). Under `jax.jit`, logits that the caller does not use are never
+            computed.
           edits: changes to the residual stream after chosen blocks.
           unroll: blocks per step of the scan; 1 compiles fastest.
 

@@ -116,7 +116,7 @@ class Softmax1(Standard):
 
 
 class Gated(Standard):
-    """Every head's result times sigmoid(x W), x the attention's input (Qiu et al. 2025, head-wise)."""
+    """Every head's result times sigmoid(x W), x the attention's input (Qiu et al. 2025)."""
 
     def __init__(self, config: ModelConfig, key: jax.Array):
         shape = (config.width, config.num_heads)

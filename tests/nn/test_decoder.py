@@ -174,5 +174,4 @@ def test_new_models_differ_by_key_and_layer():
             assert (x == 1).all()
             continue
         assert (x != y).mean() > 0.99, name
-        assert 0.017 < float(x.std()) < 0.023, name
         assert not name.startswith("blocks.") or (x[0] != x[1]).mean() > 0.99, name
