@@ -8,17 +8,23 @@ from jax_massact.errors import ConfigError, DataError, ResourceError, UserError,
 from jax_massact.nn.block import Acts
 from jax_massact.nn.decoder import Decoder
 from jax_massact.nn.edits import Edits
+from jax_massact.probe.attention import AttentionStats, attention_stats
+from jax_massact.probe.fold import fold
+from jax_massact.probe.loss import perplexity, token_losses
 from jax_massact.probe.magnitudes import Magnitudes, magnitudes, residual_streams
 from jax_massact.probe.massive import Massive, find_massive
+from jax_massact.probe.mechanism import LayerMechanism, explain, massive_tokens, sink_rate
 from jax_massact.weights.load import load
 
 __all__ = [
     "Acts",
+    "AttentionStats",
     "ConfigError",
     "DataError",
     "Decoder",
     "Definition",
     "Edits",
+    "LayerMechanism",
     "Magnitudes",
     "Massive",
     "ModelConfig",
@@ -26,8 +32,15 @@ __all__ = [
     "Threshold",
     "UserError",
     "WeightsError",
+    "attention_stats",
+    "explain",
     "find_massive",
+    "fold",
     "load",
     "magnitudes",
+    "massive_tokens",
+    "perplexity",
     "residual_streams",
+    "sink_rate",
+    "token_losses",
 ]

@@ -197,19 +197,18 @@ class Definition:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeConfig:
-    """The settings of `massact probe`.
+class RunConfig:
+    """The settings of every command that runs a model on a text.
 
     Attributes:
       text: `pydoc` (English that every CPython carries), a text or JSONL file, `tfds:NAME[:SPLIT]`,
         or the text itself.
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
-      sequences: how many to probe.
+      sequences: how many to run.
       sequence_length: tokens in each, BOS included.
       batch_size: sequences in one forward pass.
       dtype: of the weights and the computation.
-      top_k: how many of the largest magnitudes of each layer to report.
       definition: what counts as massive.
     """
 
@@ -219,7 +218,6 @@ class ProbeConfig:
     sequence_length: int = 512
     batch_size: int = 1
     dtype: DType = "float32"
-    top_k: int = 5
     definition: Definition = Definition()
 
     def __post_init__(self) -> None:
@@ -231,7 +229,105 @@ class ProbeConfig:
         check_int("sequence_length", self.sequence_length, 1, 1 << 20)
         check_int("batch_size", self.batch_size, 1, 65_536)
         check_in("dtype", self.dtype, ("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig(RunConfig):
+    """The settings of `massact probe`.
+
+    Attributes:
+      top_k: how many of the largest magnitudes of each layer to report.
+    """
+
+    top_k: int = 5
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
         check_int("top_k", self.top_k, 1, 100)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InterveneConfig(RunConfig):
+    """The settings of `massact intervene`.
+
+    Attributes:
+      sequences: how many to measure the perplexity on, held out of the calibration.
+      calibration_sequences: how many to find massive activations and their means on.
+      layers: after which blocks to intervene: `first`, where each massive dimension first appears;
+        `all` in which it is massive; or numbers with commas between.
+      fractions: of the mean, to set to as well.
+      seed: of the choice of ordinary activations for the control.
+    """
+
+    sequences: int = 8
+    calibration_sequences: int = 8
+    layers: str = "first"
+    fractions: tuple[float, ...] = (0.5,)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        check_int("sequence_length", self.sequence_length, 2)
+        check_int("calibration_sequences", self.calibration_sequences, 1, 1_000_000)
+        check_int("seed", self.seed, 0)
+        layers = str(self.layers).replace(" ", "")
+        if layers not in ("first", "all") and not all(p.isdecimal() for p in layers.split(",")):
+            raise ConfigError(
+                f"layers is {self.layers!r}; allowed: first, all, or numbers such as 11 or 11,12"
+            )
+        object.__setattr__(self, "layers", layers)
+        fractions = self.fractions if isinstance(self.fractions, tuple) else (self.fractions,)
+        for fraction in fractions:
+            check_float("fractions", fraction, -1e6, 1e6)
+        object.__setattr__(self, "fractions", fractions)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainConfig(RunConfig):
+    """The settings of `massact explain`.
+
+    Attributes:
+      sink_epsilon: a head is a sink head if its mean attention to the first token exceeds this.
+      sink_length: over how many first queries that mean is taken.
+      location_sequences: in how many sequences to look for massive activations without and with
+        BOS; 0 leaves this out.
+      location_length: tokens in each of these.
+    """
+
+    sequences: int = 20
+    sink_epsilon: float = 0.3
+    sink_length: int = 64
+    location_sequences: int = 100
+    location_length: int = 256
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        check_int("sequence_length", self.sequence_length, 2)
+        check_float("sink_epsilon", self.sink_epsilon, 0.0, 1.0)
+        check_int("sink_length", self.sink_length, 1)
+        check_int("location_sequences", self.location_sequences, 0, 1_000_000)
+        check_int("location_length", self.location_length, 2, 1 << 20)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FoldConfig(RunConfig):
+    """The settings of `massact fold`.
+
+    Attributes:
+      first_token: which token always stands first: `bos`, the id of a token, or a text that is one
+        token.
+      save: whether to write the folded model.
+    """
+
+    sequences: int = 4
+    first_token: str = "bos"
+    save: bool = True
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        check_int("sequence_length", self.sequence_length, 3)
+        check_in("save", self.save, (True, False))
+        object.__setattr__(self, "first_token", str(self.first_token))
 
 
 

@@ -53,8 +53,9 @@ def describe(cls: type[Any]) -> str:
     width = max(map(len, defaults)) + 2
     lines = ["settings, each as --config.NAME=VALUE (default):"]
     lines += [f"  {name:<{width}}{value!r}" for name, value in defaults.items()]
-    docstring = inspect.getdoc(cls) or ""
-    return "\n".join(lines) + "\n\n" + docstring.partition("Attributes:\n")[2].rstrip()
+    docstrings = [base.__doc__ for base in reversed(cls.__mro__) if base is not object]
+    attributes = [inspect.cleandoc(d or "").partition("Attributes:\n")[2] for d in docstrings]
+    return "\n".join(lines) + "\n\n" + "\n".join(a.rstrip() for a in attributes if a)
 
 
 def load_file(spec: str) -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jax_massact.config import Definition, DType, ProbeConfig
+from jax_massact.config import Definition, DType, ProbeConfig, RunConfig
 from jax_massact.data.text import Documents, documents, token_kind, windows
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import DataError
@@ -54,26 +54,31 @@ class Prepared(NamedTuple):
     bos: bool
 
 
-def prepare(source: str, config: ProbeConfig) -> Prepared:
+def prepare(source: str, config: RunConfig, *, sequences: int | None = None) -> Prepared:
     """Opens a checkpoint and cuts the text into sequences.
+
+    Args:
+      sequences: how many; None: as `config` says.
 
     Raises:
       WeightsError, ResourceError: the checkpoint cannot be used.
       DataError: the text or the tokenizer cannot be, or the sequences are too long for the model.
     """
     checkpoint = open_checkpoint(source)
-    limit = checkpoint.config.context_length
+    limit = checkpoint.config.context_length - checkpoint.config.first_position
     if config.sequence_length > limit:
         raise DataError(
             f"sequence_length is {config.sequence_length}; allowed for this model: at most {limit}"
         )
     tokenizer = checkpoint.load_tokenizer()
-    bos = tokenizer.resolve_bos(config.bos)
+    # k' and v' of a folded model stand for its first token.
+    folded = checkpoint.config.bias_position is not None
+    bos = tokenizer.resolve_bos("false" if folded and config.bos == "auto" else config.bos)
     text = documents(config.text)
     tokens = windows(
         text,
         tokenizer,
-        sequences=config.sequences,
+        sequences=sequences or config.sequences,
         sequence_length=config.sequence_length,
         bos=bos,
     )
@@ -141,16 +146,9 @@ def probe_checkpoint(
     )
     result = ProbeResult(
         schema=SCHEMA_VERSION,
-        model=_model_info(prepared, config.dtype, model),
-        data=DataInfo(
-            source=prepared.text.description,
-            sequences=len(tokens),
-            sequence_length=tokens.shape[1],
-            bos=prepared.bos,
-            bos_setting=config.bos,
-            bos_token=prepared.tokenizer.bos_token,
-        ),
-        definition=_definition_info(config.definition),
+        model=model_info(prepared, config.dtype, model),
+        data=data_info(prepared, config, len(tokens)),
+        definition=definition_info(config.definition),
         layers=probed.layers,
         massive=massive_records(probed),
         outlier_features=outlier_records(probed),
@@ -162,7 +160,20 @@ def probe_checkpoint(
     return result, probed.map
 
 
-def _model_info(prepared: Prepared, dtype: DType, model: Decoder) -> ModelInfo:
+def data_info(prepared: Prepared, config: RunConfig, sequences: int) -> DataInfo:
+    """What was run, in plain words and numbers."""
+    return DataInfo(
+        source=prepared.text.description,
+        sequences=sequences,
+        sequence_length=prepared.tokens.shape[1],
+        bos=prepared.bos,
+        bos_setting=config.bos,
+        bos_token=prepared.tokenizer.bos_token,
+    )
+
+
+def model_info(prepared: Prepared, dtype: DType, model: Decoder) -> ModelInfo:
+    """Which model was run."""
     c = prepared.checkpoint.config
     return ModelInfo(
         name=Path(prepared.name).name,
@@ -180,7 +191,8 @@ def _model_info(prepared: Prepared, dtype: DType, model: Decoder) -> ModelInfo:
     )
 
 
-def _definition_info(definition: Definition) -> DefinitionInfo:
+def definition_info(definition: Definition) -> DefinitionInfo:
+    """What counted as massive."""
     values = dataclasses.asdict(definition)
     share = values.pop("outlier_share")
     return DefinitionInfo(**(values | {"outlier": values["outlier"] | {"share": share}}))

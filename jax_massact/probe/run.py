@@ -4,7 +4,7 @@ import collections
 import importlib.metadata
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jax_massact.config import Definition
+from jax_massact.config import Definition, ModelConfig
 from jax_massact.nn.decoder import Decoder
+from jax_massact.nn.variants import VARIANTS
 from jax_massact.probe.magnitudes import (
     QUANTILES,
     THRESHOLDS,
@@ -35,6 +36,7 @@ from jax_massact.probe.result import Massive as MassiveRecord
 from jax_massact.probe.stats import CountsAbove, Top
 
 MAX_LISTED = 16
+SINK = "<sink>"  # how a learned embedding in front is called
 PROMPT_TOKENS = 512
 
 
@@ -69,7 +71,14 @@ def probe_batch(
     definition: Definition | None = None,
 ) -> BatchProbe:
     """One batch's statistics; sequences that are not kept are left out of the tally."""
-    stats: Magnitudes = magnitudes(model, tokens, top_k=top_k, definition=definition)
+    stats = magnitudes(model, tokens, top_k=top_k, definition=definition)
+    return reduce_batch(stats, keep, definition)
+
+
+def reduce_batch(
+    stats: Magnitudes, keep: Bool[Array, " B"], definition: Definition | None = None
+) -> BatchProbe:
+    """What of a batch's statistics goes to the host."""
     fields = {name: getattr(stats, name) for name in PerSequence._fields}
     return BatchProbe(
         PerSequence(**fields),
@@ -136,66 +145,142 @@ def probe_sequences(
       kind: a token string to "delimiter" or "other".
       progress: called with the number of sequences done.
     """
-    total: Tally | None = None
-    layers = _LayerTotals()
-    where: dict[int, Whereabouts] = {}
-    prompt: Prompt | None = None
-    picture: ActivationMap | None = None
+    collector = Collector(definition, strings, kind, in_front=in_front(model.config))
+    for rows, full, keep in batches(tokens, batch_size):
+        collector.add(jax.device_get(step(model, full, keep)), rows)
+        progress(collector.sequences)
+    return collector.probed()
+
+
+def batches(
+    tokens: Int[np.ndarray, "S T"], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(rows, the same filled up to the batch size, which of them to keep), in order.
+
+    The last batch is filled up, so that one compilation serves all.
+    """
     for start in range(0, len(tokens), batch_size):
         rows = tokens[start : start + batch_size]
         n = len(rows)
-        # The last batch is filled up, so that one compilation serves all.
         full = np.concatenate([rows, np.repeat(rows[-1:], batch_size - n, axis=0)])
-        batch = jax.device_get(step(model, full, np.arange(batch_size) < n))
+        yield rows, full, np.arange(batch_size) < n
+
+
+def in_front(config: ModelConfig) -> int:
+    """How many learned embeddings stand before the tokens of a sequence."""
+    return VARIANTS[config.attention].tokens_in_front
+
+
+class Found(NamedTuple):
+    """One activation of one sequence that is over the relaxed threshold after a block."""
+
+    layer: int
+    position: int
+    dim: int
+    value: float
+    strict: bool
+
+
+class Collector:
+    """Merges the batches of one run; what it holds does not grow with the number of sequences.
+
+    Args:
+      strings: ids to token strings.
+      kind: a token string to "delimiter" or "other".
+      in_front: how many learned embeddings stand before the tokens of a sequence.
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        strings: Callable[[Iterable[int]], list[str]],
+        kind: Callable[[str], str],
+        *,
+        in_front: int = 0,
+    ) -> None:
+        def with_sink(ids: Iterable[int]) -> list[str]:
+            ids = [int(i) for i in ids]
+            return [SINK if i < 0 else strings([i])[0] for i in ids] if in_front else strings(ids)
+
+        self.sequences = 0
+        self._definition, self._strings, self._kind = definition, with_sink, kind
+        self._front = np.full(in_front, -1)
+        self._total: Tally | None = None
+        self._layers = _LayerTotals()
+        self._where: dict[int, Whereabouts] = {}
+        self._prompt: Prompt | None = None
+        self._map: ActivationMap | None = None
+
+    def add(self, batch: BatchProbe, rows: Int[np.ndarray, "b T"]) -> list[list[Found]]:
+        """Adds a batch, already on the host; returns what was found in each of its `rows`."""
+        n = len(rows)
+        rows = self.with_front(rows)
         part = jax.tree.map(np.float64, batch.tally)
-        total = part if total is None else total.merge(part)
-        layers.add(jax.tree.map(lambda x, n=n: x[:, :n], batch.sequences), rows, strings)
+        self._total = part if self._total is None else self._total.merge(part)
+        self._layers.add(jax.tree.map(lambda x: x[:, :n], batch.sequences), rows, self._strings)
+        found = [_found(batch, b) for b in range(n)]
         for b in range(n):
-            found = _found(batch, b)
-            _note_places(where, found, rows[b], strings, kind)
-            if prompt is None or picture is None:
-                prompt = Prompt(
-                    tokens=strings(rows[b][:PROMPT_TOKENS]),
-                    massive=sorted({(p, d) for p, d, _ in found if p < PROMPT_TOKENS}),
-                )
-                magnitude = batch.map[:, b]
-                picture = ActivationMap(
-                    magnitude=magnitude,
-                    first_dim=np.asarray(map_first_dims(batch.tally.anywhere.shape[0])),
-                    tokens=strings(rows[b][: magnitude.shape[1]]),
-                )
-        progress(start + n)
-    assert total is not None and prompt is not None and picture is not None
-    verdict = jax.jit(decide, static_argnums=1)(jax.tree.map(np.float32, total), definition)
-    massive = jax.device_get(verdict)
-    return Probed(layers.means(), massive, total, where, prompt, picture)
+            self._note_places(found[b], rows[b])
+        if self._prompt is None:
+            self._keep_first(batch, rows[0], found[0])
+        self.sequences += n
+        return found
+
+    def with_front(self, rows: Int[np.ndarray, "b T"]) -> Int[np.ndarray, "b S"]:
+        """The ids as the model sees them: -1 for a learned embedding in front."""
+        front = np.broadcast_to(self._front, (len(rows), len(self._front)))
+        return np.concatenate([front, rows], axis=1)
+
+    def probed(self) -> Probed:
+        """The verdict over all batches."""
+        total, prompt, picture = self._total, self._prompt, self._map
+        assert total is not None and prompt is not None and picture is not None
+        verdict = jax.jit(decide, static_argnums=1)(
+            jax.tree.map(np.float32, total), self._definition
+        )
+        massive = jax.device_get(verdict)
+        return Probed(self._layers.means(), massive, total, self._where, prompt, picture)
+
+    def kind_of(self, row: Int[np.ndarray, " T"], position: int) -> str:
+        """ "first", "delimiter" or "other"."""
+        return "first" if position == 0 else self._kind(self._strings([int(row[position])])[0])
+
+    def _keep_first(self, batch: BatchProbe, row: np.ndarray, found: list[Found]) -> None:
+        places = {(f.position, f.dim) for f in found if f.position < PROMPT_TOKENS}
+        self._prompt = Prompt(
+            tokens=self._strings(row[:PROMPT_TOKENS]), massive=sorted(places)
+        )
+        magnitude = np.asarray(batch.map[:, 0])
+        self._map = ActivationMap(
+            magnitude=magnitude,
+            first_dim=np.asarray(map_first_dims(batch.tally.anywhere.shape[0])),
+            tokens=self._strings(row[: magnitude.shape[1]]),
+        )
+
+    def _note_places(self, found: list[Found], row: np.ndarray) -> None:
+        strict_dims = {f.dim for f in found if f.strict}
+        # A dimension with strict hits is described by those alone.
+        described = {(f.position, f.dim) for f in found if f.strict or f.dim not in strict_dims}
+        for position, dim in described:
+            piece = self._strings([int(row[position])])[0]
+            name = self.kind_of(row, position)
+            place = self._where.setdefault(
+                dim, Whereabouts(*(collections.Counter() for _ in range(3)))
+            )
+            place.positions[position] += 1
+            place.tokens[piece, name] += 1
+            place.kinds[name] += 1
 
 
-def _found(batch: BatchProbe, b: int) -> list[tuple[int, int, bool]]:
-    """(position, dim, strict) of every hit of sequence b, at any layer."""
+def _found(batch: BatchProbe, b: int) -> list[Found]:
+    """Every hit of sequence b, at any layer."""
     hits = np.nonzero(batch.hits.relaxed[:, b])
-    position = batch.places.position[:, b][hits]
-    dim = batch.places.dim[:, b][hits]
-    strict = batch.hits.strict[:, b][hits]
-    return list(zip(position.tolist(), dim.tolist(), strict.tolist(), strict=True))
-
-
-def _note_places(
-    where: dict[int, Whereabouts],
-    found: list[tuple[int, int, bool]],
-    row: np.ndarray,
-    strings: Callable[[Iterable[int]], list[str]],
-    kind: Callable[[str], str],
-) -> None:
-    strict_dims = {d for _, d, strict in found if strict}
-    # A dimension with strict hits is described by those alone.
-    for position, dim in {(p, d) for p, d, s in found if s or d not in strict_dims}:
-        piece = strings([int(row[position])])[0]
-        name = "first" if position == 0 else kind(piece)
-        place = where.setdefault(dim, Whereabouts(*(collections.Counter() for _ in range(3))))
-        place.positions[position] += 1
-        place.tokens[piece, name] += 1
-        place.kinds[name] += 1
+    columns = (
+        batch.places.position[:, b], batch.places.dim[:, b], batch.places.post[:, b],
+        batch.hits.strict[:, b],
+    )
+    return [Found(*row) for row in zip(hits[0].tolist(), *(c[hits].tolist() for c in columns),
+                                       strict=True)]
 
 
 class _LayerTotals:
