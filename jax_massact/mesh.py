@@ -98,6 +98,18 @@ def constrain(x: jax.Array, kind: str) -> jax.Array:
     return jax.reshard(x, _fit(LAYOUTS[kind], x.shape, sizes)) if sizes else x
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """`x` on every device."""
+    return jax.reshard(x, PartitionSpec()) if _explicit_sizes() else x
+
+
+def by_sequence(x: jax.Array) -> jax.Array:
+    """`x` [B, ...] spread over sequences only, whole in all other axes."""
+    sizes = _explicit_sizes()
+    layout = (_BATCH, *(None,) * (x.ndim - 1))
+    return jax.reshard(x, _fit(layout, x.shape, sizes)) if sizes else x
+
+
 def gathered(w: jax.Array, kind: str) -> jax.Array:
     """A parameter made whole over `fsdp`, as it is needed for one block's computation."""
     sizes = _explicit_sizes()
@@ -132,10 +144,7 @@ def take_rows(table: jax.Array, ids: jax.Array, *, out: str) -> jax.Array:
 
 def per_query_head(x: jax.Array, num_heads: int) -> jax.Array:
     """[K, H], one row for each key/value head, as [N, H]: a row for each query head."""
-    sizes = _explicit_sizes()
-    if sizes:
-        x = jax.reshard(x, PartitionSpec())
-    x = jnp.repeat(x, num_heads // x.shape[0], axis=0)
+    x = jnp.repeat(whole(x), num_heads // x.shape[0], axis=0)
     return constrain(x, "bias_nh")
 
 

@@ -20,8 +20,10 @@ from jax_massact.nn.decoder import (
 )
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.variants import VARIANTS
+from jax_massact.probe.loss import token_losses
 from jax_massact.probe.magnitudes import magnitudes
 from jax_massact.probe.massive import find_massive
+from jax_massact.probe.mechanism import explain
 
 B, T = 8, 12
 WIDE = dataclasses.replace(LLAMA, num_heads=8, num_kv_heads=4)
@@ -135,6 +137,22 @@ def test_the_probe_under_a_mesh(mesh):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         limit = 1e-5 * np.abs(np.nan_to_num(b)).max() if b.dtype == np.float32 else 0
         np.testing.assert_allclose(a, b, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("mesh", ["all", "model", "auto"])
+def test_the_mechanism_under_a_mesh(mesh):
+    config = dataclasses.replace(WIDE, attention="kv_bias")
+    model, tokens = decoder(config), ids(config, B, T)
+    massive = jnp.asarray(np.arange(T)[None].repeat(B, 0) % 5 == 0)
+    run = jax.jit(lambda model, tokens, massive: (
+        explain(model, tokens, massive), token_losses(model, tokens)
+    ))
+    expected = jax.device_get(run(model, tokens, massive))
+    mesh = MESHES[mesh]()
+    with jax.set_mesh(mesh):
+        found = jax.device_get(run(placed(model, mesh), tokens, massive))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())
 
 
 def test_parameters_are_spread_out():

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
 from jax_massact.config import ModelConfig
@@ -86,50 +86,66 @@ def block_logits(
 ) -> tuple[Float[Array, "B K G Q S"], int]:
     """Float32 logits of queries [start, stop), -inf where a key is not seen.
 
-    Returns the logits over the keys [first, stop) and `first`; head n = k * G + g.
+    Returns the logits over the keys [first, stop) and `first`.
     """
     first = 0 if window is None else max(0, start - window + 1)
-    B, _, N, H = q.shape
+    behind = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)
+    return causal_logits(q[:, start:stop], k[:, first:stop], behind, window), first
+
+
+def causal_logits(
+    q: Float[Array, "B Q N H"],
+    k: Float[Array, "B S K H"],
+    behind: Int[Array, "Q S"],
+    window: int | None,
+) -> Float[Array, "B K G Q S"]:
+    """Float32 logits q.k / sqrt(H), -inf where a key is not seen; head n = k * G + g.
+
+    Args:
+      behind: how many tokens each key is behind each query.
+    """
+    B, Q, N, H = q.shape
     K = k.shape[2]
-    q = (q[:, start:stop] * H**-0.5).reshape(B, stop - start, K, N // K, H)
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     logits = jnp.einsum(
         "btkgh,bskh->bkgts",
-        q,
-        k[:, first:stop],
+        (q * H**-0.5).reshape(B, Q, K, N // K, H),
+        k,
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    behind = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)
     seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return jnp.where(seen, logits, -jnp.inf), first
+    return jnp.where(seen, logits, -jnp.inf)
 
 
 def extra_logits(
-    q: Float[Array, "B T N H"],
+    q: Float[Array, "B Q N H"],
     kv_heads: int,
     extra: Extra,
-    start: int,
-    stop: int,
+    index: Int[Array, " Q"],
     reach: int | None,
 ) -> Float[Array, "B K G Q 1"]:
-    """Float32 logits of queries [start, stop) for the extra key, -inf where it is not seen."""
-    B, _, N, H = q.shape
-    K, G, Q = kv_heads, N // kv_heads, stop - start
+    """Float32 logits of these queries for the extra key, -inf where it is not seen.
+
+    Args:
+      index: of each query in its sequence.
+    """
+    B, Q, N, H = q.shape
+    K, G = kv_heads, N // kv_heads
     logits = jnp.zeros((B, K, G, Q), jnp.float32)
     if extra.key is not None:
         precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
         logits = jnp.einsum(
             "btkgh,kh->bkgt",
-            (q[:, start:stop] * H**-0.5).reshape(B, Q, K, G, H),
+            (q * H**-0.5).reshape(B, Q, K, G, H),
             extra.key.astype(q.dtype),
             precision=precision,
             preferred_element_type=jnp.float32,
         )
     if extra.logit is not None:
         logits = logits + extra.logit.astype(jnp.float32).reshape(K, G, 1)
-    if reach is not None and stop > reach:
-        logits = jnp.where(jnp.arange(start, stop) < reach, logits, -jnp.inf)
+    if reach is not None:
+        logits = jnp.where(index < reach, logits, -jnp.inf)
     return logits[..., None]
 
 
@@ -137,8 +153,10 @@ def _attend_block(q, k, v, start, stop, window, extra, reach):
     logits, first = block_logits(q, k, start, stop, window)
     B, K, G, Q, _ = logits.shape
     peak = logits.max(-1, keepdims=True)
-    logit = None if extra is None else extra_logits(q, K, extra, start, stop, reach)
-    if logit is not None:
+    logit = None
+    if extra is not None:
+        index = jnp.arange(start, stop)
+        logit = extra_logits(q[:, start:stop], K, extra, index, reach)
         peak = jnp.maximum(peak, logit)
     peak = jax.lax.stop_gradient(peak)
     weights = jnp.exp(logits - peak)

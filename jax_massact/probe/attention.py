@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_massact.nn.attention import block_logits, extra_logits, query_blocks
+from jax_massact import mesh
+from jax_massact.nn.attention import causal_logits, extra_logits
 from jax_massact.nn.block import Acts
 
 SINK_EPSILON = 0.3
 SINK_LENGTH = 64
+# Queries in one block: logits of so many are held at a time.
+BLOCK = 128
 
 
 class UpdateMoments(NamedTuple):
@@ -69,10 +72,10 @@ class _Block(NamedTuple):
     massive: jax.Array
     logit_massive: jax.Array
     logit_other: jax.Array
-    has_other: jax.Array  # [B Q]
-    sees_massive: jax.Array  # [B Q]
-    update: jax.Array  # [B Q N H], of massive tokens
-    whole: jax.Array  # [B Q N H]
+    has_other: jax.Array  # [B 1 Q]
+    sees_massive: jax.Array  # [B 1 Q]
+    update: jax.Array  # [B N Q H], of massive tokens
+    whole: jax.Array  # [B N Q H]
 
 
 def attention_stats(
@@ -95,22 +98,12 @@ def attention_stats(
       reach: of its extra key (`nn.attention.extra_reach`).
       sink_length: how many queries count for `sink`.
     """
-    blocks = [
-        _block(acts, massive, start, stop, window, reach)
-        for start, stop in query_blocks(acts.q.shape[1])
-    ]
-    joined = {
-        name: jnp.concatenate(
-            [getattr(b, name) for b in blocks], axis=1 if name in _QUERY_IS_AXIS_1 else 2
-        )
-        for name in _Block._fields
-    }
-    whole = _Block(**joined)
+    whole = _in_blocks(acts, massive, window, reach)
     T = acts.q.shape[1]
     later = (jnp.arange(T) > 0)[None]
-    ordinary = whole.sees_massive & ~massive
+    ordinary = whole.sees_massive[:, 0] & ~massive
     early = (jnp.arange(T) < sink_length)[None]
-    others = whole.has_other & later & ~massive
+    others = whole.has_other[:, 0] & later & ~massive
     return AttentionStats(
         sink=_mean(whole.first, jnp.broadcast_to(early, massive.shape)),
         first=_mean(whole.first, jnp.broadcast_to(later, massive.shape)),
@@ -124,61 +117,80 @@ def attention_stats(
     )
 
 
-_QUERY_IS_AXIS_1 = ("has_other", "sees_massive", "update", "whole")
-
-
 def attention_map(
     acts: Acts, tokens: int, *, window: int | None = None, reach: int | None = None
 ) -> Float[Array, "B M M"]:
     """Attention of the first `tokens` queries and keys, averaged over heads, for pictures."""
     M = min(tokens, acts.q.shape[1])
     q, k = acts.q[:, :M], acts.k[:, :M]
-    logits, _ = block_logits(q, k, 0, M, window)
+    q, k = mesh.by_sequence(q), mesh.by_sequence(k)
+    index = jnp.arange(M)
+    logits = causal_logits(q, k, index[:, None] - index, window)
     if acts.extra is not None:
-        extra = extra_logits(q, k.shape[2], acts.extra, 0, M, reach)
+        extra_key = jax.tree.map(mesh.whole, acts.extra)
+        extra = extra_logits(q, k.shape[2], extra_key, index, reach)
         logits = jnp.concatenate([logits, extra], axis=-1)
     return jax.nn.softmax(logits, axis=-1)[..., :M].mean((1, 2))
 
 
-def _block(acts: Acts, massive, start, stop, window, reach) -> _Block:
-    logits, first = block_logits(acts.q, acts.k, start, stop, window)
+def _in_blocks(
+    acts: Acts, massive: Bool[Array, "B T"], window: int | None, reach: int | None
+) -> _Block:
+    """All queries, BLOCK at a time, one after the other: a loop whose body XLA cannot overlap."""
+    q, k, v = (mesh.by_sequence(x) for x in (acts.q, acts.k, acts.v))
+    extra_key = jax.tree.map(mesh.whole, acts.extra)
+    T = q.shape[1]
+    size = min(BLOCK, T)
+    number = -(-T // size)
+    q = jnp.pad(q, ((0, 0), (0, number * size - T), (0, 0), (0, 0)))
+    # [blocks B size N H]
+    q = jnp.moveaxis(q.reshape(q.shape[0], number, size, *q.shape[2:]), 1, 0)
+
+    def one(args):
+        q, start = args
+        return _block(q, k, v, extra_key, massive, start + jnp.arange(size), window, reach)
+
+    blocks = jax.lax.map(one, (q, size * jnp.arange(number)))
+    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])[:, :, :T]
+    return jax.tree.map(join, blocks)
+
+
+def _block(q, k, v, extra_key, massive, index, window, reach) -> _Block:
+    behind = index[:, None] - jnp.arange(k.shape[1])
+    logits = causal_logits(q, k, behind, window)
     B, K, G, Q, S = logits.shape
     peak = logits.max(-1, keepdims=True)
-    seen = jnp.isfinite(logits[0, 0, 0])
+    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     extra = jnp.zeros((B, K, G, Q, 1))
-    if acts.extra is not None:
-        logit = extra_logits(acts.q, K, acts.extra, start, stop, reach)
+    if extra_key is not None:
+        logit = extra_logits(q, K, extra_key, index, reach)
         peak = jnp.maximum(peak, logit)
         extra = jnp.exp(logit - peak)
     weights = jnp.exp(logits - peak)
     total = weights.sum(-1, keepdims=True) + extra
     weights, extra = weights / total, extra / total
-    at_massive = massive[:, first:stop]
-    is_massive = at_massive[:, None, None, None]
-    mean_logit = lambda mask: jnp.where(mask, jnp.where(seen, logits, 0), 0).sum(-1) / jnp.maximum(
-        mask.sum(-1), 1
-    )
+    is_massive = massive[:, None, None, None]
+    mean_logit = lambda mask: jnp.where(mask, logits, 0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
     mix = lambda w: jnp.einsum(
-        "bkgts,bskh->btkgh", w, acts.v[:, first:stop].astype(jnp.float32),
+        "bkgts,bskh->bkgth", w, v.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
     update = mix(jnp.where(is_massive, weights, 0))
     whole = update + mix(jnp.where(is_massive, 0, weights))
-    if acts.extra is not None and acts.extra.value is not None:
-        value = acts.extra.value.astype(jnp.float32)[:, None]
-        whole = whole + extra.transpose(0, 3, 1, 2, 4) * value
+    if extra_key is not None and extra_key.value is not None:
+        whole = whole + extra * extra_key.value.astype(jnp.float32)[:, None, None]
     heads = lambda x: x.reshape(B, K * G, Q)
-    to_massive, to_other = seen & at_massive[:, None], seen & ~at_massive[:, None]
+    to_massive, to_other = seen & massive[:, None], seen & ~massive[:, None]
     return _Block(
-        first=heads(weights[..., 0]) if first == 0 else jnp.zeros((B, K * G, Q)),
+        first=heads(weights[..., 0]),
         extra=heads(extra[..., 0]),
         massive=heads(jnp.where(is_massive, weights, 0).sum(-1)),
         logit_massive=heads(mean_logit(to_massive[:, None, None])),
         logit_other=heads(mean_logit(to_other[:, None, None])),
-        has_other=to_other.any(-1),
-        sees_massive=to_massive.any(-1),
-        update=update.reshape(B, Q, K * G, -1),
-        whole=whole.reshape(B, Q, K * G, -1),
+        has_other=to_other.any(-1)[:, None],
+        sees_massive=to_massive.any(-1)[:, None],
+        update=update.reshape(B, K * G, Q, -1),
+        whole=whole.reshape(B, K * G, Q, -1),
     )
 
 
@@ -189,7 +201,7 @@ def _mean(x: Float[Array, "B N T"], mask: Bool[Array, "B T"]) -> Float[Array, "B
 
 def _update_moments(u, z, mask: Bool[Array, "B T"]) -> UpdateMoments:
     B, T = mask.shape
-    u, z = u.reshape(B, T, -1), z.reshape(B, T, -1)
+    u, z = (x.transpose(0, 2, 1, 3).reshape(B, T, -1) for x in (u, z))
     count = jnp.maximum(mask.sum(-1), 1)
     mean_of = lambda x: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0).sum(
         1

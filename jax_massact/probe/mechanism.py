@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_massact import mesh
 from jax_massact.config import ModelConfig
 from jax_massact.nn.attention import extra_reach
 from jax_massact.nn.block import Acts
@@ -76,12 +77,12 @@ def mechanism_tap(
       config: of the model, for its positions and windows.
     """
     window, reach = config.sliding_window, extra_reach(config)
-    k = acts.k
+    k = mesh.by_sequence(acts.k)
     if config.position == "rope":
         positions = config.first_position + jnp.arange(k.shape[1])
         # Turned back: a key's position is not a property of its token.
         k = rotate(k, -rotary_angles(config.rope, config.head_dim, positions), config.rope.pairs)
-    flat = lambda x: x.reshape(*x.shape[:2], -1)
+    flat = lambda x: mesh.by_sequence(x).reshape(*x.shape[:2], -1)
     pair = lambda x: VectorPair(_sums(x, massive), _sums(x, ~massive))
     return LayerMechanism(
         attention=attention_stats(

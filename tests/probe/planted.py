@@ -15,6 +15,9 @@ CONFIG = dataclasses.replace(
 )
 MARK = 14  # +4 at the first token, -4 at all others
 DIM, WRITER, REMOVER, VALUE = 3, 1, 4, 500.0
+# Here token BOS is marked, by its embedding.
+LLAMA_CONFIG = dataclasses.replace(CONFIGS["llama"], depth=6)
+BOS = 1
 
 
 class Plant:
@@ -28,23 +31,46 @@ class Plant:
         for name in self.p:
             if name.endswith("scale"):
                 self.p[name][:] = 1.0
-        self.p["positions"][:, MARK] = -4.0
-        self.p["positions"][0, MARK] = 4.0
-        self.p["embed"][:, MARK] = 0.0
+        if config.position == "learned":
+            self.p["positions"][:, MARK] = -4.0
+            self.p["positions"][0, MARK] = 4.0
+            self.p["embed"][:, MARK] = 0.0
+        else:
+            self.p["embed"][:, MARK] = -4.0
+            self.p["embed"][BOS, MARK] = 4.0
 
     def mlp(self, layer: int, unit: int, reads: int, dim: int, value: float, gain: float = 10.0):
         """Block `layer` adds about `value` to `dim` where the normed `reads` is large."""
-        p = {n: self.p[f"blocks.mlp.{n}"][layer] for n in ("up", "up_bias", "down")}
+        names = ("up", "gate", "up_bias", "down")
+        p = {n: self.p[f"blocks.mlp.{n}"][layer] for n in names if f"blocks.mlp.{n}" in self.p}
         p["up"][:, unit] = 0.0
         p["up"][reads, unit] = gain
-        p["up_bias"][unit] = -gain
+        if "gate" in p:
+            p["gate"][:, unit] = p["up"][:, unit]
+        else:
+            p["up_bias"][unit] = -gain
         p["down"][unit] = 0.0
         p["down"][unit, dim] = value
+        return self
+
+    def louder(self, factor: float = 5.0):
+        """Attention that matters: queries, keys and values far from 0."""
+        for name in ("q", "k", "v", "out"):
+            self.p[f"blocks.attn.{name}"] *= factor
         return self
 
     def build(self) -> Decoder:
         arrays = {n: jnp.asarray(x, jnp.float32) for n, x in self.p.items()}
         return from_parameters(self.config, arrays)
+
+
+def llama_written_and_removed(value: float = VALUE, seed: int = 0) -> Plant:
+    """As `written_and_removed`, at the token BOS of a LLaMA."""
+    plant = Plant(LLAMA_CONFIG, seed)
+    # The mark is 4 deviations, and so is the value later: silu(40) * 40.
+    plant.mlp(WRITER, 5, MARK, DIM, value / 1600)
+    plant.mlp(REMOVER, 6, DIM, DIM, -value / 1600)
+    return plant
 
 
 def written_and_removed(value: float = VALUE, seed: int = 0) -> Plant:
