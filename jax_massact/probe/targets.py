@@ -187,6 +187,9 @@ def control_places(
         ordinary = (magnitude[e, b] >= low[e, b]) & (magnitude[e, b] <= high[e, b])
         free = np.nonzero(ordinary)[0]
         rng = np.random.default_rng([seed, first_sequence + b, e])
-        wanted = min(int(tokens[e, b].sum()), len(free))
+        wanted = int(tokens[e, b].sum())
+        if len(free) < wanted:  # what comes nearest
+            outside = np.maximum(low[e, b] - magnitude[e, b], magnitude[e, b] - high[e, b])
+            free = np.argsort(outside, kind="stable")[:wanted]
         chosen[e, b, rng.choice(free, wanted, replace=False)] = True
     return chosen
