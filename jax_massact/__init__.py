@@ -15,6 +15,7 @@ from jax_massact.probe.magnitudes import Magnitudes, magnitudes, residual_stream
 from jax_massact.probe.massive import Massive, find_massive
 from jax_massact.probe.mechanism import LayerMechanism, explain, massive_tokens, sink_rate
 from jax_massact.weights.load import load
+from jax_massact.weights.save import save
 
 __all__ = [
     "Acts",
@@ -41,6 +42,7 @@ __all__ = [
     "massive_tokens",
     "perplexity",
     "residual_streams",
+    "save",
     "sink_rate",
     "token_losses",
 ]

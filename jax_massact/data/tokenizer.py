@@ -4,11 +4,19 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from jax_massact.config import check_in
 from jax_massact.errors import DataError
@@ -80,7 +88,10 @@ class Tokenizer:
       bos_id, bos_token: what begins a sequence, or None where the model has no such token.
       eos_id: what ends a sequence, or None.
       adds_bos: whether the model was published to be run with BOS in front.
+      FILES: the names of `files`.
     """
+
+    FILES: ClassVar[tuple[str, str]] = ("tokenizer.json", "tokenizer_config.json")
 
     def __init__(
         self,
@@ -181,7 +192,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises no narrower type
             raise DataError(f"{path} is not a tokenizer: {error}") from error
-        config_path = path.with_name("tokenizer_config.json")
+        config_path = path.with_name(cls.FILES[1])
         config = _read_json(config_path) if config_path.is_file() else {}
         in_front = _put_in_front(backend)
         bos_id = _configured_id(backend, config, "bos_token", config_path)
@@ -199,6 +210,29 @@ class Tokenizer:
             readable=_readable_of(description),
             verbatim=backend.get_added_tokens_decoder(),
         )
+
+    def files(self) -> dict[str, str]:
+        """What `from_file` and transformers read as this tokenizer: names and contents.
+
+        BOS and EOS stay what they are, and so does whether BOS is put in front.
+
+        Raises:
+          DataError: BOS or EOS is spelled as another token is, which only GGUF files can express.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        if self.adds_bos and _put_in_front(backend) is None:
+            backend.post_processor = processors.Sequence(
+                [*filter(None, [backend.post_processor]), self._bos_in_front()]
+            )
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self._spelled(self.bos_id),
+            "eos_token": self._spelled(self.eos_id),
+            "add_bos_token": self.adds_bos,
+            "clean_up_tokenization_spaces": False,
+        }
+        texts = (backend.to_str(pretty=True), json.dumps(config, indent=2, ensure_ascii=False))
+        return dict(zip(self.FILES, texts, strict=True))
 
     def encode(self, text: str, *, bos: bool) -> np.ndarray:
         """Token ids of a text, int32 [T]; special tokens written out in it count as themselves.
@@ -236,6 +270,25 @@ class Tokenizer:
         if setting == "true":
             self._require_bos()
         return setting == "true" or (setting == "auto" and self.adds_bos)
+
+    def _spelled(self, i: int | None) -> str | None:
+        """The spelling of a special token, if no other token has the same."""
+        if i is None:
+            return None
+        piece = self._raw_piece(i)
+        found = None if piece is None else self._backend.token_to_id(piece)
+        if found != i:
+            raise DataError(
+                f"{self.source}: token {i} is spelled {piece!r}, as token {found} is; expected "
+                "in a tokenizer.json: a spelling of its own"
+            )
+        return piece
+
+    def _bos_in_front(self) -> processors.TemplateProcessing:
+        bos = {"id": "BOS", "ids": [self.bos_id], "tokens": [self.bos_token]}
+        return processors.TemplateProcessing(
+            single=["BOS", "$A"], pair=["BOS", "$A", "BOS:1", "$B:1"], special_tokens=[bos]
+        )
 
     def _require_bos(self) -> None:
         if self.bos_id is None:
@@ -302,6 +355,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: _GgufVocabulary) ->
     cuts = [pre_tokenizers.Split(Regex(e), behavior="isolated") for e in split.expressions]
     bytes_as_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_as_characters])
+    backend.decoder = decoders.ByteLevel()
     return _Built(backend, _byte_level_text, split.adds_bos, bos_id=None, eos_id=None)
 
 
@@ -327,6 +381,8 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], vocabulary: _GgufVocabulary)
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape_spaces])
     else:
         backend.normalizer = escape_spaces
+    unescape = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(unescape)
     return _Built(backend, _sentencepiece_text, adds_bos=True, bos_id=1, eos_id=2)
 
 

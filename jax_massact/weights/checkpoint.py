@@ -117,7 +117,7 @@ def check_tensors(
       WeightsError: a tensor is missing, mis-shaped, of a type that holds no weights, or not part
         of the model.
     """
-    table = table_for(fmt, config.family, tensors)
+    table = table_for(fmt, config, tensors)
     places = {name: table[name] for name in _parameter_names(_small(config))}
     _check_depth(path, stated_in, config, places, tensors)
     used: dict[str, Tensor] = {}

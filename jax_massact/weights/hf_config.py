@@ -1,25 +1,30 @@
 """A Hugging Face `config.json` as a model's configuration.
 
-Defaults are those of transformers where a published file may leave a setting out.
+Defaults are those of transformers where a published file may leave a setting out. A file that this
+package wrote may hold settings of the group `massact`, for models that transformers does not have.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jax_massact.config import ActivationKind, ModelConfig, RopeConfig
 from jax_massact.errors import ConfigError, WeightsError
 from jax_massact.nn.layers import llama3_factors
+from jax_massact.weights.group import group_of, model_config
 from jax_massact.weights.safetensors import parse_json
 from jax_massact.weights.settings import Settings
 from jax_massact.weights.tensors import check_digest, reading
 
-# Architecture and `model_type`.
-_MODEL_TYPES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "GPT2LMHeadModel": "gpt2",
+# Family -> architecture, and `model_type` -> architecture with the models of this package's own.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
 }
+OWN = "massact-"
+_MODEL_TYPES = ARCHITECTURES | {f"{OWN}{f}": f"Massact{a}" for f, a in ARCHITECTURES.items()}
 _ACTIVATIONS: dict[str, ActivationKind] = {
     "silu": "silu",
     "swish": "silu",
@@ -39,26 +44,34 @@ def hf_config(path: Path) -> ModelConfig:
     check_digest(path)
     with reading(path) as file:
         settings = Settings(parse_json(file.read(), str(path)), path)
-    family = _family(settings)
+    model_type = _model_type(settings)
     if settings.has("quantization_config"):
         raise settings.error("quantization_config", "nothing; quantized weights only as GGUF")
     try:
-        return _READERS[family](settings)
+        group = group_of(settings, required=model_type.startswith(OWN))
+        return model_config(hf_fields(model_type.removeprefix(OWN), settings), group)
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def _family(settings: Settings) -> str:
+def hf_fields(family: str, settings: Settings) -> dict[str, Any]:
+    """The fields of `ModelConfig` that the settings with Hugging Face's names state.
+
+    Raises:
+      WeightsError, ConfigError: a setting is not supported, or one is missing or wrong.
+    """
+    return _READERS[family](settings)
+
+
+def _model_type(settings: Settings) -> str:
     architectures = settings.get("architectures", [])
-    known = ", ".join(_MODEL_TYPES)
-    if architectures and (
-        not isinstance(architectures, list) or str(architectures[0]) not in _MODEL_TYPES
-    ):
-        raise settings.error("architectures", f"one of {known}")
     if not architectures:
-        return settings.one_of("model_type", tuple(_MODEL_TYPES.values()))
-    family = _MODEL_TYPES[architectures[0]]
-    return settings.one_of("model_type", (family,), family)
+        return settings.one_of("model_type", tuple(_MODEL_TYPES))
+    known = {architecture: model_type for model_type, architecture in _MODEL_TYPES.items()}
+    if not isinstance(architectures, list) or str(architectures[0]) not in known:
+        raise settings.error("architectures", f"one of {', '.join(known)}")
+    model_type = known[architectures[0]]
+    return settings.one_of("model_type", (model_type,), model_type)
 
 
 def _activation(settings: Settings, name: str, default: str) -> ActivationKind:
@@ -73,11 +86,11 @@ def _rope_decoder(
     window: int | None = None,
     qkv_bias: bool = False,
     other_biases: bool = False,
-) -> ModelConfig:
+) -> dict[str, Any]:
     """The settings that LLaMA, Mistral and Qwen2 have in common."""
     width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     head_dim = settings.size("head_dim", max(width // heads, 1))
-    return ModelConfig(
+    return dict(
         family=family,
         vocab_size=settings.size("vocab_size"),
         depth=settings.size("num_hidden_layers"),
@@ -100,12 +113,12 @@ def _rope_decoder(
     )
 
 
-def _llama(settings: Settings) -> ModelConfig:
+def _llama(settings: Settings) -> dict[str, Any]:
     bias = settings.flag("attention_bias", False)
     return _rope_decoder(settings, family="llama", qkv_bias=bias, other_biases=True)
 
 
-def _mistral(settings: Settings) -> ModelConfig:
+def _mistral(settings: Settings) -> dict[str, Any]:
     # Absent and null differ: a file that does not say has transformers' window.
     absent = "sliding_window" not in settings.values
     window = 4096 if absent else settings.get("sliding_window")
@@ -115,7 +128,7 @@ def _mistral(settings: Settings) -> ModelConfig:
     return _rope_decoder(settings, family="mistral", window=window)
 
 
-def _qwen2(settings: Settings) -> ModelConfig:
+def _qwen2(settings: Settings) -> dict[str, Any]:
     window = None
     if settings.flag("use_sliding_window", False) and settings.has("sliding_window"):
         first = settings.get("max_window_layers", 28)
@@ -165,7 +178,7 @@ def _rope(settings: Settings, head_dim: int) -> RopeConfig:
 
 
 def _factors(scaling: Settings, rope: RopeConfig, head_dim: int) -> tuple[float, ...] | None:
-    kinds = ("default", "linear", "llama3")
+    kinds = ("default", "linear", "llama3", "longrope")
     key = "type" if scaling.has("type") and not scaling.has("rope_type") else "rope_type"
     if not scaling.values:
         return None
@@ -176,6 +189,12 @@ def _factors(scaling: Settings, rope: RopeConfig, head_dim: int) -> tuple[float,
         return None
     if kind == "linear":
         return (scaling.number("factor"),) * (head_dim // 2)
+    if kind == "longrope":
+        factors = scaling.numbers("short_factor")
+        if scaling.numbers("long_factor") != factors:
+            raise scaling.error("long_factor", "short_factor's numbers, whatever the length")
+        scaling.one_of("attention_factor", (1.0, 1))
+        return factors
     return llama3_factors(
         rope,
         head_dim,
@@ -186,14 +205,14 @@ def _factors(scaling: Settings, rope: RopeConfig, head_dim: int) -> tuple[float,
     )
 
 
-def _gpt2(settings: Settings) -> ModelConfig:
+def _gpt2(settings: Settings) -> dict[str, Any]:
     width, heads = settings.size("n_embd"), settings.size("n_head")
-    if width % heads:
+    if width % heads and not group_of(settings).has("head_dim"):
         raise settings.error("n_head", f"a divisor of n_embd, which is {width}")
     settings.one_of("scale_attn_weights", (True,), True)
     settings.one_of("scale_attn_by_inverse_layer_idx", (False,), False)
     settings.one_of("add_cross_attention", (False,), False)
-    return ModelConfig(
+    return dict(
         family="gpt2",
         vocab_size=settings.size("vocab_size"),
         depth=settings.size("n_layer"),
@@ -216,7 +235,7 @@ def _gpt2(settings: Settings) -> ModelConfig:
     )
 
 
-_READERS: Mapping[str, Callable[[Settings], ModelConfig]] = {
+_READERS: Mapping[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,

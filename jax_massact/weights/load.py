@@ -115,7 +115,7 @@ def _without_tied_head(
     head = tensors.get("lm_head.weight")
     if head is None or not config.tied_head:
         return tensors
-    embed = tensors.get(table_for("huggingface", config.family, tensors)["embed"].template)
+    embed = tensors.get(table_for("huggingface", config, tensors)["embed"].template)
     if embed is None or not _same_bytes(head, embed):
         raise head.error(
             f"differs from the embedding and {stated_in.name} has tie_word_embeddings true",

@@ -11,13 +11,14 @@ To support another family, add a row to `TABLES` (and to the configuration reade
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from jax_massact.config import ModelConfig
+from jax_massact.nn.variants import VARIANTS
 
 Format = Literal["gguf", "huggingface"]
 
@@ -57,6 +58,17 @@ class Place:
             letters = letters.replace("c", "")
         return array.transpose([letters.index(letter) for letter in self.layout.split("->")[1]])
 
+    def array(self, parts: Sequence[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+        """The file's array of these parameters (of one block), in the order of c.
+
+        The inverse of `parameter`.
+        """
+        letters, (_, axes) = "".join(self._axes()), self.layout.split("->")
+        order = [axes.index(letter) for letter in letters if letter != "c"]
+        moved = [part.transpose(order) for part in parts]
+        whole = np.stack(moved, letters.index("c")) if "c" in letters else moved[0]
+        return np.ascontiguousarray(whole.reshape(self.file_shape(sizes)))
+
     def _axes(self) -> list[str]:
         grouped = re.findall(r"\((\w+)\)|(\w)", self.layout.split("->")[0])
         return [group or letter for group, letter in grouped]
@@ -72,6 +84,7 @@ def letter_sizes(config: ModelConfig, stacked: int = 1) -> dict[str, int]:
         "h": config.head_dim,
         "f": config.mlp_dim,
         "p": config.context_length,
+        "s": VARIANTS[config.attention].tokens_in_front,
         "c": stacked,
     }
 
@@ -84,15 +97,28 @@ def _blocks(prefix: str, rows: Mapping[str, Place]) -> dict[str, Place]:
     }
 
 
+# What no published model has and a model of this package may: under names of this package's own.
+_VARIANTS = {
+    "attn.variant.k": Place("variant.k", "kh->kh"),
+    "attn.variant.v": Place("variant.v", "kh->kh"),
+    "attn.variant.logit": Place("variant.logit", "n->n"),
+    "attn.variant.gate": Place("variant.gate.weight", "nd->dn"),
+}
+
+
 def _llama_huggingface() -> dict[str, Place]:
     return {
         "embed": Place("model.embed_tokens.weight", "vd->vd"),
+        "positions": Place("model.embed_positions.weight", "pd->pd"),
+        "front": Place("model.front.weight", "sd->sd"),
         "final_norm.scale": Place("model.norm.weight", "d->d"),
+        "final_norm.bias": Place("model.norm.bias", "d->d"),
         "head": Place("lm_head.weight", "vd->dv"),
         **_blocks(
             "model.layers.{l}.",
             {
                 "attn_norm.scale": Place("input_layernorm.weight", "d->d"),
+                "attn_norm.bias": Place("input_layernorm.bias", "d->d"),
                 "attn.q": Place("self_attn.q_proj.weight", "(nh)d->dnh"),
                 "attn.k": Place("self_attn.k_proj.weight", "(kh)d->dkh"),
                 "attn.v": Place("self_attn.v_proj.weight", "(kh)d->dkh"),
@@ -102,12 +128,14 @@ def _llama_huggingface() -> dict[str, Place]:
                 "attn.v_bias": Place("self_attn.v_proj.bias", "(kh)->kh"),
                 "attn.out_bias": Place("self_attn.o_proj.bias", "d->d"),
                 "mlp_norm.scale": Place("post_attention_layernorm.weight", "d->d"),
+                "mlp_norm.bias": Place("post_attention_layernorm.bias", "d->d"),
                 "mlp.gate": Place("mlp.gate_proj.weight", "fd->df"),
                 "mlp.up": Place("mlp.up_proj.weight", "fd->df"),
                 "mlp.down": Place("mlp.down_proj.weight", "df->fd"),
                 "mlp.gate_bias": Place("mlp.gate_proj.bias", "f->f"),
                 "mlp.up_bias": Place("mlp.up_proj.bias", "f->f"),
                 "mlp.down_bias": Place("mlp.down_proj.bias", "d->d"),
+                **_VARIANTS,
             },
         ),
     }
@@ -118,6 +146,7 @@ def _gpt2_huggingface() -> dict[str, Place]:
     return {
         "embed": Place("transformer.wte.weight", "vd->vd"),
         "positions": Place("transformer.wpe.weight", "pd->pd"),
+        "front": Place("transformer.front.weight", "sd->sd"),
         "final_norm.scale": Place("transformer.ln_f.weight", "d->d"),
         "final_norm.bias": Place("transformer.ln_f.bias", "d->d"),
         "head": Place("lm_head.weight", "vd->dv"),
@@ -136,13 +165,30 @@ def _gpt2_huggingface() -> dict[str, Place]:
                 "attn.out_bias": Place("attn.c_proj.bias", "d->d"),
                 "mlp_norm.scale": Place("ln_2.weight", "d->d"),
                 "mlp_norm.bias": Place("ln_2.bias", "d->d"),
+                "mlp.gate": Place("mlp.c_gate.weight", "df->df"),
+                "mlp.gate_bias": Place("mlp.c_gate.bias", "f->f"),
                 "mlp.up": Place("mlp.c_fc.weight", "df->df"),
                 "mlp.up_bias": Place("mlp.c_fc.bias", "f->f"),
                 "mlp.down": Place("mlp.c_proj.weight", "fd->fd"),
                 "mlp.down_bias": Place("mlp.c_proj.bias", "d->d"),
+                **_VARIANTS,
             },
         ),
     }
+
+
+# GPT-2's one tensor for queries, keys and values takes as many key/value heads as query heads.
+_GPT2_GROUPED = _blocks(
+    "transformer.h.{l}.attn.",
+    {
+        "attn.q": Place("c_attn_q.weight", "d(nh)->dnh"),
+        "attn.k": Place("c_attn_k.weight", "d(kh)->dkh"),
+        "attn.v": Place("c_attn_v.weight", "d(kh)->dkh"),
+        "attn.q_bias": Place("c_attn_q.bias", "(nh)->nh"),
+        "attn.k_bias": Place("c_attn_k.bias", "(kh)->kh"),
+        "attn.v_bias": Place("c_attn_v.bias", "(kh)->kh"),
+    },
+)
 
 
 def _gguf(blocks: Mapping[str, Place]) -> dict[str, Place]:
@@ -225,20 +271,25 @@ CONSTANTS = {
 _PREFIX = re.compile(r"^(model|transformer)\.")
 
 
-def table_for(fmt: Format, family: str, tensors: Collection[str]) -> dict[str, Place]:
-    """The rows for a file that holds these tensors."""
-    table = TABLES[fmt, family]
+def table_for(
+    fmt: Format, config: ModelConfig, tensors: Collection[str] | None = None
+) -> dict[str, Place]:
+    """The rows for a model in a file that holds these tensors; None: in a file to be written."""
+    table = TABLES[fmt, config.family]
+    if (fmt, config.family) == ("huggingface", "gpt2") and config.num_kv_heads < config.num_heads:
+        table = table | _GPT2_GROUPED
     bare = {
         name: dataclasses.replace(place, template=_PREFIX.sub("", place.template))
         for name, place in table.items()
     }
-    is_bare = table["embed"].template not in tensors and bare["embed"].template in tensors
-    return bare if is_bare else table
+    if tensors is None or table["embed"].template in tensors:
+        return table
+    return bare if bare["embed"].template in tensors else table
 
 
 def by_template(places: Mapping[str, Place]) -> list[dict[str, Place]]:
-    """The places in groups that lie in the same tensor; the size of a group is that of c."""
+    """The places in groups that lie in the same tensor, in the order of c."""
     groups: dict[str, dict[str, Place]] = {}
-    for name, place in places.items():
+    for name, place in sorted(places.items(), key=lambda item: item[1].part):
         groups.setdefault(place.template, {})[name] = place
     return list(groups.values())

@@ -39,9 +39,21 @@ class Settings:
         """A whole number above 0."""
         return self._checked(check_int, name, default, 1, _MAX_SIZE)
 
+    def count(self, name: str) -> int:
+        """A whole number of at least 0."""
+        return self._checked(check_int, name, None, 0, _MAX_SIZE)
+
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
         return float(self._checked(check_float, name, default, 0.0, open_low=True))
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers above 0."""
+        values = self._required(name, None)
+        if not isinstance(values, list):
+            raise self.error(name, "a list of numbers above 0")
+        each = {f"{self.prefix}{name}[{i}]": value for i, value in enumerate(values)}
+        return tuple(Settings(each, self.file).number(key) for key in each)
 
     def flag(self, name: str, default: bool) -> bool:
         """A truth value."""

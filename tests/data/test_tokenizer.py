@@ -330,3 +330,87 @@ def test_bad_files_are_named(folder: Path, name: str, content: str | None, messa
     with pytest.raises(DataError, match=message) as caught:
         Tokenizer.from_file(folder / "tokenizer.json")
     assert name in str(caught.value)
+
+
+# Written again
+
+
+def rewritten(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    for name, text in tokenizer.files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return Tokenizer.from_file(folder / "tokenizer.json")
+
+
+def as_others_read(folder: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+WRITTEN_TEXT = "camelCase, 1234  h\u00e9 <s>"
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        bpe_metadata("camelCase"),
+        bpe_metadata("camelCase", pre="tekken"),
+        spm_metadata({"\u2581": -1.0, "a": -2.0, "m": -2.0, "am": -3.0, "\u2581h": -4.0}),
+    ],
+    ids=["bpe", "tekken", "sentencepiece"],
+)
+def test_a_gguf_tokenizer_can_be_written(
+    tmp_path: Path, metadata: dict[str, Any], adds_bos: bool
+) -> None:
+    metadata = metadata | {"tokenizer.ggml.add_bos_token": adds_bos}
+    tokenizer = Tokenizer.from_gguf(metadata, "x.gguf")
+    again = rewritten(tokenizer, tmp_path)
+    ids = tokenizer.encode(WRITTEN_TEXT, bos=False)
+    assert again.encode(WRITTEN_TEXT, bos=False).tolist() == ids.tolist()
+    assert again.token_strings(ids) == tokenizer.token_strings(ids)
+    for name in ("bos_id", "bos_token", "eos_id", "adds_bos", "vocab_size"):
+        assert getattr(again, name) == getattr(tokenizer, name)
+    others = as_others_read(tmp_path)
+    assert others.encode(WRITTEN_TEXT).ids == [tokenizer.bos_id] * adds_bos + ids.tolist()
+    assert others.decode(ids.tolist(), skip_special_tokens=False).strip() == WRITTEN_TEXT
+
+
+def test_a_tokenizer_json_can_be_written_again(folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    (tmp_path / "copy").mkdir()
+    again = rewritten(tokenizer, tmp_path / "copy")
+    assert (again.bos_id, again.adds_bos, again.eos_id) == (0, True, None)
+    text = "the cat and the hat and the bat"
+    ids = tokenizer.encode(text, bos=True).tolist()
+    assert again.encode(text, bos=True).tolist() == ids
+    # BOS once, and no truncation.
+    assert as_others_read(tmp_path / "copy").encode(text).ids == ids
+
+
+def test_bos_is_written_beside_another_post_processor(folder: Path) -> None:
+    backend = as_others_read(folder)
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = configure(folder, bos_token="<bos>", add_bos_token=True)
+    assert rewritten(tokenizer, folder).adds_bos
+    post_processor = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
+    assert [step["type"] for step in post_processor["processors"]] == [
+        "ByteLevel", "TemplateProcessing"
+    ]
+    assert as_others_read(folder).encode("the").ids[0] == 0
+
+
+def test_a_bos_that_is_not_to_be_added_stays_so(folder: Path) -> None:
+    tokenizer = configure(folder, bos_token="<bos>", add_bos_token=False)
+    assert rewritten(tokenizer, folder).adds_bos is False
+
+
+def test_a_tokenizer_without_bos_is_written_without(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata("a", bos_token_id=None), "x.gguf")
+    again = rewritten(tokenizer, tmp_path)
+    assert (again.bos_id, again.adds_bos, again.eos_id) == (None, False, 1)
+
+
+def test_two_tokens_of_one_spelling_cannot_be_written() -> None:
+    tokenizer = Tokenizer.from_gguf(bpe_metadata("<s>"), "x.gguf")
+    with pytest.raises(DataError, match=r"x\.gguf: token 0 is spelled '<s>', as token \d+ is"):
+        tokenizer.files()

@@ -22,6 +22,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 2.0, 3.0, 4.0],
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+    "attention_factor": 1.0,
+}
 
 
 def read(tmp_path, config):
@@ -67,6 +73,18 @@ REFUSED = {
     ),
     "no factor": (
         CONFIG | {"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling.factor is missing"]
+    ),
+    "two lengths": (
+        CONFIG | {"rope_scaling": LONGROPE | {"long_factor": [1.0, 2.0, 3.0, 5.0]}},
+        ["rope_scaling.long_factor is [1.0, 2.0, 3.0, 5.0]", "short_factor's numbers"],
+    ),
+    "scaled": (
+        CONFIG | {"rope_scaling": LONGROPE | {"attention_factor": 1.2}},
+        ["rope_scaling.attention_factor is 1.2"],
+    ),
+    "scaled by default": (
+        CONFIG | {"rope_scaling": LONGROPE | {"attention_factor": None}},
+        ["rope_scaling.attention_factor is missing"],
     ),
     "some windows": (
         QWEN2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
@@ -133,6 +151,8 @@ def test_rotary_settings_old_and_new(tmp_path):
     assert new.factors == llama3_factors(new, 8, **limits) != (8.0,) * 4
     linear = read(tmp_path, CONFIG | {"rope_scaling": {"type": "linear", "factor": 2.0}})
     assert linear.rope.factors == (2.0,) * 4
+    longrope = read(tmp_path, CONFIG | {"rope_scaling": LONGROPE})
+    assert longrope.rope.factors == (1.0, 2.0, 3.0, 4.0)
 
 
 def test_windows(tmp_path):
