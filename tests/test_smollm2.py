@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 import jax_massact as ma
@@ -63,23 +62,60 @@ def test_the_values_with_bos_are_those_of_a_numpy_model() -> None:
         assert top.value[layer, 0, 0] == pytest.approx(value, rel=1e-4)
 
 
-def test_zeroing_one_number_ruins_the_model_and_its_mean_does_not() -> None:
-    model, tokenizer = ma.load(checkpoint())
-    text = documents("pydoc")
-    tokens = windows(text, tokenizer, sequences=2, sequence_length=256, bos=True)
+def command(name: str, tmp_path: Path, *settings: str) -> dict:
+    checkpoint()
+    arguments = [name, "smollm2-135m", f"--workdir={tmp_path}"]
+    assert main([*arguments, *(f"--config.{s}" for s in settings)]) == 0
+    return json.loads((tmp_path / f"{name}.json").read_text())
 
-    @jax.jit
-    def loss(model, tokens, edits):
-        logits, _ = model(tokens, edits=edits)
-        log_p = jax.nn.log_softmax(logits[:, :-1])
-        return -jax.numpy.take_along_axis(log_p, tokens[:, 1:, None], -1).mean()
 
-    first = np.arange(256) == 0
-    edit = lambda value: ma.Edits.set_to(11, first, 507, value)
-    nowhere = ma.Edits.set_to(99, first, 507, 0.0)
-    original, zero, mean = (
-        float(loss(model, tokens, e)) for e in (nowhere, edit(0.0), edit(24_926.0))
+@pytest.mark.parametrize("bos", ["auto", "true"])
+def test_zero_ruins_the_model_and_neither_mean_nor_control_does(bos: str, tmp_path: Path) -> None:
+    result = command(
+        "intervene", tmp_path, f"bos={bos}", "sequences=3", "calibration_sequences=3",
+        "sequence_length=256",
     )
-    # Measured with plain NumPy on another text: perplexity 42.8, 401,870 and 43.1.
-    assert zero - original > np.log(1000)
-    assert abs(mean - original) < 0.01
+    (target,) = (t for t in result["targets"] if t["dim"] == 507)
+    assert target["layer"] == 11 and [m["kind"] for m in target["means"]] == ["first"]
+    perplexity = result["perplexity"]
+    # Measured with plain NumPy on another text, with BOS: 42.8, 401,870 and 43.1.
+    assert perplexity["zero"] > 1000 * perplexity["original"]
+    for name in ("mean", "control_zero"):
+        assert perplexity[name] == pytest.approx(perplexity["original"], rel=0.01)
+    assert perplexity["fraction_0.5"] > 1.1 * perplexity["original"]
+    assert result["after_zero"]["verdict"] == "needed"
+    assert 507 not in result["after_zero"]["dims"]
+
+
+def test_the_mechanism_has_sinks_constant_keys_and_a_value_drain(tmp_path: Path) -> None:
+    result = command(
+        "explain", tmp_path, "bos=true", "sequences=3", "sequence_length=256",
+        "location_sequences=4", "location_length=64",
+    )
+    before, after = result["layers"][11], result["layers"][13]
+    assert before["attention"]["sink_rate"]["mean"] < 0.2 < after["attention"]["sink_rate"]["mean"]
+    # BOS is the same in every sequence.
+    assert after["keys"]["cosine_massive"] == pytest.approx(1, abs=1e-4)
+    assert after["stream"]["dims_massive"] < 1.1 and after["value_drain"] < 0.7
+    update = after["massive_update"]
+    assert update["cosine"]["mean"] > after["other_update"]["cosine"]["mean"]
+    assert update["cosine"]["std"] < 0.1
+    without, with_bos = result["locations"]
+    assert (without["bos"], with_bos["bos"]) == (False, True)
+    (record,) = (m for m in with_bos["massive"] if m["dim"] == 507)
+    assert record["value_mean"] == pytest.approx(24_926.2, rel=1e-4)
+    assert record["value_std"] < 1
+
+
+def test_folding_bos_leaves_the_logits_and_nothing_massive(tmp_path: Path) -> None:
+    result = command("fold", tmp_path, "sequences=2", "sequence_length=128")
+    assert result["unchanged"] and result["logit_difference"] < 1e-4
+    assert {m["dim"] for m in result["massive_before"] if m["strict"]} >= {507}
+    assert not any(m["strict"] for m in result["massive_after"])
+    assert result["perplexity_folded"] == pytest.approx(result["perplexity_original"], rel=1e-4)
+    # The folded model is read again, and probed like any other.
+    assert main(["probe", str(tmp_path / "model"), f"--workdir={tmp_path}",
+                 "--config.sequences=2", "--config.sequence_length=127"]) == 0
+    probed = json.loads((tmp_path / "probe.json").read_text())
+    assert not any(m["strict"] for m in probed["massive"]) and not probed["data"]["bos"]
+    assert probed["layers"][12]["top"][0]["magnitude"] < 2000

@@ -1,9 +1,10 @@
 """The `massact` command: turns flags into settings and calls one function for each command."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax_massact.errors import UserError
 
@@ -12,6 +13,41 @@ _MODEL_HELP = (
     "a named resource (smollm2-135m), a .gguf file, a folder with config.json and safetensors, or "
     "a Hugging Face id"
 )
+
+
+class _Run(NamedTuple):
+    """A row of `_RUNS`: `jax_massact.cli.NAME.run_NAME` does it."""
+
+    about: str
+    config: str
+    written: str
+
+
+_RUNS = {
+    "probe": _Run(
+        "does a model have massive activations: where, since which layer, how large, who writes "
+        "them",
+        "ProbeConfig",
+        "probe.json, report.html and figures",
+    ),
+    "intervene": _Run(
+        "what the perplexity is when they are set to zero, to their mean, to a part of it, and "
+        "whether the model needs them",
+        "InterveneConfig",
+        "intervene.json, intervene.html and figures",
+    ),
+    "explain": _Run(
+        "what attention makes of them: sink rate, norms, keys and values, value updates, locations",
+        "ExplainConfig",
+        "explain.json, explain.html and figures",
+    ),
+    "fold": _Run(
+        "write the keys and values of a fixed first token as explicit k', v', drop the token, and "
+        "compare",
+        "FoldConfig",
+        "fold.json, fold.html and the folded model",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,31 +67,72 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("massact", description=DESCRIPTION)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_probe(commands)
+    for name in _RUNS:
+        _add_run(commands, name)
+    _add_train(commands)
+    _add_compare(commands)
     _add_bench(commands)
     return parser
 
 
-def _add_probe(commands: Any) -> None:
+def _add_run(commands: Any, name: str) -> None:
+    """A command that runs a model on a text: MODEL, a folder for what is found, and settings."""
+    from jax_massact import config
     from jax_massact.cli.settings import describe
-    from jax_massact.config import ProbeConfig
 
-    probe = commands.add_parser(
-        "probe",
-        help="does a model have massive activations: where, since which layer, how large, who "
-        "writes them",
-        epilog=describe(ProbeConfig),
+    about, config_name, written = _RUNS[name]
+    run = commands.add_parser(
+        name,
+        help=about,
+        epilog=describe(getattr(config, config_name)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    probe.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    probe.add_argument(
-        "--workdir",
-        metavar="DIR",
-        help="where probe.json, report.html and figures go (default: massact_out/MODEL)",
+    run.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    run.add_argument(
+        "--workdir", metavar="DIR", help=f"where {written} go (default: massact_out/MODEL)"
     )
-    _add_config(probe)
-    probe.set_defaults(run=_probe)
+    _add_config(run)
+    run.set_defaults(run=_run, command=name)
+
+
+def _add_train(commands: Any) -> None:
+    from jax_massact.cli.settings import describe
+    from jax_massact.train.config import TrainConfig
+
+    train = commands.add_parser(
+        "train",
+        help="train a model with a chosen attention and watch massive activations form",
+        epilog=describe(TrainConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    train.add_argument(
+        "--workdir", metavar="DIR", required=True,
+        help="where the run is written; one that is there is taken up again",
+    )
+    _add_config(train, required=True)
+    train.set_defaults(run=_train)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="train the variants of one configuration, or read finished runs, and compare them",
+        allow_abbrev=False,
+    )
+    compare.add_argument("runs", metavar="RUN", nargs="*", help="the folder of a finished run")
+    compare.add_argument(
+        "--workdir", metavar="DIR", required=True,
+        help="where compare.json, figures and, with --config, the runs go",
+    )
+    compare.add_argument(
+        "--variants", metavar="NAMES", default="standard,sink,kv_bias",
+        help="of attention, with --config (%(default)s)",
+    )
+    compare.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each (1)")
+    _add_config(compare)
+    compare.set_defaults(run=_compare)
 
 
 def _add_bench(commands: Any) -> None:
@@ -84,20 +161,42 @@ def _add_bench(commands: Any) -> None:
     probe.set_defaults(run=_bench_probe)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, required: bool = False) -> None:
     parser.add_argument(
         "--config",
+        required=required,
         metavar="FILE[:ARG]",
         help="a Python file whose get_config([ARG]) returns an ml_collections.ConfigDict",
     )
 
 
-def _probe(args: argparse.Namespace, rest: list[str]) -> int:
-    from jax_massact.cli.probe import run_probe
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    from jax_massact import config
     from jax_massact.cli.settings import resolve
-    from jax_massact.config import ProbeConfig
 
-    run_probe(args.model, resolve(ProbeConfig, args.config, rest), args.workdir)
+    settings = resolve(getattr(config, _RUNS[args.command].config), args.config, rest)
+    module = importlib.import_module(f"jax_massact.cli.{args.command}")
+    getattr(module, f"run_{args.command}")(args.model, settings, args.workdir)
+    return 0
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    from pathlib import Path
+
+    from jax_massact.cli.settings import resolve
+    from jax_massact.cli.train import run_train
+    from jax_massact.train.config import TrainConfig
+
+    run_train(resolve(TrainConfig, args.config, rest), Path(args.workdir).expanduser())
+    return 0
+
+
+def _compare(args: argparse.Namespace, rest: list[str]) -> int:
+    from jax_massact.cli.compare import run_compare
+
+    run_compare(
+        args.runs, args.config, rest, args.workdir, variants=args.variants, seeds=args.seeds
+    )
     return 0
 
 

@@ -54,18 +54,21 @@ class Prepared(NamedTuple):
     bos: bool
 
 
-def prepare(source: str, config: RunConfig, *, sequences: int | None = None) -> Prepared:
+def prepare(
+    source: str, config: RunConfig, *, sequences: int | None = None, spare: int = 0
+) -> Prepared:
     """Opens a checkpoint and cuts the text into sequences.
 
     Args:
       sequences: how many; None: as `config` says.
+      spare: how many tokens of the model's context to leave free.
 
     Raises:
       WeightsError, ResourceError: the checkpoint cannot be used.
       DataError: the text or the tokenizer cannot be, or the sequences are too long for the model.
     """
     checkpoint = open_checkpoint(source)
-    limit = checkpoint.config.context_length - checkpoint.config.first_position
+    limit = checkpoint.config.context_length - checkpoint.config.first_position - spare
     if config.sequence_length > limit:
         raise DataError(
             f"sequence_length is {config.sequence_length}; allowed for this model: at most {limit}"

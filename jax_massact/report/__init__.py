@@ -3,9 +3,22 @@
 from pathlib import Path
 
 from jax_massact.probe.result import ActivationMap, ProbeResult
+from jax_massact.report.explain import print_explain, write_explain_report
+from jax_massact.report.fold import print_fold, write_fold_report
+from jax_massact.report.intervene import print_intervene, write_intervene_report
 from jax_massact.report.terminal import print_probe, probe_table
 
-__all__ = ["print_probe", "probe_table", "write_probe_report"]
+__all__ = [
+    "print_explain",
+    "print_fold",
+    "print_intervene",
+    "print_probe",
+    "probe_table",
+    "write_explain_report",
+    "write_fold_report",
+    "write_intervene_report",
+    "write_probe_report",
+]
 
 
 def write_probe_report(

@@ -5,7 +5,7 @@ Drawn with matplotlib's object interface: no pyplot, no global state.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from jax_massact.probe.result import ActivationMap, LayerStats, Massive, ProbeResult
+from jax_massact.probe.result import (
+    ActivationMap,
+    LayerStats,
+    Massive,
+    ModelInfo,
+    ProbeResult,
+)
 from jax_massact.report import words
 from jax_massact.report.encode import write_bytes
 from jax_massact.report.picture import (
@@ -67,14 +73,21 @@ def save_probe_figures(
     Returns:
       The six files.
     """
+    drawings = {
+        "activation_map": lambda: draw_activation_map(result, activation_map),
+        "top_magnitudes": lambda: draw_top_magnitudes(result),
+        "writers": lambda: draw_writers(result),
+    }
+    return save_figures(drawings, folder)
+
+
+def save_figures(drawings: Mapping[str, Callable[[], Figure]], folder: Path) -> list[Path]:
+    """Draws each figure in the house style and saves it as PNG and PDF under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in (
-            ("activation_map", draw_activation_map(result, activation_map)),
-            ("top_magnitudes", draw_top_magnitudes(result)),
-            ("writers", draw_writers(result)),
-        ):
+        for name, draw in drawings.items():
+            figure = draw()
             paths += [_save(figure, folder / f"{name}.{suffix}") for suffix in ("png", "pdf")]
     return paths
 
@@ -123,7 +136,7 @@ def draw_activation_map(result: ProbeResult, activation_map: ActivationMap) -> F
     ticks = _token_ticks(tokens, [position for position, _ in spikes])
     axes.set_yticks(ticks)
     axes.set_yticklabels(
-        [_mpl_token(activation_map.tokens[t]) for t in ticks],
+        [figure_token(activation_map.tokens[t]) for t in ticks],
         fontsize=7, ha="left", va="center", rotation=0,
     )
     axes.tick_params(pad=0)
@@ -134,7 +147,7 @@ def draw_activation_map(result: ProbeResult, activation_map: ActivationMap) -> F
         axis.pane.set_facecolor("white")
         axis.pane.set_edgecolor("#d1d5db")
     figure.suptitle(
-        _title(result, f"|h| after block {layer}, first sequence"),
+        figure_title(result["model"], f"|h| after block {layer}, first sequence"),
         x=0.02, y=0.97, ha="left", fontsize=10,
     )
     return figure
@@ -148,13 +161,13 @@ def draw_top_magnitudes(result: ProbeResult) -> Figure:
     axes = figure.add_axes((0.11, 0.14, 0.68, 0.74))
     axes.set_yscale("log")
     series = [
-        (f"top-{k + 1}", _positive([_top(layer, k, "magnitude") for layer in layers]), color)
+        (f"top-{k + 1}", positive([_top(layer, k, "magnitude") for layer in layers]), color)
         for k, color in enumerate(TOPS)
     ]
-    series.append(("median", _positive([layer["median"] for layer in layers]), BLUE))
+    series.append(("median", positive([layer["median"] for layer in layers]), BLUE))
     for (name, values, color), marker in zip(series, "osD^", strict=True):
         axes.plot(index, values, color=color, marker=marker, label=name)
-    top, std = series[0][1], _positive([_top(layer, 0, "magnitude_std") for layer in layers])
+    top, std = series[0][1], positive([_top(layer, 0, "magnitude_std") for layer in layers])
     low = np.where(top > std, top - std, np.nan)  # a logarithmic axis has no place for less
     axes.fill_between(index, low, top + std, color=ORANGE, alpha=0.15, linewidth=0)
     drawn = np.concatenate([values for _, values, _ in series])
@@ -167,9 +180,9 @@ def draw_top_magnitudes(result: ProbeResult) -> Figure:
             bound, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label
         )
     axes.set(ylim=limits, xlabel=LAYER_AXIS, ylabel="magnitude (mean over sequences)")
-    _layer_ticks(axes, index)
+    layer_ticks(axes, index)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
-    axes.set_title(_title(result, "largest magnitudes by layer"))
+    axes.set_title(figure_title(result["model"], "largest magnitudes by layer"))
     return figure
 
 
@@ -207,9 +220,9 @@ def draw_writers(result: ProbeResult) -> Figure:
     axes.set(xlabel=LAYER_AXIS, ylabel="value (mean over sequences)")
     axes.yaxis.set_major_formatter(lambda value, _: words.number(value))
     index = [layer["layer"] for layer in result["layers"]]
-    _layer_ticks(axes, index)
+    layer_ticks(axes, index)
     some = "" if len(shown) == len(records) else f" ({len(shown)} largest of {len(records)})"
-    axes.set_title(_title(result, f"who writes what{some}"))
+    axes.set_title(figure_title(result["model"], f"who writes what{some}"))
     return figure
 
 
@@ -221,34 +234,37 @@ def _save(figure: Figure, path: Path) -> Path:
     return write_bytes(path, buffer.getvalue())
 
 
-def _mpl_text(text: str) -> str:
+def figure_text(text: str) -> str:
     """ASCII, so that every font has the glyphs, with the dollar of mathtext escaped."""
     return text.encode("ascii", errors="backslashreplace").decode().replace("$", r"\$")
 
 
-def _title(result: ProbeResult, text: str, limit: int = 36) -> str:
-    name = result["model"]["name"]
+def figure_title(model: ModelInfo, text: str, limit: int = 36) -> str:
+    """The model's name and what is shown."""
+    name = model["name"]
     if len(name) > limit:  # the end of a path says most
         name = name.rstrip("/").rsplit("/", 1)[-1]
     name = name if len(name) <= limit else name[: limit - 3] + "..."
-    return _mpl_text(f"{name}: {text}")
+    return figure_text(f"{name}: {text}")
 
 
-def _mpl_token(token: str) -> str:
-    return _mpl_text(words.ascii_label(token, 16))
+def figure_token(token: str) -> str:
+    """A token as a label of at most 16 characters."""
+    return figure_text(words.ascii_label(token, 16))
 
 
 def _top(layer: LayerStats, rank: int, field: str) -> float:
     return layer["top"][rank][field] if rank < len(layer["top"]) else math.nan
 
 
-def _positive(values: Sequence[float | None]) -> np.ndarray:
+def positive(values: Sequence[float | None]) -> np.ndarray:
     """Floats for a logarithmic axis: what is not positive and finite becomes a gap."""
     array = np.array([math.nan if v is None else v for v in values], dtype=float)
     return np.where(np.isfinite(array) & (array > 0), array, np.nan)
 
 
-def _layer_ticks(axes: Axes, index: Sequence[int]) -> None:
+def layer_ticks(axes: Axes, index: Sequence[int]) -> None:
+    """Layers as whole numbers on the x axis."""
     axes.set_xlim(index[0] - 0.5, index[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
 

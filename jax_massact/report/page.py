@@ -1,5 +1,6 @@
 """The page of a probe: `report.html`, one file that opens without a network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def probe_sections(result: ProbeResult, activation_map: ActivationMap) -> list[S
         Section("prompt", "First sequence", _prompt(result)),
         Section("outliers", "Outlier features", _outliers(result)),
         Section("layers", "Every layer", _layers(result)),
-        Section("settings", "Settings and versions", _settings(result)),
+        Section("settings", "Settings and versions", settings_body(result)),
     ]
     return sections
 
@@ -77,11 +78,12 @@ def _massive(result: ProbeResult) -> str:
     for strict, caption in ((True, "Massive (strict)"),
                             (False, "Relaxed only: not massive by the strict definition")):
         if records := words.by_size(result["massive"], strict=strict):
-            parts.append(_massive_table(records, result["data"]["sequences"], caption))
+            parts.append(massive_table(records, result["data"]["sequences"], caption))
     return "\n".join(parts) or paragraphs(["No massive activations found, strict or relaxed."])
 
 
-def _massive_table(records: list[Massive], sequences: int, caption: str) -> str:
+def massive_table(records: list[Massive], sequences: int, caption: str) -> str:
+    """One row for each record, of a run over so many sequences."""
     def row(r: Massive) -> list[str]:
         tokens = [_token(t["token"]) + f" ({t['sequences']})" for t in r["tokens"][:LISTED]]
         positions = [f"{p['position']} ({p['sequences']})" for p in r["positions"][:LISTED]]
@@ -238,7 +240,8 @@ def _layers(result: ProbeResult) -> str:
     return table(head, rows) + paragraphs([note], "soft")
 
 
-def _settings(result: ProbeResult) -> str:
+def settings_body(result: Mapping[str, Any]) -> str:
+    """The settings of a run, and the versions of what it ran on."""
     setting = ("setting", "value")
     package = ("package", "version")
     return table(setting, _code_rows(_flat(result["config"])), text=setting) + table(

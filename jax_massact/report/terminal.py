@@ -23,34 +23,38 @@ def probe_table(result: ProbeResult, *, ascii_only: bool = False) -> RenderableT
       result: what the probe found.
       ascii_only: spell out every character that is not ASCII.
     """
-    spell = _ascii if ascii_only else str
+    spell = spelled if ascii_only else str
     token_label = words.ascii_label if ascii_only else words.token_label
     parts: list[RenderableType] = [
-        _headed("Model", spell(words.model_line(result["model"]))),
-        _headed("Data", spell(words.data_line(result["data"], token_label))),
+        headed("Model", spell(words.model_line(result["model"]))),
+        headed("Data", spell(words.data_line(result["data"], token_label))),
     ]
     if warning := words.nonfinite_warning(result):
-        parts.append(_headed("Warning", warning, "bold red"))
-    parts.append(_headed("Verdict", "\n".join(words.verdict(result)), _verdict_style(result)))
+        parts.append(headed("Warning", warning, "bold red"))
+    parts.append(headed("Verdict", "\n".join(words.verdict(result)), _verdict_style(result)))
     for strict, title in ((True, "Massive activations (strict)"),
                           (False, "Relaxed only (not massive by the strict definition)")):
         if records := words.by_size(result["massive"], strict=strict):
-            parts += [_title(title), _massive(records[:MAX_ROWS], result, ascii_only)]
-            parts += _left_out(len(records))
+            parts += [section_title(title), massive_rows(
+                records[:MAX_ROWS], result["data"]["sequences"], ascii_only
+            )]
+            parts += left_out(len(records))
     if features := result["outlier_features"]:
         title = "Outlier features (large at most tokens: not massive activations)"
-        parts += [_title(title), _outliers(features[:MAX_ROWS]), *_left_out(len(features))]
-    parts += [_title("Layers (means over sequences; residual stream after each block)")]
+        parts += [section_title(title), _outliers(features[:MAX_ROWS]), *left_out(len(features))]
+    parts += [section_title("Layers (means over sequences; residual stream after each block)")]
     parts.append(_layers(result["layers"]))
     parts.append(Text("\n".join(words.definition(result["definition"])), style="dim"))
     return Group(*parts)
 
 
-def _ascii(text: str) -> str:
+def spelled(text: str) -> str:
+    """In ASCII."""
     return text.encode("ascii", errors="backslashreplace").decode()
 
 
-def _headed(head: str, body: str, style: str = "") -> RenderableType:
+def headed(head: str, body: str, style: str = "") -> RenderableType:
+    """A paragraph with its heading on the left."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=8, style="bold")
     grid.add_column(overflow="fold")
@@ -58,14 +62,16 @@ def _headed(head: str, body: str, style: str = "") -> RenderableType:
     return grid
 
 
-def _title(text: str) -> RenderableType:
+def section_title(text: str) -> RenderableType:
+    """The title of a table, with a blank line before it."""
     return Padding(Text(text, style="bold"), (1, 0, 0, 0))
 
 
-def _left_out(rows: int) -> list[RenderableType]:
+def left_out(rows: int) -> list[RenderableType]:
+    """Says how many rows are not shown."""
     if rows <= MAX_ROWS:
         return []
-    return [Text(f"and {rows - MAX_ROWS} more, in probe.json", style="dim")]
+    return [Text(f"and {rows - MAX_ROWS} more, in the JSON file", style="dim")]
 
 
 def _verdict_style(result: ProbeResult) -> str:
@@ -74,7 +80,7 @@ def _verdict_style(result: ProbeResult) -> str:
     return "yellow" if result["massive"] else "green"
 
 
-def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
     """Rules above and below the head and no others: copies cleanly, and survives a log."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     for column in columns:
@@ -85,9 +91,9 @@ def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _massive(records: list[Massive], result: ProbeResult, ascii_only: bool) -> Table:
-    sequences = result["data"]["sequences"]
-    table = _table("dim", "layers", "value", "ratio", "seqs", "where", "written", "removed",
+def massive_rows(records: list[Massive], sequences: int, ascii_only: bool) -> Table:
+    """One row for each record, of a run over so many sequences."""
+    table = plain_table("dim", "layers", "value", "ratio", "seqs", "where", "written", "removed",
                    left=("where", "written", "removed"))
     for r in records:
         table.add_row(
@@ -117,7 +123,7 @@ def _where(record: Massive, ascii_only: bool, limit: int = 2) -> str:
 
 
 def _outliers(features: list[OutlierFeature]) -> Table:
-    table = _table("dim", "layers", "magnitude", "tokens", "seqs")
+    table = plain_table("dim", "layers", "magnitude", "tokens", "seqs")
     for f in features:
         table.add_row(
             str(f["dim"]),
@@ -134,7 +140,7 @@ def _layers(layers: list[LayerStats]) -> Table:
     ranks = max((len(layer["top"]) for layer in layers), default=0)
     tops = [f"top-{k + 1}" for k in range(min(ranks, 3))]
     above = [f">{bound}" for bound in bounds]
-    table = _table("layer", *tops, "median", "kurtosis", *above, "strict")
+    table = plain_table("layer", *tops, "median", "kurtosis", *above, "strict")
     for layer in layers:
         magnitudes: list[float | None] = [entry["magnitude"] for entry in layer["top"][:3]]
         magnitudes += [None] * (len(tops) - len(magnitudes))

@@ -60,9 +60,9 @@ def test_long_tables_are_cut_and_say_so():
     records = [examples.massive(d, 1e4 - d, 0, 2, 4, token=" a b") for d in range(300, 313)]
     text = printed(examples.result(records, depth=4))
     assert "\n309 " in text and "\n310 " not in text
-    assert "and 3 more, in probe.json" in text
+    assert "and 3 more, in the JSON file" in text
     assert "'␣a␣b'" in text
-    assert "in probe.json" not in printed(examples.strict_found())
+    assert "in the JSON file" not in printed(examples.strict_found())
 
 
 def test_none_found_is_a_result():

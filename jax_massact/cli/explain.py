@@ -1,0 +1,27 @@
+"""`massact explain`: what attention makes of massive activations."""
+
+import rich.console
+
+from jax_massact.cli.probe import announce, make_folder, progress_bar, say_written
+from jax_massact.config import ExplainConfig
+from jax_massact.probe.checkpoint import prepare
+from jax_massact.probe.explain import explain_checkpoint, total_sequences
+from jax_massact.probe.explain_result import ExplainResult
+from jax_massact.report import print_explain, write_explain_report
+
+
+def run_explain(source: str, config: ExplainConfig, workdir: str | None) -> ExplainResult:
+    """Measures the mechanism in a checkpoint, prints the tables and writes the folder.
+
+    Raises:
+      UserError: the checkpoint, the text, a setting or the folder cannot be used.
+    """
+    console = rich.console.Console(stderr=True, highlight=False)
+    folder = make_folder(workdir, source)
+    prepared = prepare(source, config)
+    announce(prepared, config, console)
+    with progress_bar(console, total_sequences(prepared, config), "ran") as progress:
+        result, attention_map = explain_checkpoint(prepared, config, progress=progress)
+    print_explain(result, rich.console.Console())
+    say_written(folder, lambda: write_explain_report(result, attention_map, folder), console)
+    return result

@@ -1,0 +1,137 @@
+"""`massact intervene`, `explain` and `fold` as a person runs them, on a planted model."""
+
+import json
+
+import numpy as np
+import pytest
+from headless_page import check_page
+from json_schema import read, violations
+from model_folders import folder_of
+from planted import BOS, DIM, Plant, llama_written_and_removed
+from planted import LLAMA_CONFIG as CONFIG
+
+import jax_massact as ma
+from jax_massact.cli import main
+from jax_massact.probe.explain_result import ExplainResult, FoldResult
+from jax_massact.probe.intervene_result import InterveneResult
+
+TEXT = "--config.text=" + "abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
+SIZE = [TEXT, "--config.sequence_length=12", "--config.sequences=3"]
+PLACE = ["--config.location_sequences=4", "--config.location_length=10"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    plants = {"loud": llama_written_and_removed().louder(), "quiet": Plant(CONFIG)}
+    return {name: folder_of(plant.build(), root / name) for name, plant in plants.items()}
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main([*map(str, argv)])
+        out, err = capsys.readouterr()
+        return code, " ".join(out.split()), " ".join(err.split())
+
+    return run
+
+
+def test_intervene(run, folders, tmp_path):
+    code, out, err = run("intervene", folders["loud"], *SIZE, "--workdir=out",
+                         "--config.bos=true", "--config.calibration_sequences=2")
+    assert code == 0
+    result = read(tmp_path / "out" / "intervene.json")
+    assert violations(result, InterveneResult) == []
+    assert [t["dim"] for t in result["targets"]] == [DIM]
+    assert "ran 5 of 5 sequences" in err and "with BOS" in err and "4 figures" in err
+    assert f"dim {DIM}" in out and "set to the mean" in out
+    check_page(tmp_path / "out" / "intervene.html", charts=2)
+
+
+def test_explain(run, folders, tmp_path):
+    code, out, err = run("explain", folders["loud"], *SIZE, *PLACE, "--workdir=out",
+                         "--config.bos=true", "--config.sink_length=8")
+    assert code == 0
+    result = read(tmp_path / "out" / "explain.json")
+    assert violations(result, ExplainResult) == []
+    assert result["massive_tokens"] == 1 and len(result["layers"]) == CONFIG.depth
+    assert result["sink_length"] == 8
+    assert [p["bos"] for p in result["locations"]] == [False, True]
+    # The planted token is BOS: without it there is nothing.
+    assert [[m["dim"] for m in p["massive"] if m["strict"]] for p in result["locations"]] == [
+        [], [DIM]
+    ]
+    assert "ran 14 of 14 sequences" in err and "8 figures" in err and "Sink rate" in out
+    check_page(tmp_path / "out" / "explain.html", charts=8)
+
+
+def test_fold_saves_a_model_that_every_command_reads(run, folders, tmp_path):
+    code, out, err = run("fold", folders["loud"], *SIZE, "--workdir=out")
+    assert code == 0
+    result = read(tmp_path / "out" / "fold.json")
+    assert violations(result, FoldResult) == []
+    assert result["unchanged"] and result["logit_difference"] < 1e-5 and "unchanged" in out
+    assert [m["dim"] for m in result["massive_before"]] == [DIM] and result["massive_after"] == []
+    assert result["largest_after"] < 0.1 * result["largest_before"]
+    check_page(tmp_path / "out" / "fold.html", charts=0)
+
+    folded = tmp_path / "out" / result["saved_to"]
+    original, _ = ma.load(folders["loud"])
+    again, tokenizer = ma.load(folded)
+    tokens = tokenizer.encode("abc def", bos=False)[None]
+    whole = original(np.concatenate([[[BOS]], tokens], axis=1))[0][:, 1:]
+    np.testing.assert_allclose(again(tokens)[0], whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+    for command, more in (("probe", []), ("explain", PLACE),
+                          ("intervene", ["--config.calibration_sequences=2"])):
+        code, out, err = run(command, folded, *SIZE, *more, f"--workdir={command}")
+        assert code == 0 and "without BOS" in err, command
+        result = read(tmp_path / command / f"{command}.json")
+        assert result["massive"] == []
+        assert result["data"]["bos"] is False
+    explained = read(tmp_path / "explain" / "explain.json")
+    assert explained["layers"][3]["attention"]["extra"][0] > 0
+    code, _, err = run("fold", folded, *SIZE)
+    assert code == 2 and "attention is 'kv_bias'; allowed for folding: 'standard'" in err
+
+
+@pytest.mark.parametrize(("command", "more"), [
+    ("intervene", ["--config.calibration_sequences=2"]), ("explain", PLACE), ("fold", []),
+])
+def test_none_found_is_a_result(run, folders, tmp_path, command, more):
+    code, out, _ = run(command, folders["quiet"], *SIZE, *more, "--workdir=out")
+    assert code == 0 and "No massive activations" in out
+    result = json.loads((tmp_path / "out" / f"{command}.json").read_text())
+    assert result.get("massive", []) == [] and result.get("massive_after", []) == []
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["intervene", "--config.layers=99"], "layers is 99; allowed: a whole number of at least 0"),
+    (["intervene", "--config.layers=x"], "allowed: first, all, or numbers"),
+    (["intervene", "--config.text=too short"], "needed: one for calibration and one held out"),
+    (["intervene", "--config.fractions=half"], "fractions"),
+    (["explain", "--config.sink_epsilon=2"], "allowed: a number of at least 0 and at most 1"),
+    (["explain", "--config.sequence_length=1000"], "at most 64"),
+    (["explain", "--config.location_length=999999999"], "location_length"),
+    (["fold", "--config.bos=true"], "bos is 'true'; allowed for folding: auto or false"),
+    (["fold", "--config.first_token=abc"], "is 3 tokens; allowed: a text that is one"),
+    (["fold", "--config.first_token=64000"], "first_token is 64000"),
+    (["fold", "--config.sequence_length=64"], "at most 63"),
+])
+def test_what_cannot_be_done_is_said_in_one_line(run, folders, arguments, says):
+    command, *rest = arguments
+    code, out, err = run(command, folders["loud"], *SIZE, *rest)
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert says in err, err
+
+
+def test_help_lists_the_settings_of_each_command(capsys):
+    for command, name in (("intervene", "fractions"), ("explain", "sink_epsilon"),
+                          ("fold", "first_token"), ("probe", "top_k")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        out = capsys.readouterr().out
+        assert f"  {name} " in out and "sequence_length" in out and f"{name}:" in out
