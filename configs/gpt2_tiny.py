@@ -1,0 +1,46 @@
+"""The effect of attention variants in half a minute on a laptop: sinks on Bigram-Backcopy.
+
+Command:  massact compare --config=configs/gpt2_tiny.py --workdir=DIR
+          massact train --config=configs/gpt2_tiny.py:kv_bias --workdir=DIR
+Hardware: 2 CPU cores.
+Time:     about half a minute a variant.
+Shows:    standard attention makes the first token a sink within 250 steps. With k' and v' it never
+          does: the extra key takes that attention. A learned sink token takes it in one layer and
+          leaves the first token a sink in another. Sink rate over 3 seeds: standard 1.0 +- 0,
+          sink 0.85 +- 0.25, kv_bias 0 +- 0; validation loss 1.6036,
+          1.6036 and 1.6034, +- 0.0004 over seeds.
+          It does not show massive activations: at this size the ratio of the largest magnitude to
+          the median is about 12 in all three.
+
+Muon is used because k' is a vector: at this width one step of Adam moves the key of a token, a
+matrix times a normalized stream, many times as far as k', the first token wins the race, and the
+lower layer keeps its sink even with k' in most seeds. Muon's steps are of about equal size in both.
+"""
+
+import ml_collections
+
+WIDTH, LENGTH = 64, 64
+
+
+def get_config(attention: str) -> ml_collections.ConfigDict:
+    """Settings of `massact train`; `attention` is a variant of attention."""
+    return ml_collections.ConfigDict(
+        {
+            "model": {
+                "attention": attention, "vocab_size": 257, "depth": 2, "width": WIDTH,
+                "num_heads": 1, "num_kv_heads": 1, "head_dim": WIDTH, "mlp_dim": 4 * WIDTH,
+                "context_length": LENGTH, "dtype": "float32",
+            },
+            "data": {"task": "bigram_backcopy", "source": "pydoc"},
+            "optimizer": {
+                "name": "muon", "lr": 1e-2, "final_lr": 1e-3, "warmup": 50, "decay_end": 0,
+                "weight_decay": 0.0,
+            },
+            "watch": {"every": 50, "sequences": 16, "sink_tokens": LENGTH},
+            "checkpoint": {"every": 300},
+            "steps": 600,
+            "batch_size": 32,
+            "sequence_length": LENGTH,
+            "validate_every": 200,
+        }
+    )

@@ -1,0 +1,336 @@
+"""The settings of a training run. The defaults are the recipe of Sun et al. (2024) for GPT-2."""
+
+import dataclasses
+import json
+from typing import Any, Literal, get_args
+
+from jax_massact.config import (
+    AttentionKind,
+    Definition,
+    ModelConfig,
+    check_float,
+    check_in,
+    check_int,
+)
+from jax_massact.errors import ConfigError
+
+TaskKind = Literal["text", "bigram_backcopy"]
+OptimizerKind = Literal["adamw", "muon"]
+ScheduleKind = Literal["cosine", "constant_then_decay"]
+
+
+def gpt2(
+    *,
+    vocab_size: int = 50304,
+    depth: int = 12,
+    width: int = 768,
+    num_heads: int = 12,
+    context_length: int = 1024,
+    attention: AttentionKind = "standard",
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+) -> ModelConfig:
+    """A GPT-2 as the authors build it: no biases, tied head; 124M parameters by default.
+
+    Raises:
+      ConfigError: a size is out of range, or the heads do not divide the width.
+    """
+    check_int("num_heads", num_heads, 1)
+    if width % num_heads:
+        raise ConfigError(f"num_heads is {num_heads}; allowed: a divisor of width, {width}")
+    return ModelConfig(
+        family="gpt2",
+        vocab_size=vocab_size,
+        depth=depth,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_dim=4 * width,
+        context_length=context_length,
+        norm="layer",
+        position="learned",
+        activation="gelu",
+        gated_mlp=False,
+        tied_head=True,
+        attention=attention,
+        dtype=dtype,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What is learned.
+
+    Attributes:
+      task: `text`, or `bigram_backcopy`, made from the statistics of that text.
+      source: as for `ProbeConfig.text`; read as bytes.
+      same_first_token: every sequence begins with one and the same token.
+    """
+
+    task: TaskKind = "text"
+    source: str = "pydoc"
+    same_first_token: bool = False
+
+    def __post_init__(self) -> None:
+        check_in("task", self.task, get_args(TaskKind))
+        if not isinstance(self.source, str):
+            raise ConfigError(f"source is {self.source!r}; allowed: a text, a file, a named source")
+        check_in("same_first_token", self.same_first_token, (True, False))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) or Muon (Jordan et al. 2024), and the learning rate.
+
+    Attributes:
+      name: `adamw`, or `muon` for the matrices inside the blocks and AdamW for the rest.
+      lr: the largest learning rate.
+      final_lr: the last one.
+      schedule: `cosine`: falls from `lr` at the end of the warm-up to `final_lr` at `decay_end`;
+        `constant_then_decay`: stays until `decay_start`, then falls along a line.
+      warmup: steps from 0 to `lr`, along a line.
+      decay_start: step; for `constant_then_decay` only; 0: nine tenths of `decay_end`.
+      decay_end: step; 0: the last one.
+      beta1, beta2, eps: of Adam's averages.
+      momentum: Muon's.
+      weight_decay: of every array of two or more dimensions, k' and v' included, times the learning
+        rate. Norms and biases do not decay.
+      clip: the largest global norm of the gradient; 0: not clipped.
+    """
+
+    name: OptimizerKind = "adamw"
+    lr: float = 6e-4
+    final_lr: float = 6e-5
+    schedule: ScheduleKind = "cosine"
+    warmup: int = 2000
+    decay_start: int = 0
+    decay_end: int = 600_000
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    momentum: float = 0.95
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_in("name", self.name, get_args(OptimizerKind))
+        check_in("schedule", self.schedule, get_args(ScheduleKind))
+        check_float("lr", self.lr, 0.0, open_low=True)
+        check_float("final_lr", self.final_lr, 0.0, self.lr)
+        for name in ("warmup", "decay_start", "decay_end"):
+            check_int(name, getattr(self, name), 0)
+        for name in ("beta1", "beta2", "momentum"):
+            value = getattr(self, name)
+            check_float(name, value, 0.0)
+            if value >= 1:
+                raise ConfigError(f"{name} is {value!r}; allowed: a number of at least 0, below 1")
+        check_float("eps", self.eps, 0.0, open_low=True)
+        check_float("weight_decay", self.weight_decay, 0.0)
+        check_float("clip", self.clip, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """How many devices along each axis of `mesh.make_mesh`.
+
+    Attributes:
+      data: split the batch.
+      fsdp: split the batch and every parameter.
+      model: split heads, hidden units and the vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "model"):
+            check_int(name, getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig:
+    """What is measured of the model's activations while it trains.
+
+    Attributes:
+      every: steps between two measurements; 0: none.
+      sequences: of the first validation batch, on which all measurements are made.
+      sink_epsilon: a head is a sink head where its mean attention exceeds this (Gu et al. 2024).
+      sink_tokens: how many first tokens of each sequence the sink rate looks at.
+      definition: what counts as massive.
+    """
+
+    every: int = 250
+    sequences: int = 8
+    sink_epsilon: float = 0.3
+    sink_tokens: int = 64
+    definition: Definition = Definition()
+
+    def __post_init__(self) -> None:
+        check_int("every", self.every, 0)
+        check_int("sequences", self.sequences, 1)
+        check_float("sink_epsilon", self.sink_epsilon, 0.0, 1.0)
+        check_int("sink_tokens", self.sink_tokens, 2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """Which steps a run can be taken up from.
+
+    Attributes:
+      every: steps between two checkpoints; 0: the last step only.
+      keep: how many of the newest to keep.
+      keep_every: keep those of multiples of this step for good; 0: none.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        check_int("every", self.every, 0)
+        check_int("keep", self.keep, 1)
+        check_int("keep_every", self.keep_every, 0)
+        if self.keep_every and (not self.every or self.keep_every % self.every):
+            raise ConfigError(
+                f"keep_every is {self.keep_every}; allowed: 0 or a multiple of every, which is "
+                f"{self.every}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The settings of `massact train`.
+
+    Attributes:
+      steps: updates of the parameters.
+      batch_size: sequences in one update, over all devices.
+      sequence_length: tokens of each that are predicted.
+      accumulate: an update's batch is computed in this many parts, one after the other.
+      remat: keep only the residual stream between blocks, and compute the rest again for the
+        gradient.
+      unroll: compile every block by itself: faster steps on a GPU, slower compilation.
+      seed: of the new weights and of the order of the data.
+      log_every: steps between two rows of metrics.jsonl.
+      validate_every: steps between two measurements of the validation loss; 0: at the end only.
+      validation_batches: how many batches that loss is the mean of.
+    """
+
+    model: ModelConfig = gpt2()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    watch: WatchConfig = WatchConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    steps: int = 50_000
+    batch_size: int = 480
+    sequence_length: int = 1024
+    accumulate: int = 1
+    remat: bool = False
+    unroll: bool = True
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 1000
+    validation_batches: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every",
+                     "validation_batches"):
+            check_int(name, getattr(self, name), 1)
+        check_int("validate_every", self.validate_every, 0)
+        check_int("seed", self.seed, 0, 2**31 - 1)
+        for name in ("remat", "unroll"):
+            check_in(name, getattr(self, name), (True, False))
+        self._check_sizes()
+        self._check_schedule()
+
+    def _check_sizes(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}; allowed: a divisor of batch_size, which is "
+                f"{self.batch_size}"
+            )
+        ways = self.mesh.data * self.mesh.fsdp
+        if self.micro_batch % ways:
+            raise ConfigError(
+                f"mesh.data x mesh.fsdp is {ways}; allowed: a divisor of batch_size / accumulate, "
+                f"which is {self.micro_batch}"
+            )
+        limit = self.model.context_length - self.model.first_position
+        if self.sequence_length > limit:
+            raise ConfigError(
+                f"sequence_length is {self.sequence_length}; allowed for this model: at most "
+                f"{limit}"
+            )
+        if self.watch.every and self.watch.sequences > self.batch_size:
+            raise ConfigError(
+                f"watch.sequences is {self.watch.sequences}; allowed: at most batch_size, which is "
+                f"{self.batch_size}"
+            )
+
+    def _check_schedule(self) -> None:
+        warmup, start, end = self.optimizer.warmup, self.decay_start, self.decay_end
+        if not warmup <= start < end:
+            raise ConfigError(
+                f"optimizer.warmup, decay_start and decay_end are {warmup}, {start} and {end}; "
+                "allowed: warmup <= decay_start < decay_end"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences in one part of an update."""
+        return self.batch_size // self.accumulate
+
+    @property
+    def decay_end(self) -> int:
+        """The step at which the learning rate has come down to `final_lr`."""
+        return self.optimizer.decay_end or self.steps
+
+    @property
+    def decay_start(self) -> int:
+        """The step at which the learning rate begins to fall."""
+        if self.optimizer.schedule == "cosine":
+            return self.optimizer.warmup
+        return self.optimizer.decay_start or self.decay_end * 9 // 10
+
+
+# Settings that a run may change when it is taken up again: they do not change its numbers, or only
+# those that are still to come.
+FREE = frozenset(
+    {"steps", "log_every", "validate_every", "validation_batches", "mesh", "watch", "checkpoint",
+     "remat", "unroll"}
+)
+
+
+def to_json(config: TrainConfig) -> str:
+    """The settings as JSON, every one written out."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def check_same_run(config: TrainConfig, before: dict[str, Any], where: str) -> None:
+    """Raises ConfigError where `config` asks for other numbers than the run `before`.
+
+    Args:
+      before: the settings that the run was started with, as read from JSON.
+      where: which run it is.
+    """
+    # Through JSON, as those read were: tuples have become lists.
+    now = _flat(json.loads(to_json(config)))
+    then = _flat(before)
+    changed = [
+        f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key) and key.partition(".")[0] not in FREE
+    ]
+    if changed:
+        raise ConfigError(
+            f"{where} holds a run with other settings: {'; '.join(changed)}. Take it up with the "
+            "same settings, or choose another --workdir"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

@@ -1,0 +1,329 @@
+"""The training loop: from a new model, or from where a run was stopped, to the last step."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.nn.decoder import from_parameters
+from jax_massact.train.checkpoint import Checkpoints
+from jax_massact.train.config import TrainConfig, to_json
+from jax_massact.train.metrics import (
+    FILE,
+    MetricsFile,
+    Row,
+    flops_per_token,
+    of_kind,
+    peak_flops,
+    read_rows,
+)
+from jax_massact.train.prefetch import Batches, prefetch
+from jax_massact.train.step import (
+    Parameters,
+    State,
+    abstract_state,
+    compile_update,
+    make_mesh,
+    new_state,
+    parameter_count,
+    place,
+    validation_loss,
+)
+from jax_massact.train.watch import Watch, emergence, watch
+from jax_massact.weights.save import save
+
+CONFIG, SUMMARY, MODEL = "config.json", "summary.json", "model"
+# Updates that may be on their way to the devices before the host waits for the first of them.
+IN_FLIGHT = 2
+
+
+class Trained(NamedTuple):
+    """What a run has come to.
+
+    Attributes:
+      state: the parameters and the rest.
+      summary: what `summary.json` says, or None where the run was stopped before its last step.
+      resumed: the step that it was taken up from; 0 for a new one.
+    """
+
+    state: State
+    summary: dict[str, Any] | None
+    resumed: int
+
+
+def train(
+    config: TrainConfig,
+    batches: Batches,
+    workdir: Path,
+    *,
+    on_row: Callable[[Row], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Trains a model, or goes on with the run that is in `workdir`.
+
+    The folder gets `config.json`, `metrics.jsonl`, `checkpoints/`, at the end `summary.json`, and
+    there or where the run is stopped `model/`, for every command that reads a model. Killed at any
+    moment and called again, it computes what the unbroken run would have.
+
+    Args:
+      batches: the data; must depend on nothing but its arguments and `config.seed`.
+      on_row: called with every row of the metrics.
+      stop: asked after every update; once true, a checkpoint is written and the run ends.
+
+    Raises:
+      ConfigError: the devices, the data or the run in the folder do not fit the settings.
+      UserError: the folder cannot be used, or the loss is no longer a number.
+    """
+    _check_vocabulary(config, batches)
+    mesh = make_mesh(config.mesh)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
+    ):
+        state = checkpoints.restore(abstract_state(config, mesh), config)
+        state = new_state(config, mesh) if state is None else state
+        start = int(state.step)
+        if start > config.steps:
+            raise ConfigError(
+                f"steps is {config.steps}; the run in {workdir} is already at {start}"
+            )
+        (workdir / CONFIG).write_text(to_json(config))
+        with MetricsFile(workdir / FILE, start) as metrics:
+            run = _Run(config, mesh, batches, checkpoints, metrics, on_row)
+            state = run.go(state, start, stop)
+        export(state, config, workdir / MODEL)
+    done = int(state.step)
+    if done < config.steps:
+        return Trained(state, None, start)
+    summary = summarize(config, read_rows(workdir / FILE))
+    if jax.process_index() == 0:
+        (workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    return Trained(state, summary, start)
+
+
+def export(state: State, config: TrainConfig, folder: Path) -> None:
+    """Writes the model as a Hugging Face folder, which every other command reads.
+
+    Raises:
+      WeightsError: the folder cannot be written.
+    """
+    params = state.params
+    if jax.process_count() > 1:
+        params = {name: jax.reshard(x, jax.P()) for name, x in params.items()}
+    if jax.process_index() == 0:
+        save(from_parameters(config.model, params), folder)
+
+
+def _check_vocabulary(config: TrainConfig, batches: Batches) -> None:
+    if batches.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}; allowed with this data: at least "
+            f"{batches.vocab_size}"
+        )
+
+
+class _Run:
+    """The loop's compiled functions and what it has on its way."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: jax.sharding.Mesh,
+        batches: Batches,
+        checkpoints: Checkpoints,
+        metrics: MetricsFile,
+        on_row: Callable[[Row], None],
+    ):
+        self.config, self.mesh, self.batches = config, mesh, batches
+        self.checkpoints = checkpoints
+        # Runs that differ in their seed alone share what is compiled.
+        self.compute = dataclasses.replace(config, seed=0)
+        self.place = functools.partial(place, parts=config.accumulate, mesh=mesh)
+        self.record = _Recorder(config, mesh, metrics, on_row)
+        watched = batches.validation(0)[: config.watch.sequences, :-1] if config.watch.every else 0
+        self.watched = np.asarray(watched)
+
+    def go(self, state: State, start: int, stop: Callable[[], bool]) -> State:
+        """Runs the steps that are left, or until `stop` says so."""
+        steps = self.config.steps
+        if start == steps:
+            if not self.record.is_validated(start):
+                self._measure(state, start)
+            return state
+        update = compile_update(self.compute, self.mesh)
+        if start == 0:
+            self._measure(state, 0)
+        self.record.start_clock()
+        done, fetched = start, prefetch(self.batches, start, steps, self.place)
+        try:
+            for done, batch, waited in ((f.step + 1, f.tokens, f.waited) for f in fetched):
+                state, measured = update(state, batch)
+                self.record.push(done, measured, waited)
+                self._measure(state, done)
+                stopped = stop()
+                if stopped or _due(self.config.checkpoint.every, done, steps):
+                    self.record.flush()
+                    self.checkpoints.save(done, state, self.config)
+                if stopped:
+                    break
+        finally:
+            fetched.close()
+        return state
+
+    def _measure(self, state: State, done: int) -> None:
+        config = self.config
+        if config.watch.every and (not done or _due(config.watch.every, done, config.steps)):
+            self.record.flush()
+            began = time.perf_counter()
+            found = jax.device_get(_watch(state.params, self.watched, self.compute))
+            self.record.watched(done, found, time.perf_counter() - began)
+        if done and _due(config.validate_every, done, config.steps):
+            self.record.flush()
+            losses = [
+                validation_loss(state.params, self.place(self.batches.validation(i)), self.compute)
+                for i in range(config.validation_batches)
+            ]
+            self.record.validated(done, np.asarray(jax.device_get(losses)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _watch(params: Parameters, tokens: jax.Array, config: TrainConfig) -> Watch:
+    return watch(from_parameters(config.model, params), tokens, config.watch)
+
+
+def _due(every: int, done: int, last: int) -> bool:
+    return done == last or bool(every and done % every == 0)
+
+
+class _Recorder:
+    """Turns measurements into rows, a few updates late, so that the devices always have work."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: jax.sharding.Mesh,
+        metrics: MetricsFile,
+        on_row: Callable[[Row], None],
+    ):
+        self.config, self.metrics, self.on_row = config, metrics, on_row
+        self.pending: deque[tuple[int, Any]] = deque()
+        self.tokens = config.batch_size * config.sequence_length
+        self.flops = self.tokens * flops_per_token(
+            config.model, parameter_count(config), config.sequence_length
+        )
+        self.peak = peak_flops(config.model, mesh.devices.flat)
+        self.start_clock()
+
+    def is_validated(self, step: int) -> bool:
+        """Whether the rows of an earlier run end with the validation of this step."""
+        return any(row["step"] == step for row in of_kind(self.metrics.before, "validation"))
+
+    def start_clock(self) -> None:
+        self.since, self.counted, self.waited = time.perf_counter(), 0, 0.0
+
+    def push(self, done: int, measured: Any, waited: float) -> None:
+        self.waited += waited
+        self.pending.append((done, measured))
+        while len(self.pending) > IN_FLIGHT:
+            self._train_row(*self.pending.popleft())
+
+    def flush(self) -> None:
+        """Waits for every update and writes its row."""
+        while self.pending:
+            self._train_row(*self.pending.popleft())
+        self.metrics.sync()
+
+    def _train_row(self, done: int, measured: Any) -> None:
+        loss, grad_norm, lr = (float(x) for x in jax.device_get(measured))
+        if not np.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {done - 1}; a lower optimizer.lr, a longer warmup or "
+                "a smaller clip may help"
+            )
+        self.counted += 1
+        if not _due(self.config.log_every, done, self.config.steps):
+            return
+        seconds = time.perf_counter() - self.since
+        per_second = self.counted / seconds
+        self._write(
+            {
+                "kind": "train",
+                "step": done,
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "lr": lr,
+                "seconds": seconds,
+                "tokens_per_second": self.tokens * per_second,
+                "mfu": self.peak and self.flops * per_second / self.peak,
+                "host_wait": self.waited / seconds,
+            }
+        )
+        self.start_clock()
+
+    def watched(self, done: int, found: Watch, seconds: float) -> None:
+        values = {name: value.tolist() for name, value in found._asdict().items()}
+        self._write({"kind": "watch", "step": done, **values, "seconds": seconds})
+
+    def validated(self, done: int, losses: np.ndarray) -> None:
+        self._write(
+            {
+                "kind": "validation",
+                "step": done,
+                "loss": float(losses.mean()),
+                "std": float(losses.std(ddof=1)) if len(losses) > 1 else None,
+                "losses": losses.tolist(),
+            }
+        )
+
+    def _write(self, row: Row) -> None:
+        if jax.process_index() == 0:
+            self.metrics.write(row)
+        self.on_row(row)
+
+
+def summarize(config: TrainConfig, rows: list[Row]) -> dict[str, Any]:
+    """A finished run in numbers.
+
+    Args:
+      config: of the run.
+      rows: of its `metrics.jsonl`.
+    """
+    trained, watched = of_kind(rows, "train"), of_kind(rows, "watch")
+    seconds = sum(row["seconds"] for row in trained)
+    # The first measurement compiles, and is made before the clock starts.
+    watching = sum(row["seconds"] for row in watched if row["step"])
+    return {
+        "steps": config.steps,
+        "parameters": parameter_count(config),
+        "tokens": config.steps * config.batch_size * config.sequence_length,
+        "loss": trained[-1]["loss"] if trained else None,
+        "validation": of_kind(rows, "validation")[-1],
+        "watch": watched[-1] if watched else None,
+        "emergence": emergence(watched, config.watch.definition) if watched else None,
+        "seconds": seconds,
+        "tokens_per_second": _median(trained, "tokens_per_second"),
+        "mfu": _median(trained, "mfu"),
+        "host_wait": sum(row["host_wait"] * row["seconds"] for row in trained) / (seconds or 1),
+        "watching": watching / (seconds or 1),
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")},
+    }
+
+
+def _median(rows: list[Row], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
+    return statistics.median(values) if values else None

@@ -1,0 +1,143 @@
+"""The record of a run: `metrics.jsonl`, one JSON object a line, and how fast it went.
+
+Every row has `kind` and `step`, the number of updates made. Kinds: `train` (a loss is that of the
+update's own batch, before it), `validation` and `watch`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jax_massact.config import ModelConfig
+from jax_massact.errors import UserError
+
+Row = dict[str, Any]
+FILE = "metrics.jsonl"
+
+# Dense bfloat16 operations a second, from the makers' data sheets, by jax.Device.device_kind.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+class MetricsFile:
+    """Rows appended to `metrics.jsonl`, each on disk before the next is made.
+
+    Args:
+      path: the file; made when missing.
+      step: rows past this step are cut off, so that a run that was taken up again from there reads
+        as an unbroken one.
+
+    Attributes:
+      before: the rows that were kept.
+
+    Raises:
+      UserError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, step: int):
+        rows = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
+        try:
+            trimmed = path.with_suffix(".part")
+            trimmed.write_text("".join(map(_line, rows)))
+            trimmed.replace(path)
+            self._file = path.open("a")
+            self.before = rows
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+    def write(self, row: Row) -> None:
+        """Appends one row."""
+        self._file.write(_line(row))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the rows would survive the machine."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a `metrics.jsonl`; a last line that was cut short is left out.
+
+    Raises:
+      UserError: the file cannot be read, or a line before the last is not a row.
+    """
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    return list(_rows(path, lines))
+
+
+def _rows(path: Path, lines: list[str]) -> Iterator[Row]:
+    # What follows the last line break is not finished.
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or "kind" not in row:
+            raise UserError(f"{path}, line {number} is not a row with kind and step")
+        yield row
+
+
+def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
+    """The rows of one kind, in order."""
+    return [row for row in rows if row["kind"] == kind]
+
+
+def _line(row: Row) -> str:
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flops_per_token(config: ModelConfig, parameters: int, sequence_length: int) -> float:
+    """Operations of one training step for each token, as Chowdhery et al. (2022, appendix B) count.
+
+    6 for each parameter that is multiplied, and 12 L N H T for attention, as if it were not causal;
+    nothing for what rematerialization computes again.
+    """
+    looked_up = config.context_length * config.width if config.position == "learned" else 0
+    # A tied embedding is looked up once and multiplied once.
+    looked_up += 0 if config.tied_head else config.vocab_size * config.width
+    attention = 12 * config.depth * config.num_heads * config.head_dim * sequence_length
+    return 6 * (parameters - looked_up) + attention
+
+
+def peak_flops(config: ModelConfig, devices: Iterable[Any]) -> float | None:
+    """What the devices could do at most, operations a second; None where that is not known."""
+    peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
+    if config.dtype != "bfloat16" or None in peaks:
+        return None
+    return sum(peak for peak in peaks if peak is not None)

@@ -1,0 +1,84 @@
+"""Batches that are on the devices before they are asked for."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+AHEAD = 2
+
+
+class Batches(Protocol):
+    """Token ids for training, a function of the step alone: any restart sees the same."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id is below this."""
+        ...
+
+    def batch(self, step: int) -> Int[np.ndarray, "B T+1"]:
+        """The batch of update `step`, from 0: tokens and, shifted by one, their targets."""
+        ...
+
+    def validation(self, index: int) -> Int[np.ndarray, "B T+1"]:
+        """Batch `index` of the text held out."""
+        ...
+
+
+class Fetched(NamedTuple):
+    """One batch, and how many seconds the loop stood still until it came."""
+
+    step: int
+    tokens: jax.Array
+    waited: float
+
+
+def prefetch(
+    batches: Batches,
+    start: int,
+    stop: int,
+    place: Callable[[np.ndarray], jax.Array],
+    *,
+    ahead: int = AHEAD,
+) -> Generator[Fetched]:
+    """The batches of steps `start` to `stop`, made and placed by a thread, `ahead` of their use.
+
+    What goes wrong in the thread is raised here. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
+
+    def put(item: object) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start, stop):
+                if closed.is_set():
+                    return
+                put((step, place(batches.batch(step))))
+        except BaseException as error:  # whatever it is, the loop must not wait for ever
+            put(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        for _ in range(start, stop):
+            asked = time.perf_counter()
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            step, tokens = item
+            yield Fetched(step, tokens, time.perf_counter() - asked)
+    finally:
+        closed.set()
+        thread.join()

@@ -1,0 +1,188 @@
+"""One update of the parameters, compiled once: its loss, its gradient, and where all of it lives.
+
+Parameters are named arrays (`nn.decoder.parameters`), always float32; the model is put together
+from them inside the compiled functions and computes in `config.model.dtype`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jax_massact import mesh as layout
+from jax_massact.errors import ConfigError
+from jax_massact.nn.decoder import (
+    Decoder,
+    abstract,
+    from_parameters,
+    parameter_kind,
+    parameters,
+)
+from jax_massact.train.config import MeshConfig, TrainConfig
+from jax_massact.train.optimizer import make_optimizer, schedule
+
+Parameters = dict[str, jax.Array]
+
+
+class State(NamedTuple):
+    """Everything that an update changes.
+
+    Attributes:
+      step: updates made so far; the next one is made from batch `step`.
+      params: by their dotted names.
+      optimizer: the averages that the optimizer keeps, laid out as their parameters.
+    """
+
+    step: Int[Array, ""]
+    params: Parameters
+    optimizer: Any
+
+
+class StepMetrics(NamedTuple):
+    """Of one update.
+
+    Attributes:
+      loss: mean over the batch's tokens in nats, before the update.
+      grad_norm: of the whole gradient, before it was clipped.
+      lr: the learning rate.
+    """
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    lr: Float[Array, ""]
+
+
+def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+    """The mesh that a run asks for, on the first of the devices that there are.
+
+    Raises:
+      ConfigError: there are too few devices.
+    """
+    need, devices = config.data * config.fsdp * config.model, jax.devices()
+    if need > len(devices):
+        raise ConfigError(
+            f"mesh is {config.data} x {config.fsdp} x {config.model}, {need} devices; there are "
+            f"{len(devices)}"
+        )
+    if jax.process_count() > 1 and need < len(devices):
+        raise ConfigError(
+            f"mesh is {config.data} x {config.fsdp} x {config.model}, {need} devices; with several "
+            f"processes it must have all {len(devices)}"
+        )
+    return layout.make_mesh(config.data, config.fsdp, config.model, devices=devices[:need])
+
+
+def new_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
+    """New parameters by `config.seed`, the same numbers on any mesh."""
+    with jax.set_mesh(mesh):
+        key = jax.random.key(config.seed)
+        return _new_state(dataclasses.replace(config, seed=0), mesh, key)
+
+
+def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
+    """The shapes, dtypes and layouts of a state; no memory used."""
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(functools.partial(_new_state, config, mesh), jax.random.key(0))
+
+        def placed(leaf):
+            # Arrays that are whole on every device come without a layout.
+            spec = leaf.sharding.spec if leaf.sharding is not None else PartitionSpec()
+            sharding = NamedSharding(mesh, spec)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> State:
+    def put(name, leaf):
+        stacked = name.startswith("blocks.")
+        sharding = layout.parameter_sharding(
+            mesh, parameter_kind(name), leaf.shape, stacked=stacked
+        )
+        return jax.reshard(leaf, sharding.spec)
+
+    params = {name: put(name, x) for name, x in parameters(Decoder(config.model, key)).items()}
+    return State(jnp.int32(0), params, make_optimizer(config).init(params))
+
+
+def place(batch: Int[np.ndarray, "B T"], parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
+    """A batch on the devices, in `parts` [parts, B / parts, T]; each process gives its own rows."""
+    tokens = batch.reshape(parts, -1, batch.shape[-1])
+    sharding = _batch_sharding(mesh)
+    return jax.make_array_from_callback(tokens.shape, sharding, lambda index: tokens[index])
+
+
+def _batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(None, *layout.LAYOUTS["act_bt"]))
+
+
+def loss(
+    params: Parameters, tokens: Int[Array, "B T+1"], config: TrainConfig
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the next token in nats, in float32."""
+    model = from_parameters(config.model, params)
+    unroll = config.model.depth if config.unroll else 1
+    logits, _ = model(tokens[:, :-1], unroll=unroll, remat=config.remat)
+    logits, targets = logits.astype(jnp.float32), tokens[:, 1:]
+    # A masked sum, not a gather: each device has only some of the vocabulary.
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    chosen = jnp.where(is_target, logits, 0).sum(-1)
+    return (jax.nn.logsumexp(logits, axis=-1) - chosen).mean()
+
+
+def update(
+    state: State, tokens: Int[Array, "A B T+1"], config: TrainConfig
+) -> tuple[State, StepMetrics]:
+    """One update, by the gradient of the mean over all parts of the batch."""
+
+    def add_part(total, part):
+        return jax.tree.map(jnp.add, total, gradient(state.params, part, config)), None
+
+    gradient = jax.value_and_grad(loss)
+    if config.accumulate == 1:
+        value, grads = gradient(state.params, tokens[0], config)
+    else:
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        total, _ = jax.lax.scan(add_part, zeros, tokens)
+        value, grads = jax.tree.map(lambda x: x / config.accumulate, total)
+    changes, optimizer = make_optimizer(config).update(grads, state.optimizer, state.params)
+    metrics = StepMetrics(
+        loss=value,
+        grad_norm=optax.tree.norm(grads),
+        lr=jnp.asarray(schedule(config)(state.step), jnp.float32),
+    )
+    params = jax.tree.map(jnp.add, state.params, changes)
+    return State(state.step + 1, params, optimizer), metrics
+
+
+@functools.lru_cache(maxsize=8)
+def compile_update(
+    config: TrainConfig, mesh: jax.sharding.Mesh
+) -> Callable[[State, jax.Array], tuple[State, StepMetrics]]:
+    """`update`, compiled; takes what `place` gave. The state given to it is used up."""
+    shape = (config.accumulate, config.micro_batch, config.sequence_length + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=_batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        run = jax.jit(update, static_argnums=2, donate_argnums=0)
+        return run.lower(abstract_state(config, mesh), tokens, config).compile()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def validation_loss(
+    params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig
+) -> Float[Array, ""]:
+    """Mean loss of one batch, one part after the other."""
+    return jax.lax.map(lambda part: loss(params, part, config), tokens).mean()
+
+
+def parameter_count(config: TrainConfig) -> int:
+    """How many parameters the model has."""
+    return sum(x.size for x in parameters(abstract(config.model)).values())

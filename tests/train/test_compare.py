@@ -1,0 +1,162 @@
+"""`massact train` and `massact compare`, from the command line to the files."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jax_massact.cli import main
+from jax_massact.errors import UserError
+from jax_massact.report.compare import comparison_table
+from jax_massact.train.compare import PER_LAYER, compare_runs
+from jax_massact.weights.load import open_checkpoint
+
+CONFIG = '''
+import ml_collections
+
+def get_config(attention):
+    if attention not in ("standard", "sink", "kv_bias"):
+        raise ValueError(f"no attention {attention!r}")
+    return ml_collections.ConfigDict({
+        "model": {"attention": attention, "vocab_size": 257, "depth": 1, "width": 8,
+                  "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 16,
+                  "context_length": 16, "dtype": "float32"},
+        "optimizer": {"warmup": 1, "decay_end": 0, "lr": 1e-2},
+        "data": {"task": "bigram_backcopy"},
+        "watch": {"every": 2, "sequences": 2}, "checkpoint": {"every": 0},
+        "steps": 4, "batch_size": 4, "sequence_length": 16, "unroll": False, "log_every": 1,
+        "validation_batches": 3,
+    })
+'''
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "micro.py").write_text(CONFIG)
+    out = folder / "out"
+    code = main(["compare", f"--config={folder / 'micro.py'}", f"--workdir={out}",
+                 "--variants=standard,kv_bias", "--seeds=2", "--config.seed=5"])
+    assert code == 0
+    return out, json.loads((out / "compare.json").read_text())
+
+
+def test_the_runs_are_trained_and_grouped_by_variant(compared):
+    out, result = compared
+    assert [group["name"] for group in result["groups"]] == ["standard", "kv_bias"]
+    for group in result["groups"]:
+        assert [run["seed"] for run in group["runs"]] == [5, 6]
+        folders = [str(out / group["name"] / f"seed-{seed}") for seed in (5, 6)]
+        assert [run["folder"] for run in group["runs"]] == folders
+        losses = [run["validation_loss"] for run in group["runs"]]
+        np.testing.assert_allclose(group["mean"]["validation_loss"], np.mean(losses))
+        np.testing.assert_allclose(group["std"]["validation_loss"], np.std(losses, ddof=1))
+        for run in group["runs"]:
+            assert run["curves"]["step"] == [0, 2, 4]
+            for name in PER_LAYER:
+                best = min if name == "value_drain" else max
+                assert run["curves"][name][-1] == best(run["layers"][name])
+    standard, kv_bias = (
+        np.array([run["validation_losses"] for run in group["runs"]]) for group in result["groups"]
+    )
+    by_batch = kv_bias.mean(0) - standard.mean(0)
+    assert result["groups"][0]["difference"] is None
+    np.testing.assert_allclose(
+        result["groups"][1]["difference"], (by_batch.mean(), by_batch.std(ddof=1) / 3**0.5)
+    )
+
+
+def test_figures_and_table(compared):
+    out, result = compared
+    names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence")
+             for kind in ("png", "pdf")}
+    assert {path.name for path in (out / "figures").iterdir()} == names
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison_table(result, ascii_only=True))
+    text = console.export_text()
+    assert text.isascii() and "standard" in text and "kv_bias" in text
+    mean = result["groups"][1]["mean"]["validation_loss"]
+    assert f"{mean:.4f} +- " in text and "sink rate" in text
+
+
+def test_finished_runs_are_read_and_not_trained_again(compared, tmp_path, capsys):
+    out, result = compared
+    runs = [out / "kv_bias" / "seed-6", out / "standard" / "seed-5"]
+    assert main(["compare", *map(str, runs), f"--workdir={tmp_path}"]) == 0
+    again = json.loads((tmp_path / "compare.json").read_text())
+    assert [group["name"] for group in again["groups"]] == ["kv_bias", "standard"]
+    assert again["groups"][0]["runs"] == [result["groups"][1]["runs"][1]]
+    assert again["groups"][0]["std"]["top1"] is None
+    assert "kv_bias" in capsys.readouterr().out
+
+
+def test_the_trained_model_is_one_that_the_other_commands_read(compared):
+    out, _ = compared
+    checkpoint = open_checkpoint(out / "kv_bias" / "seed-5" / "model")
+    assert checkpoint.config.attention == "kv_bias" and checkpoint.config.width == 8
+    model = checkpoint.load_model("float32", None)
+    logits, _ = model(jnp.arange(10)[None])
+    assert logits.shape == (1, 10, 257) and np.ptp(np.asarray(logits)) > 1e-3
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["compare", "--workdir=x"], "nothing to compare"),
+    (["compare", "nowhere", "--workdir=x"], "nowhere has no config.json; expected: the --workdir"),
+    (["compare", "a", "--workdir=x", "--config=micro.py"], "a is a run; allowed together"),
+    (["compare", "a", "--workdir=x", "--config.steps=3"], "--config.steps=3 needs --config=FILE"),
+    (["compare", "--workdir=x", "--config=micro.py:sink"], "expected: FILE alone"),
+    (["compare", "--workdir=x", "--config=micro.py", "--variants=sink,sink"], "different names"),
+    (["compare", "--workdir=x", "--config=micro.py", "--variants=sonk"], "no attention 'sonk'"),
+    (["compare", "--workdir=x", "--config=micro.py", "--seeds=0"], "--seeds is 0"),
+    (["train", "--workdir=x", "--config=micro.py"], "get_config needs an argument"),
+    (["train", "--workdir=x", "--config=micro.py:sink", "--config.step=3"], "Did you mean steps"),
+])
+def test_what_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "micro.py").write_text(CONFIG)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_that_is_not_finished(compared, tmp_path):
+    out, _ = compared
+    (tmp_path / "config.json").write_bytes(
+        (out / "standard" / "seed-5" / "config.json").read_bytes()
+    )
+    with pytest.raises(UserError, match="has no summary.json"):
+        compare_runs([tmp_path])
+
+
+def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path, capsys):
+    (tmp_path / "micro.py").write_text(CONFIG)
+    steps = 20_000
+    command = ["train", f"--config={tmp_path / 'micro.py'}:sink", f"--workdir={tmp_path / 'run'}",
+               "--config.watch.every=0", f"--config.steps={steps}"]
+
+    def stop():
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert main(command) == 0
+    thread.join()
+    assert "stopped at step" in capsys.readouterr().err
+    (saved,) = (p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    stopped = int(saved.name)
+    assert 0 < stopped < steps
+    assert main([*command[:-1], f"--config.steps={stopped}"]) == 0
+    said = capsys.readouterr().err
+    assert f"taken up at step {stopped:,}" in said and "validation loss" in said
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

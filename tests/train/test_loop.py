@@ -1,0 +1,208 @@
+"""Whole runs: what they write, stopping and going on, and what they refuse."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_runs import MICRO, Counting
+
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.train.config import CheckpointConfig, MeshConfig, OptimizerConfig
+from jax_massact.train.loop import train
+from jax_massact.train.metrics import MetricsFile, of_kind, read_rows
+from jax_massact.train.prefetch import prefetch
+
+
+def numbers(folder: Path):
+    """Every row without what depends on the clock."""
+    timed = ("seconds", "tokens_per_second", "mfu", "host_wait")
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(MICRO, Counting(), folder)
+
+
+def test_what_a_run_writes(whole):
+    folder, trained = whole
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in of_kind(rows, "train")] == list(range(1, 21))
+    assert [row["step"] for row in of_kind(rows, "watch")] == [0, 10, 20]
+    validation = of_kind(rows, "validation")
+    assert [row["step"] for row in validation] == [10, 20]
+    np.testing.assert_allclose(validation[-1]["loss"], np.mean(validation[-1]["losses"]))
+    np.testing.assert_allclose(validation[-1]["std"], np.std(validation[-1]["losses"], ddof=1))
+    first, last = of_kind(rows, "train")[0], of_kind(rows, "train")[-1]
+    assert first["lr"] == 0 and abs(first["loss"] - np.log(64)) < 0.2 and last["loss"] < 3
+    assert all(row["tokens_per_second"] > 0 and row["mfu"] is None for row in [first, last])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(trained.summary))
+    assert summary["validation"] == validation[-1] and summary["tokens"] == 20 * 8 * 16
+    assert summary["parameters"] == sum(x.size for x in trained.state.params.values())
+    assert json.loads((folder / "config.json").read_text())["model"]["attention"] == "kv_bias"
+    assert trained.resumed == 0 and int(trained.state.step) == 20
+
+
+def test_a_finished_run_is_not_run_again(whole):
+    folder, trained = whole
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = train(MICRO, Counting(), folder)
+    assert again.resumed == 20 and again.summary == trained.summary
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_stopping_and_going_on_gives_the_unbroken_run(whole, tmp_path):
+    calls = itertools.count(1)
+    stopped = train(MICRO, Counting(), tmp_path, stop=lambda: next(calls) == 7)
+    assert stopped.summary is None and int(stopped.state.step) == 7
+    assert not (tmp_path / "summary.json").exists()
+    resumed = train(MICRO, Counting(), tmp_path)
+    assert resumed.resumed == 7
+    assert numbers(tmp_path) == numbers(whole[0])
+    for name, x in whole[1].state.params.items():
+        np.testing.assert_array_equal(resumed.state.params[name], x, err_msg=name)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    steps, moment = 60, int(rng.integers(3, 40))
+    script = [sys.executable, str(Path(__file__).parent / "kill_train.py")]
+    # As in this process: the host's threads decide in what order a sum is made.
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parent)}
+    broken = tmp_path / "broken"
+    with subprocess.Popen(
+        [*script, str(broken), str(steps)], env=env, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= moment:
+                break
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (broken / "summary.json").exists()
+    checkpoint = dataclasses.replace(MICRO.checkpoint, every=2)
+    config = dataclasses.replace(MICRO, steps=steps, checkpoint=checkpoint)
+    resumed = train(config, Counting(), broken)
+    assert 0 < resumed.resumed < steps
+    unbroken = tmp_path / "unbroken"
+    expected = train(config, Counting(), unbroken)
+    assert expected.resumed == 0 and numbers(broken) == numbers(unbroken)
+    for name, x in expected.state.params.items():
+        np.testing.assert_array_equal(resumed.state.params[name], x, err_msg=name)
+
+
+def test_a_run_on_a_mesh_that_goes_on_without_one(whole, tmp_path):
+    """Watching and validating, too, give the numbers of one device."""
+    calls = itertools.count(1)
+    config = dataclasses.replace(MICRO, mesh=MeshConfig(data=2, fsdp=2, model=2))
+    train(config, Counting(), tmp_path, stop=lambda: next(calls) == 12)
+    assert train(MICRO, Counting(), tmp_path).resumed == 12
+    for found, expected in zip(numbers(tmp_path), numbers(whole[0]), strict=True):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            if key in ("kind", "step"):
+                assert found[key] == value
+            elif key != "std":
+                np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+def test_what_may_not_change(whole):
+    folder, _ = whole
+    for change, said in (
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"batch_size": 16}, "batch_size was 8 and is 16"),
+        ({"optimizer": dataclasses.replace(MICRO.optimizer, lr=2e-2)},
+         "optimizer.lr was 0.01 and is 0.02"),
+        ({"model": dataclasses.replace(MICRO.model, attention="standard")},
+         "model.attention was 'kv_bias' and is 'standard'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            train(dataclasses.replace(MICRO, **change), Counting(), folder)
+
+
+def test_fewer_steps_than_there_are(whole):
+    with pytest.raises(ConfigError, match="steps is 19; the run in .* is already at 20"):
+        train(dataclasses.replace(MICRO, steps=19), Counting(), whole[0])
+
+
+def test_data_with_a_larger_vocabulary(tmp_path):
+    with pytest.raises(ConfigError, match="vocab_size is 64; allowed with this data: at least 65"):
+        train(MICRO, Counting(vocab_size=65), tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+    settings = OptimizerConfig(lr=1e38, final_lr=0.0, warmup=0, clip=0.0)
+    config = dataclasses.replace(
+        MICRO, optimizer=settings, checkpoint=CheckpointConfig(every=0),
+        watch=dataclasses.replace(MICRO.watch, every=0),
+    )
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; a lower optimizer.lr"):
+        train(config, Counting(), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*file"):
+        train(MICRO, Counting(), tmp_path / "file")
+
+
+def test_metrics_past_the_restored_step_are_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"kind": "train", "step": s, "loss": float(s)} for s in range(1, 6)]
+    with MetricsFile(path, 0) as metrics:
+        for row in rows:
+            metrics.write(row)
+    with path.open("a") as file:
+        file.write('{"kind": "train", "st')
+    with MetricsFile(path, 3) as metrics:
+        metrics.write({"kind": "train", "step": 4, "loss": float("nan")})
+    assert read_rows(path) == [*rows[:3], {"kind": "train", "step": 4, "loss": None}]
+    path.write_text("no row\n" + path.read_text())
+    with pytest.raises(UserError, match="metrics.jsonl, line 1 is not a row"):
+        read_rows(path)
+
+
+def test_prefetch_runs_ahead_and_no_further():
+    made = []
+
+    class Slow(Counting):
+        def batch(self, step):
+            made.append(step)
+            return super().batch(step)
+
+    fetched = prefetch(Slow(), 3, 30, lambda tokens: tokens, ahead=2)
+    first = next(fetched)
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert first.step == 3 and made == [3, 4, 5, 6]  # one taken, two waiting, one in hand
+    np.testing.assert_array_equal(next(fetched).tokens, Counting().batch(4))
+    fetched.close()
+    assert len(made) < 10
+
+
+def test_prefetch_hands_on_what_went_wrong_and_counts_the_wait():
+    class Broken(Counting):
+        def batch(self, step):
+            time.sleep(0.05)
+            if step == 1:
+                raise UserError("no such shard")
+            return super().batch(step)
+
+    fetched = prefetch(Broken(), 0, 5, lambda tokens: tokens)
+    assert 0.03 < next(fetched).waited < 2
+    with pytest.raises(UserError, match="no such shard"):
+        next(fetched)
