@@ -7,6 +7,7 @@ report; plotly.js reads the same dictionaries.
 import base64
 import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from jax_massact.report.picture import (
     PALETTE,
     TOPS,
     map_bin,
+    spikes,
 )
 
 FONT = {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, sans-serif", "size": 13}
@@ -42,7 +44,7 @@ def top_magnitudes(result: ProbeResult) -> dict:
         if not any(entries):
             continue
         traces.append(
-            _line(f"top-{rank + 1}", index, [e and e["magnitude"] for e in entries], color)
+            line(f"top-{rank + 1}", index, [e and e["magnitude"] for e in entries], color)
             | {
                 "text": [
                     e and f"{_label(e['token'])} position {e['position']}, dim {e['dim']}"
@@ -52,11 +54,10 @@ def top_magnitudes(result: ProbeResult) -> dict:
             }
         )
     traces.append(
-        _line("median", index, [layer["median"] for layer in layers], BLUE)
+        line("median", index, [layer["median"] for layer in layers], BLUE)
         | {"hovertemplate": "%{y:.4~g}"}
     )
-    layout = _layout("magnitude (mean over sequences)", index)
-    layout["yaxis"] |= {"type": "log", "dtick": 1, "tickformat": ",~g"}
+    layout = layer_layout("magnitude (mean over sequences)", index, log=True)
     bound = result["definition"]["strict"]["magnitude"]
     if not bound > 0:  # nothing to draw on a logarithmic axis
         return {"data": traces, "layout": layout}
@@ -78,7 +79,7 @@ def writers(result: ProbeResult) -> dict:
     for number, record in enumerate(words.strongest(result)[:MAX_TRAJECTORIES]):
         traces += _trajectory(record, PALETTE[number % len(PALETTE)], shown=number < len(PALETTE))
     index = [layer["layer"] for layer in result["layers"]]
-    layout = _layout("value (mean over sequences)", index)
+    layout = layer_layout("value (mean over sequences)", index)
     layout["hovermode"] = "closest"
     layout["yaxis"] |= {"zeroline": True, "zerolinecolor": GREY, "tickformat": ",~g",
                         "rangemode": "tozero"}
@@ -165,12 +166,11 @@ def _ticks(tokens: int, most: int = 10) -> list[int]:
 
 
 def _marks(result: ProbeResult, activation_map: ActivationMap) -> list[dict]:
-    spans = {r["dim"]: (r["first_layer"], r["last_layer"]) for r in result["massive"]}
+    """Every spike with its name, in the order in which dimensions take a bin."""
     return [
-        {"row": position, "column": map_bin(activation_map, dim), "label": f"dim {dim}",
-         "first": spans[dim][0], "last": spans[dim][1]}
-        for position, dim in result["prompt"]["massive"]
-        if position < len(activation_map.tokens) and dim in spans
+        {"row": position, "column": map_bin(activation_map, r["dim"]), "label": f"dim {r['dim']}",
+         "first": r["first_layer"], "last": r["last_layer"]}
+        for position, r in spikes(result, len(activation_map.tokens))
     ]
 
 
@@ -182,28 +182,35 @@ def _axis_3d(title: str) -> dict:
     }
 
 
-def _layout(y_title: str, index: list[int]) -> dict[str, Any]:
+def layer_layout(
+    y_title: str, index: Sequence[int], *, x_title: str = LAYER_AXIS, log: bool = False
+) -> dict[str, Any]:
+    """Axes of a chart over layers: plain, with the legend above."""
+    scale = {"type": "log", "dtick": 1, "tickformat": ",~g"} if log else {}
     return {
         "font": FONT, "template": "none", "paper_bgcolor": "white", "plot_bgcolor": "white",
         "margin": {"l": 72, "r": 16, "t": 36, "b": 56}, "hovermode": "x unified",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {
-            "title": {"text": LAYER_AXIS, "font": {"size": 13}},
+            "title": {"text": x_title, "font": {"size": 13}},
             "range": [index[0] - 0.5, index[-1] + 0.5],
             "gridcolor": "#e5e7eb", "zeroline": False,
             **({"dtick": 1} if len(index) <= 16 else {"nticks": 16}),
         },
         "yaxis": {
             "title": {"text": y_title, "font": {"size": 13}, "standoff": 14}, "automargin": True,
-            "gridcolor": "#e5e7eb", "zeroline": False,
+            "gridcolor": "#e5e7eb", "zeroline": False, **scale,
         },
     }
 
 
-def _line(name: str, x: list[int], y: list[float | None], color: str) -> dict:
+def line(
+    name: str, x: Sequence[int], y: Sequence[float | None], color: str, dash: str = "solid"
+) -> dict:
+    """A line with a mark at every layer."""
     return {
-        "type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": y,
-        "line": {"color": color, "width": 2}, "marker": {"size": 5},
+        "type": "scatter", "mode": "lines+markers", "name": name, "x": list(x), "y": list(y),
+        "line": {"color": color, "width": 2, "dash": dash}, "marker": {"size": 5},
     }
 
 
@@ -212,10 +219,10 @@ def _trajectory(record: Massive, color: str, *, shown: bool) -> list[dict]:
     name = f"dim {record['dim']}" + ("" if record["strict"] else " (relaxed)")
     group = {"legendgroup": name, "visible": True if shown else "legendonly"}
     values = record["trajectory"]
-    line = _line(name, list(range(len(values))), list(values), color) | group
-    line["line"] = {"color": color, "width": 2, "dash": "solid" if record["strict"] else "dash"}
-    line["hovertemplate"] = "layer %{x}: %{y:,.5~g}"
-    traces = [line]
+    dash = "solid" if record["strict"] else "dash"
+    curve = line(name, range(len(values)), values, color, dash) | group
+    curve["hovertemplate"] = "layer %{x}: %{y:,.5~g}"
+    traces = [curve]
     for event, verb, symbol in (
         (record["written_by"], "written", "triangle-up"), (record["removed_by"], "removed", "x"),
     ):

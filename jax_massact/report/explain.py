@@ -3,128 +3,211 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from jax_massact.probe.explain_result import AttentionMap, ExplainLayer, ExplainResult, MeanStd
+from jax_massact.probe.explain_result import (
+    AttentionMap,
+    ExplainResult,
+    Location,
+    MeanStd,
+    UpdateStats,
+    VectorStats,
+)
 from jax_massact.report import words
+from jax_massact.report.charts import FONT, layer_layout, line
 from jax_massact.report.encode import to_json, write_text
-from jax_massact.report.figures import figure_title, figure_token, layer_ticks, save_figures
-from jax_massact.report.html import Section, chart, paragraphs, render, table
-from jax_massact.report.page import massive_table, settings_body
-from jax_massact.report.picture import BLUE, GREEN, GREY, LAYER_AXIS, ORANGE, PINK
-from jax_massact.report.terminal import headed, massive_rows, plain_table, section_title, spelled
+from jax_massact.report.html import Section, chart, escape, paragraphs, table
+from jax_massact.report.picture import BLUE, GREEN, GREY, ORANGE
+from jax_massact.report.sections import (
+    massive_tables,
+    render_report,
+    settings_section,
+    verdict_section,
+)
+from jax_massact.report.terminal import (
+    headed,
+    massive_parts,
+    plain_table,
+    section_title,
+    spelled,
+    verdict_style,
+)
 
-# One line of a picture: its name, its values by layer, its colour and style.
-Series = tuple[str, list[float | None], str, str]
-_VECTORS = (("stream", GREY), ("normed", BLUE), ("keys", ORANGE), ("values", GREEN))
-_MAP_TOKENS = 24
+LAYER = "layer (block, from 0)"
+MAP_TOKENS = 24
+VECTORS = (("stream", GREY), ("normed", BLUE), ("keys", ORANGE), ("values", GREEN))
+UPDATE_LABELS = {
+    "cosine": "mean cosine to the mean update",
+    "deviation": "deviation from the mean, relative",
+    "share": "share of the attention output",
+}
+_LOCATION_ROWS = 5  # of each definition, in the terminal
 
 
-def spread(value: MeanStd | None, plus_minus: str = " ± ") -> str:
-    """`0.91 ± 0.01`, over sequences."""
+class Series(NamedTuple):
+    """One line of a picture over layers.
+
+    Attributes:
+      name: of the legend.
+      values: one for each layer; None is a gap.
+      color: of the line.
+      style: `-`, `--` or `:`, as matplotlib writes it.
+      std: over sequences, for the band around the line; none for one sequence.
+    """
+
+    name: str
+    values: list[float | None]
+    color: str
+    style: str
+    std: list[float | None] | None = None
+
+
+def spread(value: MeanStd | None, sequences: int, plus_minus: str = " ± ") -> str:
+    """`0.91 ± 0.01`, over sequences; the mean alone when there is one."""
     if value is None or not math.isfinite(value["mean"]):
         return "-"
-    return f"{value['mean']:.2f}{plus_minus}{value['std']:.2f}"
+    mean = f"{value['mean']:.2f}"
+    return mean if sequences == 1 else f"{mean}{plus_minus}{value['std']:.2f}"
+
+
+def massive_call(result: ExplainResult) -> str:
+    """`massive`; `massive (relaxed)` where nothing is more than that."""
+    return "massive (relaxed)" if words.strength(result["massive"]) == "relaxed" else "massive"
 
 
 def emergence(result: ExplainResult) -> int | None:
     """The first layer whose output holds massive activations: strict, or relaxed if none is."""
-    records = [r for r in result["massive"] if r["strict"]] or result["massive"]
+    records = words.by_size(result["massive"], strict=True) or result["massive"]
     return min((r["first_layer"] for r in records), default=None)
 
 
-def _mean(values: Sequence[float] | None) -> float | None:
-    return None if not values else float(np.mean(values))
+def map_layers(result: ExplainResult) -> list[int]:
+    """The layers to picture: the block that writes, whose attention knows nothing of it yet, and
+    the second after it; the first and the last where nothing is written."""
+    first, depth = emergence(result), len(result["layers"])
+    if first is None:
+        return sorted({0, depth - 1})
+    return sorted({first, min(first + 2, depth - 1)})
+
+
+def map_title(result: ExplainResult, layer: int) -> str:
+    """`layer 11, before`: of the massive activations."""
+    first = emergence(result)
+    if first is None:
+        return f"layer {layer}"
+    return f"layer {layer}, " + ("before" if layer <= first else "after")
 
 
 def verdict(result: ExplainResult) -> list[str]:
     """The findings in sentences."""
-    rate = result["sink_rate"]
+    sequences = result["data"]["sequences"]
     sink = (
-        f"Sink rate {spread(rate)} over all heads (mean attention to the first token above "
-        f"{result['sink_epsilon']:g}, first {result['sink_length']} queries)."
+        f"The sink rate is {spread(result['sink_rate'], sequences)}: the share of heads whose mean "
+        f"attention to the first token exceeds {result['sink_epsilon']:g} (first "
+        f"{result['sink_length']} queries)."
     )
     first = emergence(result)
     if first is None:
         return ["No massive activations found, strict or relaxed.", sink]
-    strict = any(r["strict"] for r in result["massive"])
-    depth = len(result["layers"])
-    after = result["layers"][min(first + 2, depth - 1)]
-    call = "Massive activations" if strict else "Activations over the relaxed threshold"
+    call = {
+        "strict": "Massive activations (strict)",
+        "relaxed": "Activations over the relaxed threshold only",
+    }[words.strength(result["massive"])]
+    number = result["massive_tokens"]
+    tokens = f"{words.number(number)} token" + ("" if number == 1 else "s")
     lines = [
-        f"{call} stand in the output of block {first} and after, at "
-        f"{words.number(result['massive_tokens'])} token(s) of a sequence on average.",
+        f"{call} stand in the output of block {first} and after, at {tokens} of a sequence on "
+        "average.",
         sink,
     ]
-    share, keys = _mean(after["attention"]["massive"]), after["keys"]["cosine_massive"]
+    return lines + _mechanism(result, map_layers(result)[-1])
+
+
+def _mechanism(result: ExplainResult, at: int) -> list[str]:
+    layer, sequences = result["layers"][at], result["data"]["sequences"]
+    share, cosine = mean_of(layer["attention"]["massive"]), layer["keys"]["cosine_massive"]
+    tokens = "these tokens" if massive_call(result) == "massive" else "these (relaxed) tokens"
+    lines, parts = [], []
     if share is not None:
+        parts.append(f"{tokens} take {words.percent(share)} of the attention of the others")
+    if cosine is not None:
+        parts.append(f"their keys have a mean cosine of {words.number(cosine)} between sequences")
+    if layer["value_drain"] is not None:
+        parts.append(f"their values have {words.number(layer['value_drain'])} times the norm of "
+                     "other tokens' values")
+    if parts:
+        lines.append(f"In layer {at} {'; '.join(parts)}.")
+    if (update := layer["massive_update"]) is not None:
         lines.append(
-            f"In layer {after['layer']} they take {words.percent(share)} of the attention of other "
-            f"tokens; their keys have a mean cosine of {words.number(keys)} between sequences, "
-            f"their values are {words.number(after['value_drain'])} times as long as others'."
-        )
-    update = after["massive_update"]
-    if update is not None:
-        lines.append(
-            f"What they add to that layer's attention output is {words.percent(_of(update))} of "
-            f"it, with a cosine of {spread(update['cosine'])} to its mean and a relative deviation "
-            f"of {spread(update['deviation'])}."
+            f"What they add to that layer's attention output is "
+            f"{words.percent(update['share']['mean'])} of it; its cosine to its mean over queries "
+            f"is {spread(update['cosine'], sequences)}, its relative deviation from it "
+            f"{spread(update['deviation'], sequences)}."
         )
     return lines
 
 
-def _of(update: Any) -> float:
-    return update["share"]["mean"]
+def mean_of(values: Sequence[float] | None) -> float | None:
+    """Over heads."""
+    return None if not values else float(np.mean(values))
 
 
 def print_explain(result: ExplainResult, console: Console) -> None:
     """Prints the verdict, a row for every layer, and where massive activations sit."""
     ascii_only = console.options.ascii_only
     spell = spelled if ascii_only else str
-    plus_minus = "+-" if ascii_only else "±"  # no spaces: columns are narrow
     token_label = words.ascii_label if ascii_only else words.token_label
     parts: list[RenderableType] = [
         headed("Model", spell(words.model_line(result["model"]))),
         headed("Data", spell(words.data_line(result["data"], token_label))),
-        headed("Verdict", spell("\n".join(verdict(result)))),
-        section_title("Layers (attention of the block; means over sequences)"),
+        headed("Verdict", spell("\n".join(verdict(result))), verdict_style(result["massive"])),
+        section_title("Layers (attention of the block; means over sequences and heads)"),
+        _layers(result, "+-" if ascii_only else "±"),
     ]
-    rows = plain_table("layer", "sink rate", "massive", "cos K", "drain", "update cos", "deviation",
-                       "share")
-    for layer in result["layers"]:
-        update = layer["massive_update"]
-        rows.add_row(
-            str(layer["layer"]),
-            spread(layer["attention"]["sink_rate"], plus_minus),
-            words.percent(_mean(layer["attention"]["massive"])),
-            words.number(layer["keys"]["cosine_massive"]),
-            words.number(layer["value_drain"]),
-            spread(update and update["cosine"], plus_minus),
-            spread(update and update["deviation"], plus_minus),
-            words.percent(update and _of(update)),
-        )
-    parts.append(rows)
     for place in result["locations"]:
-        bos = "with BOS" if place["bos"] else "without BOS"
-        parts.append(section_title(
-            f"Where they sit, {bos}: {place['sequences']} sequences of "
-            f"{place['sequence_length']} tokens"
-        ))
-        records = [r for r in place["massive"] if r["strict"]] or place["massive"][:5]
-        if records and not records[0]["strict"]:
-            parts.append(Text("by the relaxed definition only", style="dim"))
-        parts.append(
-            massive_rows(records, place["sequences"], ascii_only)
-            if records else Text("none found, strict or relaxed")
+        about = location_line(place)
+        titles = (f"{about}: massive (strict)", f"{about}: relaxed only")
+        parts += massive_parts(
+            place["massive"], place["sequences"], ascii_only, titles, _LOCATION_ROWS
         )
+        if not place["massive"]:
+            parts += [section_title(about), Text("none found, strict or relaxed")]
     parts.append(Text("\n".join(words.definition(result["definition"])), style="dim"))
     console.print(Group(*parts))
+
+
+def location_line(place: Location) -> str:
+    """`With BOS, 100 sequences of 256 tokens`."""
+    return (
+        f"{'With' if place['bos'] else 'Without'} BOS, "
+        f"{words.count(place['sequences'], 'sequence')} of "
+        f"{words.count(place['sequence_length'], 'token')}"
+    )
+
+
+def _layers(result: ExplainResult, plus_minus: str) -> Table:
+    sequences = result["data"]["sequences"]
+    share = "relaxed" if massive_call(result) != "massive" else "massive"
+    rows = plain_table("layer", "sink rate", share, "cos K", "drain", "update cos", "deviation",
+                       "share")
+    for layer in result["layers"]:
+        u = layer["massive_update"]
+        rows.add_row(
+            str(layer["layer"]),
+            spread(layer["attention"]["sink_rate"], sequences, plus_minus),
+            words.percent(mean_of(layer["attention"]["massive"])),
+            words.number(layer["keys"]["cosine_massive"]),
+            words.number(layer["value_drain"]),
+            spread(u and u["cosine"], sequences, plus_minus),
+            spread(u and u["deviation"], sequences, plus_minus),
+            words.percent(u and u["share"]["mean"]),
+        )
+    return rows
 
 
 def write_explain_report(
@@ -132,311 +215,259 @@ def write_explain_report(
 ) -> list[Path]:
     """Writes `explain.json`, `explain.html` and the figures into `folder`.
 
+    Each file is written whole or not at all; files of the same names are replaced.
+
+    Args:
+      result: what was measured.
+      attention_map: of the first sequence, float32 [L, tokens, tokens].
+      folder: made when missing.
+
+    Returns:
+      Every file written, `explain.json` first.
+
     Raises:
       OSError: the folder cannot be made or written to.
     """
+    from jax_massact.report.explain_figures import save_explain_figures
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    page = render(
-        f"What attention makes of massive activations in {result['model']['name']}",
-        words.model_line(result["model"]),
-        explain_sections(result, attention_map),
-        ", ".join(f"{k.replace('_', ' ')} {words.number(s)} s"
-                  for k, s in result["seconds"].items()),
-    )
-    drawings = {
-        "attention_maps": lambda: draw_attention_maps(result, attention_map),
-        "attention_shares": lambda: draw_shares(result),
-        "norms": lambda: draw_norms(result),
-        "value_updates": lambda: draw_updates(result),
-    }
+    title = f"What attention makes of massive activations in {result['model']['name']}"
+    page = render_report(title, result, explain_sections(result, attention_map))
     return [
         write_text(folder / "explain.json", to_json(result, indent=2) + "\n"),
         write_text(folder / "explain.html", page),
-        *save_figures(drawings, folder / "figures"),
+        *save_explain_figures(result, attention_map, folder / "figures"),
     ]
 
 
 def share_series(result: ExplainResult) -> list[Series]:
-    """Shares of attention mass and the sink rate, by layer."""
-    layers = result["layers"]
-    of = lambda name: [_mean(layer["attention"][name]) for layer in layers]
-    rates: list[float | None] = [layer["attention"]["sink_rate"]["mean"] for layer in layers]
-    series: list[Series] = [
-        ("sink rate", rates, GREY, "--"),
-        ("on massive tokens", of("massive"), ORANGE, "-"),
-        ("on the first token", of("first"), BLUE, ":"),
+    """The sink rate and the shares of attention mass, by layer."""
+    layers, call = result["layers"], massive_call(result)
+    of = lambda name: [mean_of(layer["attention"][name]) for layer in layers]
+    series = [
+        _with_band("sink rate", [layer["attention"]["sink_rate"] for layer in layers], GREY, "--",
+                   result),
+        Series(f"on {call} tokens", of("massive"), ORANGE, "-"),
+        Series("on the first token", of("first"), BLUE, ":"),
+        Series("on the extra key", of("extra"), GREEN, "-"),
     ]
-    if layers and layers[0]["attention"]["extra"] is not None:
-        series.append(("on the extra key", of("extra"), GREEN, "-"))
-    return [s for s in series if any(v is not None for v in s[1])]
+    return [s for s in series if any(v is not None for v in s.values)]
 
 
-def norm_series(result: ExplainResult) -> list[Series]:
-    """L2 norms by layer, massive tokens (full lines) and others (dotted)."""
-    return [
-        (f"{name}, {part}", [layer[name][f"norm_{part}"] for layer in result["layers"]], color,
-         "-" if part == "massive" else ":")
-        for name, color in _VECTORS for part in ("massive", "other")
+def vector_series(result: ExplainResult, measure: str) -> list[Series]:
+    """`norm`, `cosine` or `dims` of the vectors by layer: massive (full lines), other (dotted)."""
+    series = [
+        Series(f"{name}, {call}", [layer[name][f"{measure}_{part}"] for layer in result["layers"]],
+               color, style)
+        for name, color in VECTORS
+        for part, call, style in (("massive", massive_call(result), "-"), ("other", "other", ":"))
     ]
-
-
-def cosine_series(result: ExplainResult) -> list[Series]:
-    """Mean cosine between tokens of different sequences, by layer."""
-    return [
-        (f"{name}, {part}", [layer[name][f"cosine_{part}"] for layer in result["layers"]], color,
-         "-" if part == "massive" else ":")
-        for name, color in _VECTORS for part in ("massive", "other")
-    ]
+    return [s for s in series if any(v is not None for v in s.values)]
 
 
 def update_series(result: ExplainResult) -> dict[str, list[Series]]:
     """Constancy and share of the two parts of the value updates, by layer."""
 
-    def by_layer(part: str, field: str) -> list[float | None]:
-        updates = [layer[f"{part}_update"] for layer in result["layers"]]
-        return [None if u is None else u[field]["mean"] for u in updates]
+    def part(name: str, key: str, field: str, color: str, style: str) -> Series:
+        updates = [layer[key] for layer in result["layers"]]
+        return _with_band(name, [u and u[field] for u in updates], color, style, result)
 
     return {
         field: [
-            ("massive tokens", by_layer("massive", field), ORANGE, "-"),
-            ("other tokens", by_layer("other", field), BLUE, ":"),
+            part(f"{massive_call(result)} tokens", "massive_update", field, ORANGE, "-"),
+            part("other tokens", "other_update", field, BLUE, ":"),
         ]
-        for field in ("cosine", "deviation", "share")
+        for field in UPDATE_LABELS
     }
+
+
+def _with_band(
+    name: str, values: Sequence[MeanStd | None], color: str, style: str, result: ExplainResult
+) -> Series:
+    means = [v and v["mean"] for v in values]
+    stds = [v and v["std"] for v in values]
+    return Series(name, means, color, style, None if result["data"]["sequences"] == 1 else stds)
 
 
 def explain_sections(result: ExplainResult, attention_map: AttentionMap) -> list[Section]:
     """The sections of the page, in reading order."""
-    kind = "none"
-    if result["massive"]:
-        kind = "strict" if any(r["strict"] for r in result["massive"]) else "relaxed"
-    lines = lambda key, series, label, log=False: chart(
-        key, _chart(series, label, log), height=380, label=label
-    )
-    updates = update_series(result)
+    call = massive_call(result)
     sections = [
-        Section(
-            "verdict", "What was found",
-            f'<div class="verdict {kind}">{paragraphs(verdict(result))}</div>'
-            + paragraphs([words.data_line(result["data"])])
-            + paragraphs(words.definition(result["definition"]), "soft"),
+        verdict_section(
+            words.strength(result["massive"]), verdict(result),
+            [("Data", words.data_line(result["data"]))], result["definition"],
         ),
-        Section(
-            "maps", "Attention before and after",
-            "".join(
-                chart(f"map-{layer}", _heat(attention_map, layer), height=420,
-                      label=f"attention of layer {layer}, mean over heads")
-                for layer in map_layers(result)
-            )
-            + paragraphs(["First sequence, mean over heads. Massive tokens are marked with *."],
-                         "soft"),
-        ),
+        Section("maps", "Attention before and after", _maps(result, attention_map)),
         Section("shares", "Where attention goes",
-                lines("shares-chart", share_series(result), "share, mean over heads")),
-        Section("norms", "From the norm to keys and values",
-                lines("norms-chart", norm_series(result), "L2 norm", True)
-                + lines("cosines-chart", cosine_series(result),
-                        "mean cosine between sequences")),
+                _lines("shares-chart", share_series(result), "share, mean over heads")),
+        Section(
+            "norms", "From the norm to keys and values",
+            _lines("norms-chart", vector_series(result, "norm"), "L2 norm", log=True)
+            + _lines("cosines-chart", vector_series(result, "cosine"),
+                     "mean cosine between sequences")
+            + paragraphs([f"Full lines: {call} tokens; dotted: the others. Stream: what enters the "
+                          "block; normed: after its norm; keys: before rotary positions."], "soft"),
+        ),
     ]
     if any(layer["massive_update"] for layer in result["layers"]):
         body = "".join(
-            lines(f"update-{field}", series, _UPDATE_LABELS[field], field == "deviation")
-            for field, series in updates.items()
+            _lines(f"update-{field}", series, UPDATE_LABELS[field], log=field == "deviation")
+            for field, series in update_series(result).items()
         )
-        sections.append(Section("updates", "Value updates", body))
+        note = (f"The attention output is the sum of what {call} tokens add and of what the others "
+                "add: their shares add up to 1.")
+        sections.append(Section("updates", "Value updates", body + paragraphs([note], "soft")))
     if result["locations"]:
-        body = ""
-        for place in result["locations"]:
-            bos = "With BOS" if place["bos"] else "Without BOS"
-            caption = f"{bos}, {words.count(place['sequences'], 'sequence')} of " + words.count(
-                place["sequence_length"], "token"
-            )
-            for strict, call in ((True, "massive (strict)"), (False, "relaxed only")):
-                if records := words.by_size(place["massive"], strict=strict):
-                    body += massive_table(records, place["sequences"], f"{caption}: {call}")
-            if not place["massive"]:
-                body += paragraphs([f"{caption}: none found, strict or relaxed."])
+        body = "".join(
+            massive_tables(place["massive"], place["sequences"], location_line(place))
+            for place in result["locations"]
+        )
         sections.append(Section("locations", "Where they sit", body))
-    sections += [
-        Section("layers", "Every layer", _layer_table(result["layers"])),
-        Section("settings", "Settings and versions", settings_body(result)),
-    ]
-    return sections
+    return [*sections, Section("layers", "Every layer", _layer_tables(result)),
+            settings_section(result)]
 
 
-_UPDATE_LABELS = {
-    "cosine": "mean cosine to the mean update",
-    "deviation": "deviation from the mean, relative",
-    "share": "share of the attention output",
-}
-
-
-def _layer_table(layers: Sequence[ExplainLayer]) -> str:
-    head = ("layer", "sink rate", "first", "massive", "logit massive", "logit other", "cos normed",
-            "cos K", "cos V", "dims normed", "drain", "update cosine", "deviation", "share")
-    rows = []
-    for layer in layers:
-        a, u = layer["attention"], layer["massive_update"]
-        rows.append([
-            str(layer["layer"]), spread(a["sink_rate"]), words.number(_mean(a["first"])),
-            words.number(_mean(a["massive"])), words.number(_mean(a["logit_massive"])),
-            words.number(_mean(a["logit_other"])),
-            *(words.number(layer[n]["cosine_massive"]) for n in ("normed", "keys", "values")),
-            words.number(layer["normed"]["dims_massive"]), words.number(layer["value_drain"]),
-            spread(u and u["cosine"]), spread(u and u["deviation"]), spread(u and u["share"]),
-        ])
-    note = (
-        "Attention and value updates are the block's own; stream, norm, keys and values are what "
-        "enters it. Shares and logits are means over heads; ± is the standard deviation over "
-        "sequences."
+def _maps(result: ExplainResult, attention_map: AttentionMap) -> str:
+    maps = "".join(
+        chart(f"map-{layer}", heat_chart(attention_map, layer, map_title(result, layer)),
+              height=460, label=f"attention of {map_title(result, layer)}, mean over heads")
+        for layer in map_layers(result)
     )
-    return table(head, rows) + paragraphs([note], "soft")
+    marked = f"Tokens marked with * are {massive_call(result)}." if any(
+        attention_map.massive[:MAP_TOKENS]) else "None of these tokens is massive."
+    shown = min(MAP_TOKENS, len(attention_map.tokens))
+    note = f"The first {words.count(shown, 'token')} of the first sequence, mean over heads. "
+    return f'<div class="beside">{maps}</div>' + paragraphs([note + marked], "soft")
 
 
-def map_layers(result: ExplainResult) -> list[int]:
-    """The layers to picture: the block that writes, whose attention knows nothing of it yet, and
-    the second after it."""
-    first, depth = emergence(result), len(result["layers"])
-    if first is None:
-        return sorted({0, depth - 1})
-    return sorted({first, min(first + 2, depth - 1)})
+def _lines(key: str, series: Sequence[Series], label: str, *, log: bool = False) -> str:
+    return chart(key, line_chart(series, label, log=log), height=380, label=label)
 
 
-def _chart(series: list[Series], label: str, log: bool) -> dict:
+def line_chart(series: Sequence[Series], label: str, *, log: bool = False) -> dict:
+    """The series over layers, each with its band."""
     dashes = {"-": "solid", "--": "dash", ":": "dot"}
-    return {
-        "data": [
-            {
-                "type": "scatter", "mode": "lines", "name": name, "y": values,
-                "x": list(range(len(values))), "line": {"color": color, "dash": dashes[style]},
-                "hovertemplate": "%{y:.4~g}",
-            }
-            for name, values, color, style in series
-        ],
-        "layout": {
-            "hovermode": "x unified",
-            "xaxis": {"title": {"text": "layer (from 0)"}},
-            "yaxis": {"title": {"text": label}, "type": "log" if log else "linear"},
-            "margin": {"l": 70, "r": 20, "t": 10, "b": 50},
-        },
-    }
+    depth = max((len(s.values) for s in series), default=1)
+    traces = []
+    for s in series:
+        trace = line(s.name, range(depth), s.values, s.color, dashes[s.style])
+        trace |= {"mode": "lines", "hovertemplate": "%{y:.4~g}", "connectgaps": False}
+        if s.std is not None:
+            texts = ["" if v is None else f" ± {words.number(v)}" for v in s.std]
+            trace |= {"text": texts, "hovertemplate": "%{y:.4~g}%{text}"}
+        traces.append(trace)
+    return {"data": traces, "layout": layer_layout(label, range(depth), x_title=LAYER, log=log)}
 
 
-def _marked(attention_map: AttentionMap, label: Callable[[str], str]) -> list[str]:
-    names = zip(attention_map.tokens, attention_map.massive, strict=True)
-    return [f"{'* ' if massive else ''}{i} {label(t)}" for i, (t, massive) in enumerate(names)]
-
-
-def _heat(attention_map: AttentionMap, layer: int) -> dict:
-    names = _marked(attention_map, words.ascii_label)[:_MAP_TOKENS]
-    weight = attention_map.weight[layer][:_MAP_TOKENS, :_MAP_TOKENS]
+def heat_chart(attention_map: AttentionMap, layer: int, title: str) -> dict:
+    """The attention of one layer, queries by keys; what a query cannot see is left blank."""
+    names = [escape(name) for name in _marked(attention_map, words.ascii_label)]
+    weight = attention_map.weight[layer][:MAP_TOKENS, :MAP_TOKENS]
     rows = [[float(w) if s <= t else None for s, w in enumerate(row)]
             for t, row in enumerate(weight)]
-    escaped = [name.replace("&", "&amp;").replace("<", "&lt;") for name in names]
+    axis = {"automargin": True, "tickfont": {"size": 9}, "showgrid": False, "zeroline": False,
+            "constrain": "domain", "dtick": 1}
     return {
         "data": [{
-            "type": "heatmap", "z": rows, "x": escaped, "y": escaped, "zmin": 0, "zmax": 1,
+            "type": "heatmap", "z": rows, "x": names, "y": names, "zmin": 0, "zmax": 1,
             "colorscale": [[0, "#f7fbff"], [0.5, "#6baed6"], [1, "#08306b"]],
+            "colorbar": {"thickness": 12, "len": 0.7, "tickfont": {"size": 10}},
             "hovertemplate": "query %{y}<br>key %{x}<br>%{z:.3f}<extra></extra>",
         }],
         "layout": {
-            "title": {"text": f"layer {layer}", "font": {"size": 13}},
-            "yaxis": {"autorange": "reversed", "automargin": True, "tickfont": {"size": 9}},
-            "xaxis": {"automargin": True, "tickfont": {"size": 9}},
-            "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+            "font": FONT, "template": "none", "paper_bgcolor": "white", "plot_bgcolor": "white",
+            "title": {"text": title, "font": {"size": 13}, "x": 0, "xanchor": "left"},
+            "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x",
+                             "title": {"text": "query", "font": {"size": 11}}},
+            "xaxis": axis | {"tickangle": 90, "title": {"text": "key", "font": {"size": 11}}},
+            "margin": {"l": 10, "r": 10, "t": 44, "b": 10},
         },
     }
 
 
-def draw_attention_maps(result: ExplainResult, attention_map: AttentionMap) -> Figure:
-    """Attention of the first tokens before and after massive activations appear, after the paper's
-    figure of attention concentration; mean over heads."""
-    layers = map_layers(result)
-    figure = Figure(figsize=(6.8, 3.7), layout="constrained")
-    all_axes = figure.subplots(1, len(layers), squeeze=False)[0]
-    names = [figure_token(t) for t in attention_map.tokens[:_MAP_TOKENS]]
-    image = None
-    for axes, layer in zip(all_axes, layers, strict=True):
-        weight = attention_map.weight[layer][:_MAP_TOKENS, :_MAP_TOKENS].copy()
-        weight[np.triu_indices(len(weight), 1)] = np.nan
-        image = axes.imshow(weight, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-        axes.grid(visible=False)
-        ticks = range(0, len(names), 2)
-        axes.set_xticks(ticks, [names[t] for t in ticks], rotation=90, fontsize=6)
-        axes.set_yticks(ticks, [names[t] for t in ticks], fontsize=6)
-        for position in (i for i, m in enumerate(attention_map.massive[:_MAP_TOKENS]) if m):
-            axes.annotate(
-                "massive", (position, position), (position + 3, max(position - 1.2, -1.2)),
-                color=ORANGE, fontsize=7, va="center", annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8},
-            )
-        first = emergence(result)
-        when = "" if first is None else (", before" if layer <= first else ", after")
-        axes.set_title(f"layer {layer}{when}", fontsize=9, pad=10)
-        axes.set_xlabel("key")
-    all_axes[0].set_ylabel("query")
-    if image is not None:
-        figure.colorbar(image, ax=list(all_axes), shrink=0.7, label="attention, mean over heads")
-    figure.suptitle(figure_title(result["model"], "attention, first sequence"), x=0.01, ha="left",
-                    fontsize=10)
-    return figure
+def _marked(attention_map: AttentionMap, label: Callable[[str, int], str]) -> list[str]:
+    names = zip(attention_map.tokens, attention_map.massive, strict=True)
+    return [
+        f"{'* ' if massive else ''}{i} {label(token, 14)}"
+        for i, (token, massive) in zip(range(MAP_TOKENS), names, strict=False)
+    ]
 
 
-def draw_shares(result: ExplainResult) -> Figure:
-    """Sink rate, and the shares of attention on the first and on massive tokens, by layer."""
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    _lines(axes, share_series(result), "share (mean over heads)")
-    rates = [layer["attention"]["sink_rate"] for layer in result["layers"]]
-    mean, std = (np.array([r[k] for r in rates]) for k in ("mean", "std"))
-    axes.fill_between(np.arange(len(mean)), mean - std, mean + std, color=GREY, alpha=0.15,
-                      linewidth=0)
-    axes.set_ylim(-0.02, 1.02)
-    axes.legend(fontsize=8)
-    text = f"attention by layer (sink: > {result['sink_epsilon']:g})"
-    axes.set_title(figure_title(result["model"], text))
-    return figure
+def _layer_tables(result: ExplainResult) -> str:
+    call = massive_call(result)
+    note = (
+        "Attention and value updates are the block's own; stream, normed stream, keys and values "
+        "are what enters it. Shares and logits are means over heads. Pooled: to the one mean of "
+        "all sequences. Effective dimensions: (Σ x²)² / Σ x⁴."
+        + ("" if result["data"]["sequences"] == 1 else " ± is the standard deviation over "
+           "sequences.")
+    )
+    return (
+        _attention_table(result)
+        + _vector_table(result, f"L2 norm, {call} / other", ("norm",), drain=True)
+        + _vector_table(
+            result, f"Cosine between sequences and effective dimensions, {call} / other",
+            ("cosine", "dims"),
+        )
+        + _update_table(result)
+        + paragraphs([note], "soft")
+    )
 
 
-def draw_norms(result: ExplainResult) -> Figure:
-    """Norms and cosines of stream, normed stream, keys and values: massive against other tokens."""
-    figure = Figure(figsize=(6.8, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _lines(left, norm_series(result), "L2 norm, mean over tokens")
-    left.set_yscale("log")
-    _lines(right, cosine_series(result), "mean cosine between sequences")
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
-    figure.suptitle(figure_title(result["model"], "from the norm to keys and values"), x=0.01,
-                    ha="left", fontsize=10)
-    return figure
+def _attention_table(result: ExplainResult) -> str:
+    has_extra = any(layer["attention"]["extra"] is not None for layer in result["layers"])
+    fields = ("first", "massive", *(("extra",) if has_extra else ()), "logit_massive",
+              "logit_other")
+    titles = {"first": "on the first token", "massive": f"on {massive_call(result)} tokens",
+              "extra": "on the extra key", "logit_massive": f"logit to {massive_call(result)}",
+              "logit_other": "logit to others"}
+    rows = [
+        [
+            str(layer["layer"]),
+            spread(layer["attention"]["sink_rate"], result["data"]["sequences"]),
+            *(words.number(mean_of(layer["attention"][field])) for field in fields),
+        ]
+        for layer in result["layers"]
+    ]
+    return table(("layer", "sink rate", *(titles[f] for f in fields)), rows, caption="Attention")
 
 
-def draw_updates(result: ExplainResult) -> Figure:
-    """Value updates from massive tokens against the rest: how constant, and how much."""
-    figure = Figure(figsize=(6.8, 2.9), layout="constrained")
-    for axes, (field, series) in zip(
-        figure.subplots(1, 3), update_series(result).items(), strict=True
-    ):
-        _lines(axes, series, "")
-        axes.set_title(_UPDATE_LABELS[field], fontsize=8.5)
-        if field == "deviation" and any(v for _, values, _, _ in series for v in values):
-            axes.set_yscale("log")
-    if any(layer["massive_update"] for layer in result["layers"]):
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
-    else:
-        figure.text(0.5, 0.5, "No massive tokens, strict or relaxed", ha="center", color=PINK)
-    figure.suptitle(figure_title(result["model"], "value updates"), x=0.01, ha="left", fontsize=10)
-    return figure
+def _vector_table(
+    result: ExplainResult, caption: str, measures: Sequence[str], *, drain: bool = False
+) -> str:
+    def cell(stats: VectorStats, measure: str) -> str:
+        massive, other = (stats[f"{measure}_{part}"] for part in ("massive", "other"))
+        return f"{words.number(massive)} / {words.number(other)}"
+
+    short = {"norm": "", "cosine": "cos ", "dims": "dims "}
+    head = ["layer", *(f"{short[m]}{name}" for m in measures for name, _ in VECTORS)]
+    rows = []
+    for layer in result["layers"]:
+        cells = [cell(layer[name], m) for m in measures for name, _ in VECTORS]
+        rows.append([str(layer["layer"]), *cells])
+        if drain:
+            rows[-1].append(words.number(layer["value_drain"]))
+    return table([*head, *(["value drain"] if drain else [])], rows, caption=caption)
 
 
-def _lines(axes: Axes, series: Sequence[Series], label: str) -> None:
-    for name, values, color, style in series:
-        y = np.array([math.nan if v is None else v for v in values], dtype=float)
-        if np.isfinite(y).any():
-            axes.plot(np.arange(len(y)), y, style, color=color, label=name)
-    layer_ticks(axes, range(max(len(s[1]) for s in series)))
-    axes.set_xlabel("layer (from 0)" if label != LAYER_AXIS else label)
-    axes.set_ylabel(label)
+def _update_table(result: ExplainResult) -> str:
+    sequences = result["data"]["sequences"]
+
+    def cells(u: UpdateStats | None) -> list[str]:
+        if u is None:
+            return ["-"] * 5
+        return [
+            spread(u["cosine"], sequences), words.number(u["cosine_pooled"]),
+            spread(u["deviation"], sequences), words.number(u["deviation_pooled"]),
+            spread(u["share"], sequences),
+        ]
+
+    columns = ("cosine", "cosine pooled", "deviation", "deviation pooled", "share")
+    parts = (("massive_update", massive_call(result)), ("other_update", "other"))
+    return "".join(
+        table(("layer", *columns),
+              [[str(layer["layer"]), *cells(layer[key])] for layer in result["layers"]],
+              caption=f"Value updates from {call} tokens")
+        for key, call in parts
+    )

@@ -37,6 +37,7 @@ from jax_massact.report.picture import (
     TOPS,
     map_bin,
     map_layer,
+    spikes,
 )
 
 WRITTEN, REMOVED = "^", "X"  # markers of the layer whose sublayer writes, and takes away
@@ -101,16 +102,11 @@ def draw_activation_map(result: ProbeResult, activation_map: ActivationMap) -> F
     heights = np.nan_to_num(activation_map.magnitude[layer], nan=0.0, posinf=0.0)
     tokens, bins = heights.shape
     dims = np.asarray(activation_map.first_dim, dtype=float)
-    # The largest dimension first: where several share a bin, it is the one that shows.
-    size = {record["dim"]: abs(record["value_mean"]) for record in result["massive"]}
-    spikes = sorted(
-        (
-            (position, dim)
-            for position, dim in result["prompt"]["massive"]
-            if position < tokens and _spans(result, dim, layer)
-        ),
-        key=lambda place: -size[place[1]],
-    )
+    places = [
+        (position, record["dim"])
+        for position, record in spikes(result, tokens)
+        if record["first_layer"] <= layer <= record["last_layer"]
+    ]
     figure = Figure(figsize=(6.4, 4.6))
     axes: Any = figure.add_axes((-0.04, -0.02, 1.0, 1.04), projection="3d", computed_zorder=False)
     ridges = np.zeros((tokens, bins + 2, 3))  # the two more close each ridge on the floor
@@ -123,7 +119,7 @@ def draw_activation_map(result: ProbeResult, activation_map: ActivationMap) -> F
         )
     )
     top = float(heights.max(initial=0.0)) or 1.0
-    _mark_spikes(axes, activation_map, heights, spikes, top)
+    _mark_spikes(axes, activation_map, heights, places, top)
     axes.set(
         xlim=(0, max(result["model"]["width"] - 1, 1)),
         ylim=(0, max(tokens - 1, 1)),
@@ -133,7 +129,7 @@ def draw_activation_map(result: ProbeResult, activation_map: ActivationMap) -> F
     axes.set_zlabel("|h|", labelpad=11)
     # The zero is left out: it would lie on the label of the last token.
     axes.zaxis.set_major_formatter(lambda value, _: words.number(value) if value else "")
-    ticks = _token_ticks(tokens, [position for position, _ in spikes])
+    ticks = _token_ticks(tokens, [position for position, _ in places])
     axes.set_yticks(ticks)
     axes.set_yticklabels(
         [figure_token(activation_map.tokens[t]) for t in ticks],
@@ -197,7 +193,7 @@ def draw_writers(result: ProbeResult) -> Figure:
     for record, color in zip(shown, PALETTE, strict=False):
         _trajectory(axes, record, color)
     if shown:
-        if _far_apart(shown):
+        if far_apart([r["value_mean"] for r in shown]):
             axes.set_yscale("symlog", linthresh=result["definition"]["relaxed"]["magnitude"] or 1)
         figure.legend(
             loc="lower left", bbox_to_anchor=(0.08, 0.0), fontsize=7.5, labelspacing=0.35,
@@ -269,23 +265,17 @@ def layer_ticks(axes: Axes, index: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
 
 
-def _spans(result: ProbeResult, dim: int, layer: int) -> bool:
-    return any(
-        r["dim"] == dim and r["first_layer"] <= layer <= r["last_layer"] for r in result["massive"]
-    )
-
-
 def _mark_spikes(
     axes: Any,
     activation_map: ActivationMap,
     heights: np.ndarray,
-    spikes: Sequence[tuple[int, int]],
+    places: Sequence[tuple[int, int]],
     top: float,
 ) -> None:
     """Redraws each massive activation as a needle, and names the tallest of each dimension."""
     tallest: dict[int, tuple[float, float, int]] = {}
     owner: dict[int, int] = {}
-    for position, dim in spikes:
+    for position, dim in places:
         column = map_bin(activation_map, dim)
         x, height = float(activation_map.first_dim[column]), float(heights[position, column])
         axes.plot([x, x], [position, position], [0, height], color=ORANGE, linewidth=1.8, zorder=2)
@@ -311,9 +301,9 @@ def _token_ticks(tokens: int, massive: Sequence[int], spread: int = 6) -> list[i
     return sorted(ticks)
 
 
-def _far_apart(records: Sequence[Massive], factor: float = 30.0) -> bool:
-    """Whether a linear axis would flatten the smallest record into the zero line."""
-    sizes = [abs(r["value_mean"]) for r in records if math.isfinite(r["value_mean"])]
+def far_apart(values: Sequence[float], factor: float = 30.0) -> bool:
+    """Whether a linear axis would flatten the smallest value into the zero line."""
+    sizes = [abs(v) for v in values if math.isfinite(v)]
     return bool(sizes) and max(sizes) > factor * min(sizes)
 
 

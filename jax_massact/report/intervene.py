@@ -1,30 +1,45 @@
 """The report of `massact intervene`: verdict, perplexities, and what became of the activation."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jax_massact.probe.intervene_result import InterveneResult, Target
+from jax_massact.probe.intervene_result import InterveneResult, Spread, Target, Trajectory
 from jax_massact.report import words
+from jax_massact.report.charts import FONT, layer_layout, line
 from jax_massact.report.encode import to_json, write_text
-from jax_massact.report.figures import figure_title, layer_ticks, save_figures
-from jax_massact.report.html import Section, chart, escape, paragraphs, render, table
-from jax_massact.report.page import massive_table, settings_body
-from jax_massact.report.picture import BLUE, GREEN, GREY, LAYER_AXIS, ORANGE
-from jax_massact.report.terminal import headed, massive_rows, plain_table, section_title, spelled
+from jax_massact.report.html import Section, chart, escape, paragraphs, table
+from jax_massact.report.picture import BLUE, GREEN, GREY, ORANGE, PALETTE
+from jax_massact.report.sections import (
+    massive_tables,
+    render_report,
+    settings_section,
+    verdict_section,
+)
+from jax_massact.report.terminal import (
+    MAX_ROWS,
+    headed,
+    left_out,
+    massive_parts,
+    plain_table,
+    section_title,
+    spelled,
+    verdict_style,
+)
 
+AFTER_ROWS = 5  # of what is over the thresholds once the targets are zero
+PLACES = 4  # that the verdict names
 _NAMES = {
     "original": "original",
     "zero": "set to zero",
     "mean": "set to the mean",
     "control_zero": "control: ordinary activations set to zero",
 }
-_COLORS = {"original": GREY, "zero": ORANGE, "mean": BLUE, "control_zero": GREEN}
+_COLORS = {"original": GREY, "zero": ORANGE, "control_zero": GREEN}
 
 
 def intervention(name: str) -> str:
@@ -34,45 +49,107 @@ def intervention(name: str) -> str:
     return _NAMES.get(name, name)
 
 
+def color(name: str) -> str:
+    """The colour of an intervention: the mean and its fractions share one."""
+    return _COLORS.get(name, BLUE)
+
+
 def change(value: float, original: float) -> str:
-    """`x 9,400` or `+0.4%`: a factor from 2 on, below it a percentage."""
-    ratio = value / original if original else float("inf")
+    """`x 9,400` or `+0.4%`: a factor from 2 on, below it a percentage; `-` without a ratio."""
+    ratio = _ratio(value, original)
+    if math.isnan(ratio):
+        return "-"
     return f"x {words.number(ratio)}" if ratio >= 2 else f"{100 * (ratio - 1):+.2f}%"
+
+
+def effect(value: float, original: float) -> str:
+    """The same as the end of a sentence: `multiplies perplexity by 9,400`."""
+    ratio = _ratio(value, original)
+    if math.isnan(ratio):
+        return f"gives a perplexity of {words.number(value)}"
+    if math.isinf(ratio):
+        return "makes perplexity infinite"
+    if ratio >= 2:
+        return f"multiplies perplexity by {words.number(ratio)}"
+    if abs(ratio - 1) < 1e-4:
+        return "changes perplexity by less than 0.01%"
+    return f"changes perplexity by {change(value, original)}"
+
+
+def _ratio(value: float, original: float) -> float:
+    return value / original if math.isfinite(original) and original > 0 else math.nan
 
 
 def verdict(result: InterveneResult) -> list[str]:
     """The findings in sentences, the most important first."""
+    targets, after = result["targets"], result["after_zero"]
     perplexity, original = result["perplexity"], result["perplexity"]["original"]
-    after = result["after_zero"]
-    if after is None:
+    if not targets or after is None:
         return [
             "No massive activations found, strict or relaxed: there is nothing to change. "
-            f"Perplexity {words.number(original)}."
+            f"Perplexity is {words.number(original)}."
         ]
-    targets = result["targets"]
-    relaxed = "" if targets[0]["strict"] else " (by the relaxed definition only)"
-    places = ", ".join(f"dim {t['dim']} after block {t['layer']}" for t in targets[:4])
-    places += "" if len(targets) <= 4 else f" and {len(targets) - 4} more"
-    lines = [
-        f"Massive activations{relaxed}: {places}; "
-        f"{words.count(sum(t['activations'] for t in targets), 'activation')} changed.",
-        f"Perplexity {words.number(original)}; set to zero {words.number(perplexity['zero'])} "
-        f"({change(perplexity['zero'], original)}), set to the mean "
-        f"{words.number(perplexity['mean'])} ({change(perplexity['mean'], original)}), control "
-        f"{words.number(perplexity['control_zero'])} "
-        f"({change(perplexity['control_zero'], original)}).",
-    ]
-    again = ", ".join(str(d) for d in after["dims"])
-    lines.append(
-        {
-            "needed": "Needed: the perplexity rises, and no later block writes it again.",
-            "rebuilt": f"Rebuilt: a later block writes dim {again} again, and the model does not "
-            "suffer.",
-            "needed and rebuilt": f"Needed, though a later block writes dim {again} again.",
-            "not needed": "Not needed: no later block writes it again, and the model does without.",
-        }[after["verdict"]]
+    places = ", ".join(f"dim {t['dim']} after block {t['layer']}" for t in targets[:PLACES])
+    places += "" if len(targets) <= PLACES else f" and {len(targets) - PLACES} more"
+    changed = sum(t["activations"] for t in targets)
+    controls = sum(t["control_activations"] for t in targets)
+    found = (
+        f"Massive activations (strict): {places}."
+        if targets[0]["strict"]
+        else f"No massive activations by the strict definition; relaxed only: {places}."
     )
+    if changed == 0:
+        return [
+            found,
+            "None of them is met in the held-out text: nothing was changed, and whether they are "
+            f"needed cannot be said. Perplexity is {words.number(original)}.",
+        ]
+    sequences = words.count(result["data"]["sequences"], "held-out sequence")
+    them, means = ("it", "its mean") if changed == 1 else ("them", "their mean")
+    effects = [
+        f"Setting {words.count(changed, 'activation')} of {sequences} to zero "
+        f"{effect(perplexity['zero'], original)}, from {words.number(original)} to "
+        f"{words.number(perplexity['zero'])}.",
+        f"Setting {them} to {means} {effect(perplexity['mean'], original)}.",
+        f"Control: setting {words.count(controls, 'ordinary activation')} to zero "
+        f"{effect(perplexity['control_zero'], original)}.",
+    ]
+    return [found, " ".join(effects), *_needed(result)]
+
+
+def _needed(result: InterveneResult) -> list[str]:
+    """Which case holds, and what comes back over the relaxed threshold alone."""
+    after = result["after_zero"]
+    assert after is not None
+    edited: dict[int, int] = {}  # the last layer at which each dimension is edited
+    for t in result["targets"]:
+        edited[t["dim"]] = max(t["layer"], edited.get(t["dim"], 0))
+    it, verb = ("It", "is") if len(edited) == 1 else ("They", "are")
+    dims = sorted(edited)
+    call = "massive" if result["targets"][0]["strict"] else "massive (relaxed)"
+    again = f"a later block makes {_dims(after['dims'])} {call} again"
+    lines = [
+        f"{it} {verb} " + {
+            "needed": f"needed: no later block makes {_dims(dims)} {call} again.",
+            "rebuilt": f"rebuilt: {again}, and the model does not suffer.",
+            "needed and rebuilt": f"needed, though {again}.",
+            "not needed": f"not needed: no later block makes {_dims(dims)} {call} again, and "
+            "the model does without.",
+        }[after["verdict"]]
+    ]
+    for r in after["massive"]:
+        dim, strict = r["dim"], r["strict"]
+        if dim not in after["dims"] and r["peak_layer"] > edited.get(dim, len(r["trajectory"])):
+            by = "Still, dim" if strict else "Still, by the relaxed definition only, dim"
+            lines.append(
+                f"{by} {dim} is large after the edit: {words.number(r['value_mean'])} after block "
+                f"{r['peak_layer']}, written by {words.sublayer(r['written_by'])}."
+            )
     return lines
+
+
+def _dims(dims: Sequence[int]) -> str:
+    return f"dim {words.listed(dims)}"
 
 
 def data_line(result: InterveneResult) -> str:
@@ -88,29 +165,31 @@ def data_line(result: InterveneResult) -> str:
 
 
 def print_intervene(result: InterveneResult, console: Console) -> None:
-    """Prints the verdict, the perplexities and the targets."""
+    """Prints the verdict, the perplexities, the targets, and what is large once they are zero."""
     ascii_only = console.options.ascii_only
     spell = spelled if ascii_only else str
+    after, sequences = result["after_zero"], result["data"]["sequences"]
     parts: list[RenderableType] = [
         headed("Model", spell(words.model_line(result["model"]))),
         headed("Data", spell(data_line(result))),
-        headed("Verdict", "\n".join(verdict(result)), "bold" if result["targets"] else "green"),
+        headed("Verdict", "\n".join(verdict(result)), verdict_style(result["massive"])),
         section_title("Perplexity of the held-out text"),
         _perplexities(result),
     ]
     if result["targets"]:
         parts += [section_title("What was changed"), _targets(result["targets"])]
-        after = result["after_zero"]
-        if after and after["massive"]:
-            parts.append(section_title("Over the thresholds once the targets are zero"))
-            parts.append(massive_rows(after["massive"][:5], result["data"]["sequences"],
-                                      ascii_only))
+        parts += left_out(len(result["targets"]))
+    if after is not None:
+        titles = ("Massive (strict) once the targets are zero",
+                  "Relaxed only, once the targets are zero")
+        parts += massive_parts(after["massive"], sequences, ascii_only, titles, AFTER_ROWS)
     parts.append(Text("\n".join(words.definition(result["definition"])), style="dim"))
     console.print(Group(*parts))
 
 
 def _perplexities(result: InterveneResult) -> Table:
-    head = ("intervention", "perplexity", "change", "loss", "std")
+    single = result["data"]["sequences"] == 1  # and so no deviation
+    head = ("intervention", "perplexity", "change", "loss", *(() if single else ("std",)))
     rows = plain_table(*head, left=head[:1])
     original = result["perplexity"]["original"]
     for name, value in result["perplexity"].items():
@@ -118,7 +197,7 @@ def _perplexities(result: InterveneResult) -> Table:
         rows.add_row(
             intervention(name), words.number(value),
             "" if name == "original" else change(value, original),
-            f"{loss['mean']:.4f}", f"{loss['std']:.4f}",
+            f"{loss['mean']:.4f}", *(() if single else (f"{loss['std']:.4f}",)),
         )
     return rows
 
@@ -126,7 +205,7 @@ def _perplexities(result: InterveneResult) -> Table:
 def _targets(targets: Sequence[Target]) -> Table:
     rows = plain_table("layer", "dim", "kind", "mean", "std", "calibrated on", "changed",
                        left=("kind",))
-    for t in targets[:20]:
+    for t in targets[:MAX_ROWS]:
         for m in t["means"]:
             rows.add_row(
                 str(t["layer"]), str(t["dim"]), m["kind"], words.number(m["mean"]),
@@ -138,166 +217,169 @@ def _targets(targets: Sequence[Target]) -> Table:
 def write_intervene_report(result: InterveneResult, folder: Path) -> list[Path]:
     """Writes `intervene.json`, `intervene.html` and the figures into `folder`.
 
+    Each file is written whole or not at all; files of the same names are replaced.
+
+    Returns:
+      Every file written, `intervene.json` first.
+
     Raises:
       OSError: the folder cannot be made or written to.
     """
+    from jax_massact.report.intervene_figures import save_intervene_figures
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    page = render(
-        f"Interventions in {result['model']['name']}",
-        words.model_line(result["model"]),
-        intervene_sections(result),
-        ", ".join(f"{k.replace('_', ' ')} {words.number(s)} s"
-                  for k, s in result["seconds"].items()),
-    )
-    drawings = {"perplexity": lambda: draw_perplexity(result)}
-    if result["after_zero"] is not None:
-        drawings["after_zero"] = lambda: draw_after_zero(result)
+    title = f"Interventions in {result['model']['name']}"
     return [
         write_text(folder / "intervene.json", to_json(result, indent=2) + "\n"),
-        write_text(folder / "intervene.html", page),
-        *save_figures(drawings, folder / "figures"),
+        write_text(
+            folder / "intervene.html", render_report(title, result, intervene_sections(result))
+        ),
+        *save_intervene_figures(result, folder / "figures"),
     ]
 
 
 def intervene_sections(result: InterveneResult) -> list[Section]:
     """The sections of the page, in reading order."""
-    original = result["perplexity"]["original"]
+    sections = [
+        verdict_section(
+            words.strength(result["massive"]), verdict(result), [("Data", data_line(result))],
+            result["definition"],
+        ),
+        Section("perplexity-section", "Perplexity", _perplexity_body(result)),
+    ]
+    after = result["after_zero"]
+    if after is not None:
+        body = chart(
+            "after-zero", trajectory_chart(result), height=380,
+            label="The value at the changed places, layer by layer, with and without the edit",
+        )
+        body += massive_tables(
+            after["massive"], result["data"]["sequences"], "Once the targets are zero"
+        )
+        sections += [
+            Section("targets", "What was changed", _target_table(result["targets"])),
+            Section("after", "Needed, or rebuilt?", body),
+        ]
+    return [*sections, settings_section(result)]
+
+
+def _perplexity_body(result: InterveneResult) -> str:
+    original, sequences = result["perplexity"]["original"], result["data"]["sequences"]
     rows = [
         [
             escape(intervention(name)), words.number(value),
             "" if name == "original" else change(value, original),
-            f"{result['loss'][name]['mean']:.4f} ± {result['loss'][name]['std']:.4f}",
+            _loss(result["loss"][name], sequences),
         ]
         for name, value in result["perplexity"].items()
     ]
-    head = ("intervention", "perplexity", "change", "loss in nats, std over sequences")
-    bars = chart(
-        "perplexity", _bars(result), height=320, label="Perplexity of each intervention"
-    )
-    kind = "none" if not result["targets"] else (
-        "strict" if result["targets"][0]["strict"] else "relaxed"
-    )
-    sections = [
-        Section(
-            "verdict", "What was found",
-            f'<div class="verdict {kind}">{paragraphs(verdict(result))}</div>'
-            + paragraphs([data_line(result)])
-            + paragraphs(words.definition(result["definition"]), "soft"),
-        ),
-        Section("perplexity-section", "Perplexity", bars + table(head, rows, text=head[:1])),
+    spread = "" if sequences == 1 else ", std over sequences"
+    head = ("intervention", "perplexity", "change", f"loss in nats{spread}")
+    label = "Perplexity of each intervention"
+    height = 110 + 42 * len(rows)
+    bars = chart("perplexity", perplexity_chart(result), height=height, label=label)
+    note = "Perplexity is exp of the mean loss over all scored tokens."
+    return bars + table(head, rows, text=head[:1]) + paragraphs([note], "soft")
+
+
+def _loss(loss: Spread, sequences: int) -> str:
+    return f"{loss['mean']:.4f}" + ("" if sequences == 1 else f" ± {loss['std']:.4f}")
+
+
+def _target_table(targets: Sequence[Target]) -> str:
+    head = ("layer", "dim", "kind of token", "mean", "calibration activations", "changed",
+            "control dim", "control changed")
+    rows = [
+        [
+            str(t["layer"]), str(t["dim"]), escape(m["kind"]),
+            words.mean_and_std(m["mean"], m["std"], m["count"], "±"), str(m["count"]),
+            str(t["activations"]), str(t["control_dim"]), str(t["control_activations"]),
+        ]
+        for t in targets for m in t["means"]
     ]
-    after = result["after_zero"]
-    if after is not None:
-        targets = [
-            [
-                str(t["layer"]), str(t["dim"]), escape(m["kind"]),
-                f"{words.number(m['mean'])} ± {words.number(m['std'])}", str(m["count"]),
-                str(t["activations"]), str(t["control_dim"]),
-            ]
-            for t in result["targets"] for m in t["means"]
-        ]
-        head = ("layer", "dim", "kind of token", "mean", "calibration activations", "changed",
-                "control dim")
-        body = chart(
-            "after-zero", _trajectories(result), height=360,
-            label="The value at the changed places, layer by layer, with and without the edit",
-        )
-        if after["massive"]:
-            body += massive_table(
-                after["massive"], result["data"]["sequences"],
-                "Over the thresholds once the targets are zero",
-            )
-        sections += [
-            Section("targets", "What was changed", table(head, targets, text=head[2:3])),
-            Section("after", "Needed, or rebuilt?", body),
-        ]
-    return [*sections, Section("settings", "Settings and versions", settings_body(result))]
+    note = (
+        "Changed: activations of the held-out text, over all kinds of token. The control changes "
+        "ordinary activations of one other dimension in the same layer."
+    )
+    return table(head, rows, text=head[2:3]) + paragraphs([note], "soft")
 
 
-def _bars(result: InterveneResult) -> dict:
-    names = list(result["perplexity"])
+def bar_ends(values: Sequence[float]) -> tuple[float, list[float], float]:
+    """Where bars on a logarithmic axis begin and end, and the end of the axis.
+
+    What is not finite gets a bar longer than all others: its label says what it is.
+    """
+    finite = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
+    low, top = max(min(finite) / 3, 0.3), 10 * max(finite)
+    return low, [v if math.isfinite(v) and v > 0 else top for v in values], 6 * top
+
+
+def perplexity_chart(result: InterveneResult) -> dict:
+    """The perplexity of every intervention on a logarithmic axis."""
+    names, values = list(result["perplexity"]), list(result["perplexity"].values())
+    low, ends, high = bar_ends(values)
+    label = [words.number(v) for v in values]
     return {
         "data": [{
-            "type": "bar", "orientation": "h",
-            "y": [intervention(n) for n in names],
-            "x": [v if np.isfinite(v) else None for v in result["perplexity"].values()],
-            "marker": {"color": [_COLORS.get(n, BLUE) for n in names]},
-            "hovertemplate": "%{x:.5~g}<extra></extra>",
+            "type": "bar", "orientation": "h", "y": [intervention(n) for n in names], "x": ends,
+            "marker": {"color": [color(n) for n in names]}, "text": label,
+            "textposition": "outside", "cliponaxis": False,
+            "hovertemplate": "%{text}<extra></extra>",
         }],
         "layout": {
-            "xaxis": {"type": "log", "title": {"text": "perplexity"}},
-            "yaxis": {"autorange": "reversed", "automargin": True},
-            "margin": {"l": 10, "r": 20, "t": 10, "b": 50},
+            "font": FONT, "template": "none", "paper_bgcolor": "white", "plot_bgcolor": "white",
+            "xaxis": {
+                "type": "log", "dtick": 1, "exponentformat": "power", "gridcolor": "#e5e7eb",
+                "range": [math.log10(low), math.log10(high)],
+                "title": {"text": "perplexity", "font": {"size": 13}},
+            },
+            "yaxis": {"autorange": "reversed", "automargin": True, "ticksuffix": "  "},
+            "margin": {"l": 10, "r": 16, "t": 30, "b": 56}, "bargap": 0.35,
         },
     }
 
 
-def _trajectories(result: InterveneResult) -> dict:
+def largest_trajectories(result: InterveneResult) -> list[Trajectory]:
+    """The values at the changed places of each dimension, the largest original value first."""
     after = result["after_zero"]
     assert after is not None
+
+    def size(trajectory: Trajectory) -> float:
+        return max((abs(v) for v in trajectory["original"] if math.isfinite(v)), default=-1.0)
+
+    return sorted(after["trajectories"], key=size, reverse=True)
+
+
+def edited_layers(result: InterveneResult) -> tuple[int, int]:
+    """The first and the last layer that was edited."""
+    layers = [t["layer"] for t in result["targets"]]
+    return min(layers), max(layers)
+
+
+def trajectory_chart(result: InterveneResult) -> dict:
+    """The value at the changed places by layer: as it is, and after it was set to zero."""
+    depth = result["model"]["depth"]
     traces = []
-    for t in after["trajectories"]:
-        for name, color, dash in (("original", BLUE, "solid"), ("zero", ORANGE, "dot")):
-            traces.append({
-                "type": "scatter", "mode": "lines+markers", "name": f"dim {t['dim']}, {name}",
-                "x": list(range(len(t[name]))), "y": t[name],
-                "line": {"color": color, "dash": dash},
-            })
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {"title": {"text": LAYER_AXIS}},
-            "yaxis": {"title": {"text": "mean value at the changed places"}},
-            "margin": {"l": 70, "r": 20, "t": 10, "b": 50},
-        },
-    }
-
-
-def draw_perplexity(result: InterveneResult) -> Figure:
-    """Perplexity of every intervention on a logarithmic axis, after the paper's table 3."""
-    names = list(result["perplexity"])
-    values = np.array([result["perplexity"][n] for n in names])
-    figure = Figure(figsize=(6.4, 0.9 + 0.4 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    finite = values[np.isfinite(values)]
-    top = finite.max() * 10
-    shown = np.where(np.isfinite(values), values, top)
-    low = max(finite.min() / 3, 0.3)
-    axes.barh(range(len(names)), shown - low, left=low, height=0.62,
-              color=[_COLORS.get(n, BLUE) for n in names])
-    axes.set_xscale("log")
-    axes.set_xlim(low, top * 6)
-    for i, value in enumerate(values):
-        axes.text(shown[i] * 1.15, i, words.number(value), va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [intervention(n).replace(": ", ":\n") for n in names])
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", visible=False)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"perplexity of {result['data']['scored_tokens']:,} held-out tokens")
-    axes.set_title(figure_title(result["model"], "interventions"))
-    return figure
-
-
-def draw_after_zero(result: InterveneResult) -> Figure:
-    """The value at the changed places, layer by layer: original, and after it was set to zero."""
-    after = result["after_zero"]
-    assert after is not None
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    for i, t in enumerate(after["trajectories"][:4]):
-        layers = np.arange(len(t["original"]))
-        style = ("-", "--", "-.", ":")[i]
-        axes.plot(layers, t["original"], style, color=BLUE, marker="o",
-                  label=f"dim {t['dim']}, original")
-        axes.plot(layers, t["zero"], style, color=ORANGE, marker="s",
-                  label=f"dim {t['dim']}, set to zero")
-    edited = sorted({t["layer"] for t in result["targets"]})
-    for layer in edited[:1]:
-        axes.axvline(layer, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="edit")
-    layer_ticks(axes, range(result["model"]["depth"]))
-    axes.set(xlabel=LAYER_AXIS, ylabel="mean value at the changed places")
-    axes.yaxis.set_major_formatter(lambda value, _: words.number(value))
-    axes.legend(fontsize=8)
-    axes.set_title(figure_title(result["model"], f"after zeroing: {after['verdict']}"))
-    return figure
+    for i, t in enumerate(largest_trajectories(result)):
+        hue = PALETTE[i % len(PALETTE)]
+        visible = True if i < PLACES else "legendonly"
+        for name, values, dash in (
+            ("original", t["original"], "solid"), ("set to zero", t["zero"], "dot"),
+        ):
+            trace = line(f"dim {t['dim']}, {name}", range(depth), values, hue, dash)
+            if dash == "dot":
+                trace["marker"] = {"size": 6, "symbol": "square"}
+            traces.append(trace | {"visible": visible, "hovertemplate": "%{y:,.5~g}"})
+    layout = layer_layout("mean value at the changed places", range(depth))
+    layout["yaxis"] |= {"zeroline": True, "zerolinecolor": GREY, "tickformat": ",~g"}
+    layout["shapes"] = [
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": layer, "x1": layer,
+         "line": {"color": GREY, "width": 1, "dash": "dash"}}
+        for layer in sorted(set(edited_layers(result)))
+    ]
+    layout["annotations"] = [
+        {"yref": "paper", "y": 0, "x": edited_layers(result)[0], "text": "edit", "xanchor": "left",
+         "yanchor": "bottom", "showarrow": False, "font": {"size": 11, "color": GREY}},
+    ]
+    return {"data": traces, "layout": layout}

@@ -35,9 +35,13 @@ function drawSurface(div) {
 
   function traces(layer) {
     const height = (m) => magnitude(codeAt(layer, m.row, m.column));
-    // One name for each dimension, at its tallest spike.
+    // One name for each dimension, at its tallest spike. A column that several share belongs to
+    // the first of them: marks come by size.
     const tallest = new Map();
+    const owner = new Map();
     for (const m of surface.marks.filter((m) => m.first <= layer && layer <= m.last)) {
+      if (!owner.has(m.column)) owner.set(m.column, m.label);
+      if (owner.get(m.column) !== m.label) continue;
       const other = tallest.get(m.label);
       if (!other || height(m) > height(other)) tallest.set(m.label, m);
     }

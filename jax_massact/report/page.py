@@ -1,8 +1,6 @@
 """The page of a probe: `report.html`, one file that opens without a network."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jax_massact.probe.result import ActivationMap, Massive, ProbeResult
 from jax_massact.report import charts, words
@@ -11,17 +9,20 @@ from jax_massact.report.html import (
     Section,
     chart,
     escape,
-    pairs,
     paragraphs,
-    render,
     surface,
     table,
 )
 from jax_massact.report.picture import map_layer
+from jax_massact.report.sections import (
+    massive_tables,
+    render_report,
+    settings_section,
+    verdict_section,
+)
 
 # How whitespace and its like are shown in a prompt: a pale sign, then the character itself.
 VISIBLE = {"\n": "↵\n", "\t": "→\t", " ": "·", "\r": "␍"}
-LISTED = 4  # positions and tokens of a record that the table spells out
 
 
 def write_probe_page(result: ProbeResult, activation_map: ActivationMap, path: Path) -> Path:
@@ -33,17 +34,14 @@ def write_probe_page(result: ProbeResult, activation_map: ActivationMap, path: P
       path: the file to write; replaced whole when it exists.
     """
     title = f"Massive activations in {result['model']['name']}"
-    seconds = ", ".join(
-        f"{phase.replace('_', ' ')} {words.number(s)} s" for phase, s in result["seconds"].items()
-    )
     sections = probe_sections(result, activation_map)
-    return write_text(path, render(title, words.model_line(result["model"]), sections, seconds))
+    return write_text(path, render_report(title, result, sections))
 
 
 def probe_sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section]:
     """The sections of a probe, in reading order; later reports put theirs after or between."""
     sections = [
-        Section("verdict", "What was found", _verdict(result)),
+        _verdict(result),
         Section("massive", "Massive activations", _massive(result)),
         Section("surface", "Activation map", _surface(result, activation_map)),
         Section("magnitudes", "Largest magnitudes", _magnitudes(result)),
@@ -54,62 +52,23 @@ def probe_sections(result: ProbeResult, activation_map: ActivationMap) -> list[S
         Section("prompt", "First sequence", _prompt(result)),
         Section("outliers", "Outlier features", _outliers(result)),
         Section("layers", "Every layer", _layers(result)),
-        Section("settings", "Settings and versions", settings_body(result)),
+        settings_section(result),
     ]
     return sections
 
 
-def _verdict(result: ProbeResult) -> str:
-    kind = "none"
-    if result["massive"]:
-        kind = "strict" if words.by_size(result["massive"], strict=True) else "relaxed"
-    warning = words.nonfinite_warning(result)
-    model, data = result["model"], result["data"]
-    return (
-        (f'<div class="warning">{escape(warning)}</div>' if warning else "")
-        + f'<div class="verdict {kind}">{paragraphs(words.verdict(result))}</div>'
-        + pairs([("Read from", model["source"]), ("Data", words.data_line(data))])
-        + paragraphs(words.definition(result["definition"]), "soft")
+def _verdict(result: ProbeResult) -> Section:
+    return verdict_section(
+        words.strength(result["massive"]),
+        words.verdict(result),
+        [("Read from", result["model"]["source"]), ("Data", words.data_line(result["data"]))],
+        result["definition"],
+        warning=words.nonfinite_warning(result),
     )
 
 
 def _massive(result: ProbeResult) -> str:
-    parts = []
-    for strict, caption in ((True, "Massive (strict)"),
-                            (False, "Relaxed only: not massive by the strict definition")):
-        if records := words.by_size(result["massive"], strict=strict):
-            parts.append(massive_table(records, result["data"]["sequences"], caption))
-    return "\n".join(parts) or paragraphs(["No massive activations found, strict or relaxed."])
-
-
-def massive_table(records: list[Massive], sequences: int, caption: str) -> str:
-    """One row for each record, of a run over so many sequences."""
-    def row(r: Massive) -> list[str]:
-        tokens = [_token(t["token"]) + f" ({t['sequences']})" for t in r["tokens"][:LISTED]]
-        positions = [f"{p['position']} ({p['sequences']})" for p in r["positions"][:LISTED]]
-        more = " …" if len(r["positions"]) > LISTED else ""
-        return [
-            str(r["dim"]),
-            words.layer_span(r["first_layer"], r["last_layer"]),
-            str(r["peak_layer"]),
-            words.mean_and_std(r["value_mean"], r["value_std"], sequences, "±"),
-            words.number(r["ratio"]),
-            words.percent(r["share_of_sequences"]),
-            _unbroken(positions) + more,
-            _unbroken(tokens),
-            words.sublayer(r["written_by"]),
-            words.sublayer(r["removed_by"]),
-        ]
-
-    head = ("dim", "layers", "peak", "value at peak", "ratio", "sequences",
-            "positions (sequences)", "tokens (sequences)", "written by", "removed by")
-    return table(head, map(row, records), caption=caption,
-                 text=head[6:])
-
-
-def _unbroken(parts: list[str]) -> str:
-    """Lines break between the parts only."""
-    return ", ".join(f'<span style="white-space:nowrap">{part}</span>' for part in parts)
+    return massive_tables(result["massive"], result["data"]["sequences"])
 
 
 def _surface(result: ProbeResult, activation_map: ActivationMap) -> str:
@@ -189,10 +148,6 @@ def _visible(character: str) -> str:
     return escape(character)
 
 
-def _token(token: str) -> str:
-    return f"<code>{escape(words.token_label(token))}</code>"
-
-
 def _outliers(result: ProbeResult) -> str:
     about = (
         "Dimensions that are large at most tokens (Dettmers et al. 2022). They are not massive "
@@ -238,27 +193,3 @@ def _layers(result: ProbeResult) -> str:
         "90% of the activations stay below; counts are activations of one sequence."
     )
     return table(head, rows) + paragraphs([note], "soft")
-
-
-def settings_body(result: Mapping[str, Any]) -> str:
-    """The settings of a run, and the versions of what it ran on."""
-    setting = ("setting", "value")
-    package = ("package", "version")
-    return table(setting, _code_rows(_flat(result["config"])), text=setting) + table(
-        package, _code_rows(list(result["versions"].items())), text=package
-    )
-
-
-def _code_rows(items: list[tuple[str, Any]]) -> list[list[str]]:
-    return [[f"<code>{escape(cell)}</code>" for cell in item] for item in items]
-
-
-def _flat(config: dict, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as the dotted names that the command line takes."""
-    items: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            items += _flat(value, f"{prefix}{key}.")
-        else:
-            items.append((f"{prefix}{key}", value))
-    return items

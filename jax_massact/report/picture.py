@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from jax_massact.probe.result import ActivationMap, LayerStats, ProbeResult
+from jax_massact.probe.result import ActivationMap, LayerStats, Massive, ProbeResult
 from jax_massact.report import words
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -28,6 +28,26 @@ def map_layer(result: ProbeResult) -> int:
         return top / median if median > 0 and math.isfinite(top) else 0.0
 
     return max(result["layers"], key=ratio)["layer"]
+
+
+def spikes(result: ProbeResult, tokens: int) -> list[tuple[int, Massive]]:
+    """Position and record of each massive activation of the map, the largest dimension first.
+
+    Where several dimensions share a bin, the first of them at a layer is the one that shows there:
+    only it may have its name on the bin.
+    """
+    records = {r["dim"]: r for r in result["massive"]}
+
+    def size(place: tuple[int, Massive]) -> float:
+        value = abs(place[1]["value_mean"])
+        return value if math.isfinite(value) else -1.0
+
+    places = [
+        (position, records[dim])
+        for position, dim in result["prompt"]["massive"]
+        if position < tokens and dim in records
+    ]
+    return sorted(places, key=size, reverse=True)
 
 
 def map_bin(activation_map: ActivationMap, dim: int) -> int:

@@ -1,5 +1,7 @@
 """A probe at a glance in the terminal: fits 80 columns, and reads as plain text in a log."""
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -31,14 +33,9 @@ def probe_table(result: ProbeResult, *, ascii_only: bool = False) -> RenderableT
     ]
     if warning := words.nonfinite_warning(result):
         parts.append(headed("Warning", warning, "bold red"))
-    parts.append(headed("Verdict", "\n".join(words.verdict(result)), _verdict_style(result)))
-    for strict, title in ((True, "Massive activations (strict)"),
-                          (False, "Relaxed only (not massive by the strict definition)")):
-        if records := words.by_size(result["massive"], strict=strict):
-            parts += [section_title(title), massive_rows(
-                records[:MAX_ROWS], result["data"]["sequences"], ascii_only
-            )]
-            parts += left_out(len(records))
+    style = verdict_style(result["massive"])
+    parts.append(headed("Verdict", "\n".join(words.verdict(result)), style))
+    parts += massive_parts(result["massive"], result["data"]["sequences"], ascii_only)
     if features := result["outlier_features"]:
         title = "Outlier features (large at most tokens: not massive activations)"
         parts += [section_title(title), _outliers(features[:MAX_ROWS]), *left_out(len(features))]
@@ -67,17 +64,33 @@ def section_title(text: str) -> RenderableType:
     return Padding(Text(text, style="bold"), (1, 0, 0, 0))
 
 
-def left_out(rows: int) -> list[RenderableType]:
+def left_out(rows: int, shown: int = MAX_ROWS) -> list[RenderableType]:
     """Says how many rows are not shown."""
-    if rows <= MAX_ROWS:
+    if rows <= shown:
         return []
-    return [Text(f"and {rows - MAX_ROWS} more, in the JSON file", style="dim")]
+    return [Text(f"and {rows - shown} more, in the JSON file", style="dim")]
 
 
-def _verdict_style(result: ProbeResult) -> str:
-    if words.by_size(result["massive"], strict=True):
-        return "bold"
-    return "yellow" if result["massive"] else "green"
+def verdict_style(records: Sequence[Massive]) -> str:
+    """The style of a verdict about these records."""
+    return {"strict": "bold", "relaxed": "yellow", "none": "green"}[words.strength(records)]
+
+
+def massive_parts(
+    records: Sequence[Massive],
+    sequences: int,
+    ascii_only: bool,
+    titles: tuple[str, str] = ("Massive activations (strict)",
+                               "Relaxed only (not massive by the strict definition)"),
+    rows: int = MAX_ROWS,
+) -> list[RenderableType]:
+    """The largest strict, then the largest relaxed-only records, each under its title."""
+    parts: list[RenderableType] = []
+    for strict, title in zip((True, False), titles, strict=True):
+        if some := words.by_size(records, strict=strict):
+            parts += [section_title(title), _massive_rows(some[:rows], sequences, ascii_only)]
+            parts += left_out(len(some), rows)
+    return parts
 
 
 def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
@@ -91,10 +104,10 @@ def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def massive_rows(records: list[Massive], sequences: int, ascii_only: bool) -> Table:
+def _massive_rows(records: list[Massive], sequences: int, ascii_only: bool) -> Table:
     """One row for each record, of a run over so many sequences."""
     table = plain_table("dim", "layers", "value", "ratio", "seqs", "where", "written", "removed",
-                   left=("where", "written", "removed"))
+                        left=("where", "written", "removed"))
     for r in records:
         table.add_row(
             str(r["dim"]),

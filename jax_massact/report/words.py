@@ -5,7 +5,7 @@ never called massive without the word "relaxed".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jax_massact.probe.result import (
     DataInfo,
@@ -106,6 +106,13 @@ def by_size(records: Sequence[Massive], *, strict: bool) -> list[Massive]:
     return sorted((r for r in records if r["strict"] == strict), key=size, reverse=True)
 
 
+def strength(records: Sequence[Massive]) -> str:
+    """`strict`, `relaxed` (no record is more) or `none`."""
+    if not records:
+        return "none"
+    return "strict" if any(r["strict"] for r in records) else "relaxed"
+
+
 def strongest(result: ProbeResult) -> list[Massive]:
     """Every record, strict before relaxed, the largest first."""
     return by_size(result["massive"], strict=True) + by_size(result["massive"], strict=False)
@@ -129,6 +136,11 @@ def definition(thresholds: DefinitionInfo) -> list[str]:
         f"relaxed: {rule('relaxed')}, in any sequence at any layer",
         f"outlier feature: {rule('outlier')}, at more than {share} of the tokens",
     ]
+
+
+def seconds_line(seconds: Mapping[str, float]) -> str:
+    """`load 0.31 s, run 0.94 s`."""
+    return ", ".join(f"{phase.replace('_', ' ')} {number(s)} s" for phase, s in seconds.items())
 
 
 def model_line(model: ModelInfo) -> str:
@@ -187,12 +199,12 @@ def verdict(result: ProbeResult) -> list[str]:
         lines.append("No massive activations found, strict or relaxed.")
     lines += _sentences(strict, "massive (strict)")
     if strict and relaxed:
-        n, dims = count(len(relaxed), "more dimension"), _listed([r["dim"] for r in relaxed])
+        n, dims = count(len(relaxed), "more dimension"), listed([r["dim"] for r in relaxed])
         lines.append(f"{n} by the relaxed definition only: {dims}.")
     else:
         lines += _sentences(relaxed, "relaxed only")
     if outliers := result["outlier_features"]:
-        dims = _listed([o["dim"] for o in outliers])
+        dims = listed([o["dim"] for o in outliers])
         n = count(len(outliers), "outlier feature")
         lines.append(f"{n}, large at most tokens and so not massive activations: dim {dims}.")
     return lines
@@ -219,12 +231,13 @@ def _in_full(writer: Writer) -> str:
 def _sentences(records: list[Massive], call: str) -> list[str]:
     lines = [sentence(record) for record in records[:SAID_IN_FULL]]
     if rest := records[SAID_IN_FULL:]:
-        dims = _listed([r["dim"] for r in rest])
+        dims = listed([r["dim"] for r in rest])
         lines.append(f"{count(len(rest), 'more dimension')} ({call}): {dims}.")
     return lines
 
 
-def _listed(dims: list[int], limit: int = 12) -> str:
+def listed(dims: Sequence[int], limit: int = 12) -> str:
+    """`5, 7, 9`; the first `limit` and how many more there are."""
     shown = ", ".join(str(d) for d in dims[:limit])
     return shown if len(dims) <= limit else f"{shown} and {len(dims) - limit} more"
 

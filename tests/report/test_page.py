@@ -1,56 +1,21 @@
 import base64
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import headless
 import numpy as np
 import pytest
 import report_examples as examples
+from page_reader import read_page as read
 
 from jax_massact.report import charts
 from jax_massact.report.html import Section, escape, render, script_json
 from jax_massact.report.page import write_probe_page
 
 
-class Reader(HTMLParser):
-    """The elements, their attributes, and the text outside scripts and styles."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.blocks: dict[str, str] = {}
-        self.text = ""
-        self._raw: str | None = None
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self._raw = dict(attrs).get("id") or ""
-
-    def handle_endtag(self, tag):
-        if tag in ("script", "style"):
-            self._raw = None
-
-    def handle_data(self, data):
-        if self._raw is None:
-            self.text += data
-        elif self._raw:
-            self.blocks[self._raw] = self.blocks.get(self._raw, "") + data
-
-    def tags(self, name: str) -> list[dict]:
-        return [attributes for tag, attributes in self.elements if tag == name]
-
-
 def write(result, folder: Path) -> Path:
     return write_probe_page(result, examples.activation_map(result), folder / "report.html")
-
-
-def read(path: Path) -> Reader:
-    reader = Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
-    return reader
 
 
 def test_sections_and_their_links(tmp_path):
@@ -241,6 +206,22 @@ def test_surface_is_drawn_and_follows_the_slider(browser, tmp_path):
     page.evaluate("document.getElementById('activation-map-log').click()")
     kind = "document.getElementById('activation-map')._fullLayout.scene.zaxis.type"
     page.wait_for(f"{kind} === 'log'")
+    assert page.complaints == []
+
+
+@pytest.mark.browser
+def test_of_two_dimensions_in_one_bin_the_larger_is_named(browser, tmp_path):
+    result = examples.strict_found()
+    # Dim 505 shares the bin of dim 507 (dims 504 to 507); it stands alone at layers 5 to 10.
+    beside = examples.massive(505, 300.0, 5, 20, 30)
+    result["massive"].insert(0, beside)
+    result["prompt"]["massive"].insert(0, (0, 505))
+    page = open_page(browser, write(result, tmp_path))
+    named = """((layer) => { const s = document.getElementById('activation-map-layer');
+      s.value = layer; s.dispatchEvent(new Event('input'));
+      return document.getElementById('activation-map').data[1].text; })"""
+    assert page.evaluate(f"{named}(11)") == ["dim 507"]
+    assert page.evaluate(f"{named}(7)") == ["dim 505"]
     assert page.complaints == []
 
 

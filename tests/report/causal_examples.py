@@ -1,0 +1,136 @@
+"""Fabricated results of `intervene`, `explain` and `fold`: plain, empty, relaxed, lone and nasty.
+
+Every layer has numbers of its own, so that a wrong layer or field shows.
+"""
+
+import copy
+
+import numpy as np
+import report_examples as examples
+
+from jax_massact.config import Definition
+from jax_massact.probe.checkpoint import definition_info
+from jax_massact.probe.explain_result import AttentionMap, ExplainResult, FoldResult
+from jax_massact.probe.intervene_result import InterveneResult
+
+DEPTH, HEADS = 6, 2
+NASTY = "</script><script>alert(1)</script>$x_1$"
+KINDS = ("strict", "none", "relaxed", "nasty", "single")
+_BASES = {
+    "strict": examples.strict_found, "none": examples.none_found, "relaxed": examples.relaxed_only,
+    "nasty": examples.nasty, "single": examples.strict_found,
+}
+
+
+def _common(kind: str):
+    base = _BASES[kind]()
+    keys = ("schema", "model", "data", "definition", "config", "seconds", "versions")
+    result = {key: copy.deepcopy(base[key]) for key in keys}
+    result["model"]["depth"] = DEPTH
+    result["definition"] = definition_info(Definition())
+    result["data"]["sequences"] = sequences = 1 if kind == "single" else 4
+    if kind == "nasty":
+        result["model"]["name"] = NASTY
+    if kind == "none":
+        return result, []
+    record = examples.massive(
+        7, 900.0, 1, 3, DEPTH, strict=kind != "relaxed", sequences=sequences,
+        token=NASTY if kind == "nasty" else "<s>",
+    )
+    return result, [record]
+
+
+def intervene_result(kind="strict", zero=5000.0, verdict="needed") -> InterveneResult:
+    result, massive = _common(kind)
+    perplexity = {"original": 15.7}
+    targets, after = [], None
+    if massive:
+        perplexity |= {"zero": zero, "mean": 15.8, "fraction_0.5": 21.0, "control_zero": 15.69}
+        targets = [{
+            "layer": 1, "dim": 7, "strict": massive[0]["strict"], "activations": 8,
+            "control_dim": 3, "control_activations": 9,
+            "means": [{"kind": "first", "mean": 900.5, "std": 3.25, "count": 6},
+                      {"kind": "delimiter", "mean": 850.25, "std": 2.5, "count": 5}],
+        }]
+        after = {
+            "verdict": verdict, "dims": [7] if "rebuilt" in verdict else [],
+            "massive": [examples.massive(8, 77.0, 2, 3, DEPTH, strict=False)],
+            "trajectories": [{"dim": 7, "original": np.linspace(0, 900, DEPTH).tolist(),
+                              "zero": np.linspace(0, 30, DEPTH).tolist()}],
+        }
+    single = kind == "single"
+    data = {
+        "source": NASTY if kind == "nasty" else "a text", "calibration_sequences": 8,
+        "sequences": 1 if single else 8, "window": 512, "stride": 511, "scored_tokens": 4088,
+        "bos": True, "bos_setting": "auto", "bos_token": "<s>",
+    }
+    loss = {n: {"mean": 2.75 + i / 8, "std": 0.0 if single else 0.22}
+            for i, n in enumerate(perplexity)}
+    return result | {
+        "data": data, "massive": massive, "targets": targets, "perplexity": perplexity,
+        "loss": loss, "after_zero": after,
+    }
+
+
+def explain_result(kind="strict") -> tuple[ExplainResult, AttentionMap]:
+    result, massive = _common(kind)
+    some, single = bool(massive), kind == "single"
+    spread = lambda mean: {"mean": mean, "std": 0.0 if single else 0.02}
+
+    def vector(start: float) -> dict:
+        return {
+            "norm_massive": 10 * start if some else None, "norm_other": start,
+            "cosine_massive": 1 - start / 1000 if some and not single else None,
+            "cosine_other": None if single else start / 1000,
+            "dims_massive": 1 + start / 100 if some else None, "dims_other": start + 40,
+        }
+
+    def update(l: int, share: float) -> dict:
+        return {
+            "cosine": spread(0.9 - l / 100), "deviation": spread(0.4 + l / 100),
+            "cosine_pooled": 0.8125 - l / 1000, "deviation_pooled": 0.6125 + l / 1000,
+            "share": spread(share),
+        }
+
+    layers = [
+        {
+            "layer": l,
+            "attention": {
+                "sink_rate": spread(0.1 * l), "first": [0.05 * l, 0.15 * l],
+                "massive": [0.1 * l, 0.15 * l] if some else None, "extra": None,
+                "logit_massive": [3.0 + l, 4.0 + l] if some else None,
+                "logit_other": [-1.0 - l] * HEADS,
+            },
+            "stream": vector(100 + l), "normed": vector(20 + l), "keys": vector(30 + l),
+            "values": vector(40 + l),
+            "value_drain": 0.25 + l / 100 if some else None,
+            "massive_update": update(l, 0.2 + l / 100) if some else None,
+            "other_update": update(l + 20, 0.8 - l / 100) if some else None,
+        }
+        for l in range(DEPTH)
+    ]
+    places = []
+    for bos in (False, True):
+        records = copy.deepcopy(massive)
+        for record in records:
+            record["value_mean"], record["value_std"] = (923.0, 1.5) if bos else (811.0, 44.5)
+        places.append({"bos": bos, "sequences": 100, "sequence_length": 256, "massive": records})
+    tokens = ["<s>", NASTY if kind == "nasty" else "the"] * 15
+    weight = np.tril(np.random.default_rng(0).random((DEPTH, 30, 30), np.float32))
+    weight /= weight.sum(-1, keepdims=True)
+    picture = AttentionMap(weight, tokens, [some, False, some, *[False] * 27])
+    return result | {
+        "massive": massive, "massive_tokens": 1.5 if some else 0.0, "sink_epsilon": 0.3,
+        "sink_length": 64, "sink_rate": spread(0.75), "layers": layers, "locations": places,
+    }, picture
+
+
+def fold_result(kind="strict", unchanged=True) -> FoldResult:
+    result, massive = _common(kind)
+    return result | {
+        "first_token": NASTY if kind == "nasty" else "<s>", "first_token_id": 1,
+        "logit_difference": 4e-6 if unchanged else 0.3, "allowed_difference": 1e-4,
+        "unchanged": unchanged, "perplexity_original": 15.5, "perplexity_folded": 15.6,
+        "massive_before": massive, "massive_after": [], "largest_before": 900.0,
+        "largest_after": 30.0, "saved_to": "model",
+    }
