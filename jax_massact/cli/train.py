@@ -28,7 +28,7 @@ def run_train(
       UserError: a setting, the data, the folder or the devices do not allow it.
     """
     console = console or rich.console.Console(stderr=True, highlight=False)
-    batches = open_batches(config)
+    batches = open_batches(config, console.print)
     console.print(
         f"{workdir}: {config.model.family}, attention {config.model.attention}, "
         f"{config.steps:,} steps of {config.batch_size} x {config.sequence_length} tokens"

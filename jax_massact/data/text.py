@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jax_massact.config import check_int
+from jax_massact.data.files import LINE_SUFFIXES, open_binary, suffix
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import DataError
 
@@ -25,7 +26,6 @@ _TEXT_SUFFIXES = frozenset(
     (".txt", ".text", ".md", ".rst", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".html", ".xml",
      ".tex", ".py", ".log")
 )
-_LINE_SUFFIXES = frozenset((".jsonl", ".ndjson"))
 _DELIMITERS = frozenset(".,;:!?…。，、；：！？")
 # Characters that certainly hold a token's worth of text, in any tokenizer and language we know of;
 # a wrong guess costs another round of encoding, not a wrong window.
@@ -42,11 +42,13 @@ class Documents:
       description: where they come from, in words.
       texts: the documents; may be read lazily from a file, and more than once.
       literal: whether the one document is the text that the person typed.
+      stamp: what changes when the texts do; None: only the texts themselves.
     """
 
     description: str
     texts: Iterable[str]
     literal: bool = False
+    stamp: str | None = None
 
 
 def documents(source: str) -> Documents:
@@ -55,9 +57,9 @@ def documents(source: str) -> Documents:
     It is, in this order of precedence: `pydoc`, the help texts of the running Python (about 80
     documents of English); `tfds:NAME[/CONFIG][:SPLIT]`, a data set already prepared by
     tensorflow_datasets (split `train` unless given); the path of a UTF-8 text file (one document:
-    its first 64 MiB) or of a `.jsonl` file (a document in the field `text` of every line);
-    otherwise the text itself. A single word that ends in a text file's suffix or has a slash in it
-    is taken for a path.
+    its first 64 MiB) or of a `.jsonl` file (a document in the field `text` of every line), packed
+    as `.xz` or `.gz` or not; otherwise the text itself. A single word that ends in a text file's
+    suffix or has a slash in it is taken for a path.
 
     Raises:
       DataError: the file, data set or text cannot be read, or holds no text. For sources that are
@@ -211,14 +213,11 @@ class _Pydoc:
 
 
 def _from_file(path: str) -> Documents:
-    if os.path.splitext(path)[1].lower() in _LINE_SUFFIXES:
-        return Documents(f"the lines of {path}", _JsonLines(path))
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES)
-            is_whole = not file.read(1)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if suffix(path) in LINE_SUFFIXES:
+        return Documents(f"the lines of {path}", JsonLines(path))
+    with open_binary(path) as file:
+        data = file.read(MAX_FILE_BYTES)
+        is_whole = not file.read(1)
     try:
         # A cut may fall inside a character: an incomplete one at the end is then no error.
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=is_whole)
@@ -231,20 +230,17 @@ def _from_file(path: str) -> Documents:
     return Documents(path if is_whole else f"the first 64 MiB of {path}", (_checked(text, path),))
 
 
-class _JsonLines:
+class JsonLines:
     """A document in the field `text` of every line; read anew each time it is iterated over."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def __iter__(self) -> Iterator[str]:
-        try:
-            with open(self._path, "rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield self._text(line, f"{self._path}, line {number}")
-        except OSError as error:
-            raise DataError(f"{self._path} cannot be read: {error.strerror}") from error
+        with open_binary(self._path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield self._text(line, f"{self._path}, line {number}")
 
     @staticmethod
     def _text(line: bytes, where: str) -> str:
@@ -293,7 +289,8 @@ def _from_tfds(source: str) -> Documents:
             f"text source {source} cannot be read record by record ({_first_line(error)}); prepare "
             "it with --file_format=array_record"
         ) from error
-    return Documents(f"{name} ({split})", _Records(records, feature, source))
+    stamp = f"{builder.data_dir} {split} {len(records)}"
+    return Documents(f"{name} ({split})", _Records(records, feature, source), stamp=stamp)
 
 
 class _Records:
@@ -338,7 +335,7 @@ def _looks_like_a_path(source: str) -> bool:
     if not source or any(c.isspace() for c in source):
         return False
     has_separator = "/" in source or os.sep in source
-    return has_separator or os.path.splitext(source)[1].lower() in _TEXT_SUFFIXES
+    return has_separator or suffix(source) in _TEXT_SUFFIXES
 
 
 def _checked(text: str, where: str, *, allow_blank: bool = False) -> str:

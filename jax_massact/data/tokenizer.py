@@ -1,5 +1,7 @@
 """Tokenizers, read from the checkpoint they belong to: a GGUF file or a `tokenizer.json`."""
 
+import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +24,7 @@ from jax_massact.config import check_in
 from jax_massact.errors import DataError
 
 BOS_SETTINGS = ("auto", "true", "false")
+END_OF_TEXT = "<|endoftext|>"
 
 # `tokenizer.ggml.token_type`, as in the GGUF specification.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -242,15 +245,46 @@ class Tokenizer:
         """
         if bos:
             self._require_bos()
-        try:
-            text.encode("utf-8")  # the library would only say that it is no string
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the text holds a lone surrogate at character {error.start}; expected: valid "
-                "Unicode"
-            ) from error
+        _check_unicode(text)
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return np.array([self.bos_id, *ids] if bos else ids, dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of texts, without BOS, int32 [T] each; on all processors at once.
+
+        Raises:
+          DataError: a text is not valid Unicode.
+        """
+        for text in texts:
+            _check_unicode(text)
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def digest(self) -> str:
+        """A digest of all that decides which ids a text gets."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def with_end_of_text(self) -> "Tokenizer":
+        """This tokenizer, if it has a BOS or an EOS; else a copy whose EOS is `<|endoftext|>`.
+
+        If that is not in the vocabulary it is added, under a new id.
+        """
+        if self.bos_id is not None or self.eos_id is not None:
+            return self
+        out = copy.copy(self)
+        out._backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        out._backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+        out.eos_id = i = out._backend.get_vocab(with_added_tokens=True)[END_OF_TEXT]
+        out._raw_piece = lambda j: END_OF_TEXT if j == i else self._raw_piece(j)
+        out._verbatim = self._verbatim | {i}
+        out.vocab_size = max(self.vocab_size, i + 1)
+        return out
+
+    def with_bos(self, bos_id: int) -> "Tokenizer":
+        """A copy for a model that was trained with this id in front of every sequence."""
+        out = copy.copy(self)
+        out.bos_id, out.adds_bos = bos_id, True
+        return out
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         r"""What each id stands for: ' the' rather than 'Ġthe', and `\xNN` for part of a character.
@@ -356,7 +390,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: _GgufVocabulary) ->
     bytes_as_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_as_characters])
     backend.decoder = decoders.ByteLevel()
-    return _Built(backend, _byte_level_text, split.adds_bos, bos_id=None, eos_id=None)
+    return _Built(backend, byte_level_text, split.adds_bos, bos_id=None, eos_id=None)
 
 
 def _sentencepiece_bpe(metadata: Mapping[str, Any], vocabulary: _GgufVocabulary) -> _Built:
@@ -412,6 +446,15 @@ def _merges_of_scores(
     ]
 
 
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")  # the library would only say that it is no string
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds a lone surrogate at character {error.start}; expected: valid Unicode"
+        ) from error
+
+
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's spelling of bytes: itself where Latin-1 prints it, else characters from U+0100."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
@@ -421,9 +464,12 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+BYTE_PIECES = sorted(_BYTES, key=_BYTES.__getitem__)
+"""The pieces of a byte-level vocabulary that stand for the bytes 0 to 255."""
 
 
-def _byte_level_text(piece: str) -> str:
+def byte_level_text(piece: str) -> str:
+    """What a piece of a byte-level vocabulary reads, bytes spelled as GPT-2 does."""
     if any(character not in _BYTES for character in piece):
         return piece
     return bytes(_BYTES[c] for c in piece).decode("utf-8", errors="backslashreplace")
@@ -443,7 +489,7 @@ def _readable_of(description: Mapping[str, Any]) -> Callable[[str], str]:
         ensure_ascii=False,
     )
     if '"ByteLevel"' in steps:
-        return _byte_level_text
+        return byte_level_text
     return _sentencepiece_text if _SPACE in steps else lambda piece: piece
 
 

@@ -14,7 +14,6 @@ from jax_massact.config import (
 )
 from jax_massact.errors import ConfigError
 
-TaskKind = Literal["text", "bigram_backcopy"]
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "constant_then_decay"]
 
@@ -62,19 +61,22 @@ class DataConfig:
     """What is learned.
 
     Attributes:
-      task: `text`, or `bigram_backcopy`, made from the statistics of that text.
-      source: as for `ProbeConfig.text`; read as bytes.
+      source: text (`pydoc`, `shakespeare`, `tfds:NAME[:SPLIT]`, a file, folder or glob of text or
+        JSON lines, also `.xz` or `.gz`), token ids (`.bin` or `.npy` shards), or
+        `bigram-backcopy[:TEXT]`, the synthetic task with the statistics of a text.
+      tokenizer: `bytes`, `chars`, `gpt2`, `bpe:SIZE`, trained on the text, `ids:SIZE` for shards,
+        or the path of a `tokenizer.json`.
       same_first_token: every sequence begins with one and the same token.
     """
 
-    task: TaskKind = "text"
     source: str = "pydoc"
+    tokenizer: str = "bytes"
     same_first_token: bool = False
 
     def __post_init__(self) -> None:
-        check_in("task", self.task, get_args(TaskKind))
-        if not isinstance(self.source, str):
-            raise ConfigError(f"source is {self.source!r}; allowed: a text, a file, a named source")
+        for name in ("source", "tokenizer"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"data.{name} is {getattr(self, name)!r}; allowed: a text")
         check_in("same_first_token", self.same_first_token, (True, False))
 
 

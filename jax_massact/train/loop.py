@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.nn.decoder import from_parameters
 from jax_massact.train.checkpoint import Checkpoints
@@ -105,7 +106,7 @@ def train(
         with MetricsFile(workdir / FILE, start) as metrics:
             run = _Run(config, mesh, batches, checkpoints, metrics, on_row)
             state = run.go(state, start, stop)
-        export(state, config, workdir / MODEL)
+        export(state, config, workdir / MODEL, batches.tokenizer)
     done = int(state.step)
     if done < config.steps:
         return Trained(state, None, start)
@@ -115,7 +116,9 @@ def train(
     return Trained(state, summary, start)
 
 
-def export(state: State, config: TrainConfig, folder: Path) -> None:
+def export(
+    state: State, config: TrainConfig, folder: Path, tokenizer: Tokenizer | None = None
+) -> None:
     """Writes the model as a Hugging Face folder, which every other command reads.
 
     Raises:
@@ -125,7 +128,7 @@ def export(state: State, config: TrainConfig, folder: Path) -> None:
     if jax.process_count() > 1:
         params = {name: jax.reshard(x, jax.P()) for name, x in params.items()}
     if jax.process_index() == 0:
-        save(from_parameters(config.model, params), folder)
+        save(from_parameters(config.model, params), folder, tokenizer=tokenizer)
 
 
 def _check_vocabulary(config: TrainConfig, batches: Batches) -> None:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from jax_massact.data.tokenizer import Tokenizer
+
 AHEAD = 2
 
 
@@ -19,6 +21,11 @@ class Batches(Protocol):
     @property
     def vocab_size(self) -> int:
         """Every id is below this."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What made the ids of text, to be saved with the model; None: not known."""
         ...
 
     def batch(self, step: int) -> Int[np.ndarray, "B T+1"]:

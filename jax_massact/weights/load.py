@@ -22,6 +22,8 @@ from jax_massact.weights.hub import fetch_from_hub, is_hub_id
 from jax_massact.weights.names import table_for
 from jax_massact.weights.tensors import Tensor, check_digest
 
+# Where a training run and `massact fold` put the model, beside what they measured.
+RUN_MODEL = "model"
 _MODELS = [n for n, r in RESOURCES.items() if (r.single_file or "").endswith(".gguf")]
 
 
@@ -51,13 +53,16 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Every tensor that the configuration calls for must be there with its shape, and no other.
 
     Args:
-      source: as for `load`. A path that exists comes before a name.
+      source: as for `load`. A path that exists comes before a name; the folder of a training run
+        stands for the model in it.
 
     Raises:
       WeightsError: there is no such checkpoint, or it is damaged or of a kind not supported.
       ResourceError: a named resource could not be fetched.
     """
     path = _locate(source)
+    if (path / RUN_MODEL / CONFIG).is_file():
+        path = path / RUN_MODEL
     return _open_folder_checkpoint(path) if path.is_dir() else _open_gguf_checkpoint(path)
 
 

@@ -268,6 +268,7 @@ def test_tfds_reads_the_text_of_a_split(fake_tfds: SimpleNamespace) -> None:
     assert list(source.texts) == [f"test tale {i}" for i in range(3)]
     assert source.description == "tales (test)"
     assert next(iter(documents("tfds:tales").texts)) == "train tale 0"
+    assert source.stamp is not None and source.stamp != documents("tfds:tales").stamp
     assert list(documents("tfds:tales/old").texts) == ["?", "?", "?"]
 
 

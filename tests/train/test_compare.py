@@ -29,7 +29,7 @@ def get_config(attention):
                   "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 16,
                   "context_length": 16, "dtype": "float32"},
         "optimizer": {"warmup": 1, "decay_end": 0, "lr": 1e-2},
-        "data": {"task": "bigram_backcopy"},
+        "data": {"source": "bigram-backcopy"},
         "watch": {"every": 2, "sequences": 2}, "checkpoint": {"every": 0},
         "steps": 4, "batch_size": 4, "sequence_length": 16, "unroll": False, "log_every": 1,
         "validation_batches": 3,

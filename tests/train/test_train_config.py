@@ -34,7 +34,7 @@ from jax_massact.train.step import parameter_count
     (lambda: MeshConfig(fsdp=0), "fsdp is 0; allowed: a whole number of at least 1"),
     (lambda: WatchConfig(sink_epsilon=1.5), "sink_epsilon is 1.5; .* at most 1"),
     (lambda: CheckpointConfig(every=10, keep_every=25), "keep_every is 25; .* multiple of every"),
-    (lambda: DataConfig(task="copy"), "task is 'copy'; allowed: 'text', 'bigram_backcopy'"),
+    (lambda: DataConfig(tokenizer=3), "data.tokenizer is 3; allowed: a text"),
     (lambda: gpt2(width=100, num_heads=3), "num_heads is 3; allowed: a divisor of width, 100"),
     (lambda: dataclasses.replace(MICRO, accumulate=3), "accumulate is 3; allowed: a divisor of b"),
     (lambda: dataclasses.replace(MICRO, accumulate=2, mesh=MeshConfig(data=4, fsdp=2)),

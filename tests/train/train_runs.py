@@ -39,6 +39,7 @@ class Counting:
     batch_size: int = MICRO.batch_size
     length: int = MICRO.sequence_length
     vocab_size: int = 64
+    tokenizer: None = None
 
     def batch(self, step: int) -> np.ndarray:
         return self._draw(0, step)

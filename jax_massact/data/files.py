@@ -1,0 +1,123 @@
+"""Which files a data source means, and how they are opened."""
+
+import contextlib
+import glob
+import gzip
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from jax_massact.errors import DataError
+
+SHARD_SUFFIXES = frozenset((".bin", ".npy"))
+LINE_SUFFIXES = frozenset((".jsonl", ".ndjson"))
+# What is taken from a folder; a file that is named may be called anything.
+_TEXT_SUFFIXES = LINE_SUFFIXES | {".txt", ".text", ".md", ".rst"}
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_NOT_DATA = re.compile(r"\.|readme|licen[cs]e", re.IGNORECASE)
+_HELD_OUT = re.compile(r"(^|[_-])val(id|idation)?([_.-]|$)", re.IGNORECASE)
+
+
+def find_files(source: str) -> list[Path]:
+    """The files that `source` names as a path, a folder or a glob; none if it is no such thing.
+
+    Of a folder: its text files and shards at any depth, but for hidden ones, readmes and licences.
+    The order is that of their names.
+
+    Raises:
+      DataError: the folder or the glob has no file, or text and shards are mixed.
+    """
+    path = os.path.expanduser(source)
+    if os.path.isfile(path):
+        return [Path(path)]
+    if os.path.isdir(path):
+        files = [p for p in _walk(Path(path)) if suffix(p) in _TEXT_SUFFIXES | SHARD_SUFFIXES]
+        if not files:
+            wanted = ", ".join(sorted(_TEXT_SUFFIXES | SHARD_SUFFIXES))
+            raise DataError(f"folder {source} has no file to read; expected: any of {wanted}")
+    elif glob.has_magic(path) and not any(c.isspace() for c in path):
+        files = sorted(Path(p) for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+        if not files:
+            raise DataError(f"no file matches {source}")
+    else:
+        return []
+    if 0 < sum(map(is_shard, files)) < len(files):
+        shard = next(filter(is_shard, files))
+        text = next(p for p in files if not is_shard(p))
+        raise DataError(
+            f"{source} has both shards of ids ({shard.name}) and text ({text.name}); expected: one "
+            "or the other"
+        )
+    return files
+
+
+def called(source: str, files: list[Path]) -> str:
+    """A source of files, in words."""
+    return source if len(files) == 1 else f"{source} ({len(files)} files)"
+
+
+def suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix of a file's name, in lower case, without that of its compression."""
+    stem, last = os.path.splitext(os.fspath(path).lower())
+    return os.path.splitext(stem)[1] if last in _OPENERS else last
+
+
+def is_shard(path: Path) -> bool:
+    return suffix(path) in SHARD_SUFFIXES
+
+
+def is_held_out(path: Path) -> bool:
+    """Whether a file's name says that it is for validation: `val.bin`, `web_val_000.bin`."""
+    return _HELD_OUT.search(path.name) is not None
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """What changes when the files do: their paths, sizes and times of modification.
+
+    Raises:
+      DataError: a file cannot be read.
+    """
+    lines = []
+    for path in paths:
+        with readable(path):
+            status = path.stat()
+        lines.append(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n")
+    return "".join(lines)
+
+
+@contextlib.contextmanager
+def open_binary(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, unpacking `.xz` and `.gz`.
+
+    Raises:
+      DataError: it cannot be read, also later, while it is being read.
+    """
+    with readable(path):
+        opener = _OPENERS.get(os.path.splitext(os.fspath(path))[1].lower(), open)
+        with opener(path, "rb") as file:
+            yield file  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what goes wrong in reading a file into a DataError that names it."""
+    name = os.fspath(path)
+    try:
+        yield
+    except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{name} is damaged or cut short: {error}") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _walk(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(_NOT_DATA.match(part) for part in path.relative_to(folder).parts)
+    )

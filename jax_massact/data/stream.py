@@ -1,0 +1,229 @@
+"""Training data: batches of token ids as a function of (seed, step)."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jax_massact.config import check_float, check_in, check_int
+from jax_massact.data.bigram import BigramBackcopy, Drawn
+from jax_massact.data.corpus import open_corpus
+from jax_massact.data.files import called, find_files, is_held_out, is_shard
+from jax_massact.data.packed import Packed, Windows, split
+from jax_massact.data.shards import open_shards
+from jax_massact.data.token_cache import encoded
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.data.vocabulary import Vocabulary, open_vocabulary
+
+BIGRAM_BACKCOPY = "bigram-backcopy"
+HELD_OUT = 0.1  # the share of a source, from its end, that only validation sees
+_VALIDATION_SEED = 0  # the same for every run: its losses are to be compared
+
+Examples = Callable[[int, int], Int[np.ndarray, "N T+1"]]
+"""`examples(lo, hi)`: the examples number lo to hi - 1 of an endless sequence."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stream:
+    """Batches for training and validation.
+
+    Training examples form one endless sequence that depends on the source, the tokenizer, the
+    sequence length and the seed; the batch of step s holds those numbered s x B to (s + 1) x B - 1.
+    So any restart, any mesh and any number of hosts sees the same data, and nothing but the step
+    has to be saved.
+
+    Of a row, `[:-1]` are inputs and `[1:]` their targets.
+
+    Attributes:
+      training, held_out: the two sequences of examples.
+      batch_size: rows of a training batch (B), over all hosts.
+      sequence_length: predicted tokens in a row (T).
+      vocab_size: every id is below this.
+      first_token: what every row begins with, or None if rows begin where they fall.
+      end_of_text: the id that stands after every document.
+      description: the source, the tokenizer, and what is held out, in a line.
+      tokenizer: for the trained model: it puts `first_token` in front. None where the source holds
+        ids of which only their number is known.
+    """
+
+    training: Examples
+    held_out: Examples
+    batch_size: int
+    sequence_length: int
+    vocab_size: int
+    first_token: int | None
+    end_of_text: int
+    description: str
+    tokenizer: Tokenizer | None
+
+    def batch(self, step: int) -> Int[np.ndarray, "B T+1"]:
+        """The batch of a step, from 0; int32."""
+        return self.rows(step, 0, self.batch_size)
+
+    def rows(self, step: int, lo: int, hi: int) -> Int[np.ndarray, "hi-lo T+1"]:
+        """Rows lo to hi - 1 of the batch of a step: one host's share of it.
+
+        Raises:
+          ValueError: there are no such rows.
+        """
+        if not 0 <= lo <= hi <= self.batch_size or step < 0:
+            raise ValueError(f"no rows {lo} to {hi} of batch {step}; it has {self.batch_size}")
+        first = step * self.batch_size
+        return self.training(first + lo, first + hi)
+
+    def validation(self, index: int, batch_size: int | None = None) -> Int[np.ndarray, "B T+1"]:
+        """Batch `index`, from 0, of what is held out: the same for every seed.
+
+        Past the end of what is held out it begins anew. `batch_size`: None for that of training.
+        """
+        size = self.batch_size if batch_size is None else batch_size
+        return self.held_out(index * size, (index + 1) * size)
+
+
+def open_stream(
+    source: str,
+    *,
+    tokenizer: str | Tokenizer = "bytes",
+    seed: int,
+    batch_size: int,
+    sequence_length: int,
+    same_first_token: bool = False,
+    cache: Path | None = None,
+    validation_share: float = HELD_OUT,
+    report: Callable[[str], None] | None = None,
+) -> Stream:
+    """Opens the data of a training run.
+
+    `source` is one of
+
+    - text: `pydoc`, `shakespeare` (38 plays, a named resource), `tfds:NAME[:SPLIT]`, a text or
+      `.jsonl` file (either may be packed as `.xz` or `.gz`), a folder or a glob of such files, or
+      a text itself. Lines that read `<|endoftext|>` separate the documents of a text file;
+    - ids: a `.bin` (nanoGPT's or llm.c's layout) or `.npy` file, a folder or a glob of such;
+    - `bigram-backcopy[:SOURCE]`, the synthetic task of `data.bigram` with the statistics of one of
+      the sources above (`pydoc` unless given); tokenizer `chars` makes it that of its paper. Every
+      row begins with the same token, and validation draws from the same statistics.
+
+    Text is tokenized once and packed: documents one after the other, the end-of-text token after
+    each. It is then cut into windows as `data.packed.Windows` describes.
+
+    Held out are the files called `val` or `validation` (as in `val.bin` or
+    `fineweb_val_000.bin`); if there are none, the last `validation_share` of the tokens of every
+    file. No token is in both parts, and no window reaches from one into the other.
+
+    Args:
+      tokenizer: `bytes`, `chars`, `gpt2`, `bpe:SIZE`, `ids:SIZE`, the path of a `tokenizer.json` or
+        of a folder with one, or a tokenizer (see `data.vocabulary.open_vocabulary`).
+      seed: of the order of the examples.
+      batch_size: rows of a batch (B), over all hosts.
+      sequence_length: predicted tokens in a row (T).
+      same_first_token: every row begins with the tokenizer's BOS, or its end of text where it has
+        no BOS, in place of the token that stood there.
+      cache: folder for tokenized text, which is then memory-mapped, and for trained tokenizers,
+        such as one in `resources.cache_folder()`; None: nothing is written and tokens are kept in
+        memory.
+      report: called with a line of text before anything that takes time.
+
+    Raises:
+      ConfigError: a number is out of range, or there is no such tokenizer.
+      DataError: the source cannot be read, does not fit the tokenizer, or is too short.
+      ResourceError: a named resource cannot be had.
+    """
+    check_int("seed", seed, 0, 2**63 - 1)
+    check_int("batch_size", batch_size, 1)
+    check_int("sequence_length", sequence_length, 1)
+    check_in("same_first_token", same_first_token, (True, False))
+    check_float("validation_share", validation_share, 0.0, 0.5, open_low=True)
+    kind, _, text = source.partition(":")
+    if kind == BIGRAM_BACKCOPY:
+        read = _read_tokens(text or "pydoc", tokenizer, cache, report)
+        first = read.vocabulary.first
+        parts = _task(read, seed, sequence_length)
+    else:
+        read = _read_tokens(source, tokenizer, cache, report)
+        first = read.vocabulary.first if same_first_token else None
+        parts = _windows(read, seed, sequence_length, first, validation_share)
+    return Stream(
+        training=parts.training,
+        held_out=parts.held_out,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        vocab_size=read.vocabulary.size,
+        first_token=first,
+        end_of_text=read.vocabulary.end_of_text,
+        description=parts.description,
+        tokenizer=_in_front(read.vocabulary, first),
+    )
+
+
+class _Parts(NamedTuple):
+    training: Examples
+    held_out: Examples
+    description: str
+
+
+def _task(read: "_Read", seed: int, length: int) -> _Parts:
+    task = BigramBackcopy.of(read.tokens, read.vocabulary, read.name)
+    return _Parts(
+        Drawn(task, length, (seed, 0)),
+        Drawn(task, length, (_VALIDATION_SEED, 1)),
+        f"Bigram-Backcopy with the statistics of {read.name}, {read.vocabulary.name}",
+    )
+
+
+def _windows(read: "_Read", seed: int, length: int, first: int | None, share: float) -> _Parts:
+    size = read.vocabulary.size
+    training, held_out, how = split(read.tokens, read.held_out, share)
+    return _Parts(
+        Windows(
+            training, f"{read.name}, for training",
+            seed=seed, length=length, first_token=first, vocab_size=size,
+        ),
+        Windows(
+            held_out, f"{read.name}, for validation",
+            seed=_VALIDATION_SEED, length=length, first_token=first, vocab_size=size, shift=False,
+        ),
+        f"{read.name}, {read.vocabulary.name}: {len(training):,} tokens for training, "
+        f"{len(held_out):,} for validation ({how})",
+    )
+
+
+def _in_front(vocabulary: Vocabulary, first: int | None) -> Tokenizer | None:
+    tokenizer = vocabulary.tokenizer
+    return tokenizer if tokenizer is None or first is None else tokenizer.with_bos(first)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Read:
+    """The tokens of a source, one array for each of its files.
+
+    Attributes:
+      held_out: for each file, whether its name says that it is for validation.
+    """
+
+    name: str
+    tokens: Packed
+    held_out: list[bool]
+    vocabulary: Vocabulary
+
+
+def _read_tokens(
+    source: str,
+    tokenizer: str | Tokenizer,
+    cache: Path | None,
+    report: Callable[[str], None] | None,
+) -> _Read:
+    say = report or (lambda line: None)
+    files = find_files(source)
+    if files and is_shard(files[0]):
+        vocabulary = open_vocabulary(tokenizer, None, cache, say)
+        shards = open_shards(files, vocabulary.size)
+        held_out = [is_held_out(path) for path in files]
+        return _Read(called(source, files), shards, held_out, vocabulary)
+    corpus = open_corpus(source, files, say)
+    vocabulary = open_vocabulary(tokenizer, corpus, cache, say)
+    tokens = encoded(corpus, vocabulary, cache, say)
+    return _Read(corpus.name, tokens, [part.held_out for part in corpus.parts], vocabulary)

@@ -1,0 +1,160 @@
+"""A text's ids: made once, kept on disk, read by memory-mapping."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jax_massact.data.cache import new_folder
+from jax_massact.data.corpus import Corpus
+from jax_massact.data.packed import Packed
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.data.vocabulary import Vocabulary
+from jax_massact.errors import DataError
+
+_IDS, _MANIFEST = "tokens.bin", "manifest.json"
+_FORMAT = 1  # part of the key: raise it when the same text would give other ids or another layout
+_PIECE = 1 << 16  # characters from which a document is encoded in pieces
+_CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\S\n)(?=\S)")
+_BATCH = 1 << 22  # characters that are encoded at once
+
+
+def encoded(
+    corpus: Corpus, vocabulary: Vocabulary, cache: Path | None, say: Callable[[str], None]
+) -> Packed:
+    """The ids of a corpus, the end of text after every document; a part for each of its parts.
+
+    In the cache they lie raw, in 16 or 32 bits each, so that they can be written as they come; what
+    names the folder is a digest of the corpus' stamp and of the tokenizer. A copy is taken as sound
+    without reading it while its size and time of modification are those that were noted when it
+    was made; otherwise its digest decides. A damaged copy is made again.
+
+    Args:
+      cache: None: the ids are kept in memory.
+      say: called with a line of text before anything that takes time.
+
+    Raises:
+      DataError: the text or the cache is not what it has to be.
+    """
+    tokenizer = vocabulary.tokenizer
+    if tokenizer is None:
+        raise DataError(
+            f"{corpus.name} is text, and the tokenizer is {vocabulary.name}; expected: a tokenizer"
+        )
+    dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
+    parts = (_ids(part.texts, tokenizer, vocabulary.end_of_text) for part in corpus.parts)
+    if cache is None:
+        empty = np.empty(0, dtype)
+        return Packed([np.concatenate([empty, *(c.astype(dtype) for c in p)]) for p in parts])
+    key = f"{_FORMAT} {vocabulary.end_of_text} {tokenizer.digest()} {corpus.stamp}"
+    folder = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    found = _read(folder, dtype, say)
+    if found is None:
+        say(f"tokenizing {corpus.name} with {vocabulary.name}")
+        started = time.perf_counter()
+        with new_folder(cache, folder.name) as new:
+            count = _write(parts, new, dtype)
+        seconds = time.perf_counter() - started
+        say(f"{count:,} tokens in {seconds:.1f} s ({count / seconds:,.0f} tokens/s)")
+        found = _read(folder, dtype, say)
+    if found is None:
+        raise DataError(f"{folder} cannot be read back; check the disk, or choose another cache")
+    return found
+
+
+def _ids(texts: Iterable[str], tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
+    """The ids of documents, in chunks."""
+    for batch in _batches(texts):
+        ids = tokenizer.encode_batch([piece for piece, _ in batch])
+        for one, (_, is_last) in zip(ids, batch, strict=True):
+            yield np.append(one, end) if is_last else one
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of documents, and whether each is the last of its own."""
+    batch: list[tuple[str, bool]] = []
+    characters = 0
+    for text in texts:
+        if not text.strip():
+            continue
+        pieces = list(pieces_of(text))
+        for i, piece in enumerate(pieces, start=1):
+            batch.append((piece, i == len(pieces)))
+            characters += len(piece)
+            if characters >= _BATCH:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """A long document in pieces, so that all processors can work on it.
+
+    It is cut before a space between two letters, or after a line feed between two characters that
+    are not white space: there GPT-2's expression and those that came after it cut as well, so that
+    the ids are those of the whole. (SentencePiece puts its leading space before every piece.)
+    """
+    start = 0
+    while len(text) - start > _PIECE:
+        cut = _CUT.search(text, start + _PIECE)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _write(parts: Iterable[Iterable[np.ndarray]], folder: Path, dtype: np.dtype) -> int:
+    """Writes ids and manifest; returns how many ids there are."""
+    digest, count, ends = hashlib.sha256(), 0, []
+    path = folder / _IDS
+    with path.open("wb") as file:
+        for part in parts:
+            for chunk in part:
+                data = chunk.astype(dtype).tobytes()
+                digest.update(data)
+                file.write(data)
+                count += len(chunk)
+            ends.append(count)
+    status = path.stat()
+    manifest = {
+        "dtype": dtype.str,
+        "ends": ends,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": digest.hexdigest(),
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return count
+
+
+def _read(folder: Path, dtype: np.dtype, say: Callable[[str], None]) -> Packed | None:
+    """What the cache holds, or None if that is nothing or damaged."""
+    if not folder.is_dir():
+        return None
+    path = folder / _IDS
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        ends = manifest["ends"]
+        if not _is_sound(path, manifest) or manifest["dtype"] != dtype.str:
+            raise ValueError("its digest is not that of what was written")
+        ids = np.memmap(path, dtype, mode="r") if ends[-1] else np.empty(0, dtype)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        say(f"the cached tokens in {folder} are damaged and are made again: {error}")
+        return None
+    return Packed(np.split(ids, ends[:-1]))
+
+
+def _is_sound(path: Path, manifest: dict) -> bool:
+    status = path.stat()
+    if status.st_size != manifest["bytes"]:
+        return False
+    if status.st_mtime_ns == manifest["mtime_ns"]:
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == manifest["sha256"]
