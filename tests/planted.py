@@ -73,9 +73,11 @@ def llama_written_and_removed(value: float = VALUE, seed: int = 0) -> Plant:
     return plant
 
 
-def written_and_removed(value: float = VALUE, seed: int = 0) -> Plant:
+def written_and_removed(
+    value: float = VALUE, seed: int = 0, config: ModelConfig = CONFIG
+) -> Plant:
     """About `value` in DIM at the first token, after block WRITER and until block REMOVER."""
-    plant = Plant(seed=seed)
+    plant = Plant(config, seed)
     # The mark is sqrt(15) deviations from the mean of its token, and so is the value itself later:
     # gelu(10 (sqrt(15) - 1)).
     unit = 10 * (np.sqrt(15) - 1)

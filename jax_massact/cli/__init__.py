@@ -116,9 +116,14 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_compare(commands: Any) -> None:
+    from jax_massact.cli.settings import describe
+    from jax_massact.train.config import TrainConfig
+
     compare = commands.add_parser(
         "compare",
         help="train the variants of one configuration, or read finished runs, and compare them",
+        epilog=describe(TrainConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     compare.add_argument("runs", metavar="RUN", nargs="*", help="the folder of a finished run")
@@ -131,6 +136,11 @@ def _add_compare(commands: Any) -> None:
         help="of attention, with --config (%(default)s)",
     )
     compare.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each (1)")
+    compare.add_argument(
+        "--interventions", action=argparse.BooleanOptionalAction, default=True,
+        help="set each run's massive activations to zero, to their mean, and a control to zero; "
+        "needs its model and its data (yes)",
+    )
     _add_config(compare)
     compare.set_defaults(run=_compare)
 
@@ -195,7 +205,8 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     from jax_massact.cli.compare import run_compare
 
     run_compare(
-        args.runs, args.config, rest, args.workdir, variants=args.variants, seeds=args.seeds
+        args.runs, args.config, rest, args.workdir, variants=args.variants, seeds=args.seeds,
+        interventions=args.interventions,
     )
     return 0
 

@@ -26,6 +26,7 @@ def run_compare(
     *,
     variants: str = VARIANTS,
     seeds: int = 1,
+    interventions: bool = True,
 ) -> Comparison | None:
     """Compares finished runs, or those of `config`, which are trained as far as they are not yet.
 
@@ -38,6 +39,7 @@ def run_compare(
       workdir: the runs of `config` are in its `VARIANT` or `VARIANT/seed-N`.
       variants: names, commas between.
       seeds: how many runs of each variant, from the configuration's seed upwards.
+      interventions: whether to set each run's massive activations to zero and to their mean.
 
     Returns:
       The comparison; None where training was stopped before its end.
@@ -59,7 +61,7 @@ def run_compare(
             if run_train(settings, place, console).summary is None:
                 return None
         folders = [place for place, _ in planned]
-    result = compare_runs(folders)
+    result = compare_runs(folders, interventions=interventions, report=console.print)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = write_text(folder / "compare.json", to_json(result, indent=2) + "\n")

@@ -15,6 +15,7 @@ from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
 from jax_massact.train.loop import Trained, train
 from jax_massact.train.metrics import Row
+from jax_massact.train.tensorboard import check_installed
 
 
 def run_train(
@@ -28,6 +29,8 @@ def run_train(
       UserError: a setting, the data, the folder or the devices do not allow it.
     """
     console = console or rich.console.Console(stderr=True, highlight=False)
+    if config.tensorboard:
+        check_installed()  # before text is read, which may take long
     batches = open_batches(config, console.print)
     console.print(
         f"{workdir}: {config.model.family}, attention {config.model.attention}, "

@@ -1,28 +1,35 @@
-"""Runs side by side: one table and three figures, from the plain result of a comparison."""
+"""Runs side by side: one table and four figures, from the plain result of a comparison."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jax_massact.report import words
+from jax_massact.report import intervene, words
 from jax_massact.report.figures import save_figures
 from jax_massact.report.picture import GREY, LAYER_AXIS, PALETTE
-from jax_massact.train.compare import Comparison, Group
+from jax_massact.train.compare import INTERVENTIONS, Comparison, Group, RunRecord
 
 PANELS = {
     "top1": "top-1 magnitude",
     "ratio": "top-1 / median",
     "kurtosis": "kurtosis",
     "sink_rate": "sink rate",
+}
+CHANGES = {
+    "zero": "  set to zero",
+    "mean": "  set to the mean",
+    "control_zero": "  control",
 }
 
 
@@ -46,23 +53,40 @@ def comparison_table(result: Comparison, *, ascii_only: bool = False) -> Rendera
     row("  minus the first", lambda group: _difference(group, plus_minus))
     for name, label in (PANELS | {"value_drain": "value drain"}).items():
         row(label, lambda group, name=name: _mean_and_std(group, name, plus_minus))
-    row("extra key or sink token", _to_extra)
+    row("extra key / sink token", _to_extra)
     for name in ("ratio", "sink_rate"):
         row(f"{PANELS[name]} emerged", lambda group, name=name: _emerged(group, name))
+    intervened = _intervened(result)
+    if intervened:
+        row("massive", _massive)
+    if _changed(groups):
+        row("  loss unchanged", lambda group: _loss_unchanged(group, plus_minus))
+        for kind, label in CHANGES.items():
+            row(label, lambda group, kind=kind: _loss_change(group, kind, plus_minus))
     notes = [
         "Loss in nats per token; minus the first: on the same batches, with its standard error.",
         f"{plus_minus} elsewhere: standard deviation over seeds." if seeds > 1 else "One seed.",
         "Activations: after the last step, of the layer where each is largest (drain: smallest).",
         f"Sink rate: share of heads with mean attention to the first token above "
-        f"{result['sink_epsilon']:g}, first {result['sink_tokens']} tokens; extra key or sink "
+        f"{result['sink_epsilon']:g}, first {result['sink_tokens']} tokens; extra key / sink "
         "token: the same of those.",
         "Emerged: the step of the first measurement over the threshold, for each seed.",
     ]
+    if _changed(groups):
+        notes.append(
+            "Massive: in how many runs; what changing these activations where they first appear "
+            "adds to the loss of held-out rows. Control: as many ordinary ones set to zero. A "
+            "dash: there is nothing to intervene on."
+        )
+    elif intervened:
+        notes.append("Massive: none, strict or relaxed; there is nothing to intervene on.")
     return Lines(table, Text("\n".join(notes), style="dim"))
 
 
 def save_comparison_figures(result: Comparison, folder: Path) -> list[Path]:
-    """Draws `validation_loss`, `layers` and `emergence`, each as PNG and PDF.
+    """Draws `validation_loss`, `layers`, `emergence` and, if any were made, `interventions`.
+
+    Each as PNG and PDF.
 
     Raises:
       OSError: the folder cannot be made or written to.
@@ -72,6 +96,8 @@ def save_comparison_figures(result: Comparison, folder: Path) -> list[Path]:
         "layers": lambda: draw_layers(result),
         "emergence": lambda: draw_emergence(result),
     }
+    if _intervened(result):
+        drawings["interventions"] = lambda: draw_interventions(result)
     return save_figures(drawings, folder)
 
 
@@ -121,6 +147,36 @@ def draw_emergence(result: Comparison) -> Figure:
             axes.axhline(marks[name], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlabel("step")
     return _legend(figure, panels)
+
+
+def draw_interventions(result: Comparison) -> Figure:
+    """The loss of every run's held-out rows: unchanged, and with its massive activations changed.
+
+    A run without massive activations has the first alone.
+    """
+    groups = result["groups"]
+    kinds = ("original", *INTERVENTIONS)
+    figure = Figure(figsize=(2.6 + 1.5 * len(groups), 3.4), layout="constrained")
+    axes = figure.subplots()
+    for index, group in enumerate(groups):
+        for run in group["runs"]:
+            losses = _losses(run)
+            for kind, offset in zip(kinds, _spread(len(kinds)), strict=True):
+                if kind in losses:
+                    axes.plot(index + offset, losses[kind], color=intervene.color(kind), marker="o",
+                              markersize=5, alpha=0.8)
+        if not _changed([group]):
+            axes.annotate("nothing\nmassive", (index, 0.97), color=GREY, ha="center", va="top",
+                          xycoords=("data", "axes fraction"), fontsize=8)
+    axes.set_xticks(range(len(groups)), [_short(group["name"]) for group in groups])
+    axes.set(xlim=(-0.5, len(groups) - 0.5), ylabel="loss of held-out rows (nats)")
+    axes.margins(y=0.25)
+    axes.grid(visible=False, axis="x")
+    axes.set_title("massive activations changed")
+    keys = [Line2D([], [], color=intervene.color(k), marker="o", linestyle="") for k in kinds]
+    names = [intervene.intervention(kind).partition(":")[0] for kind in kinds]
+    figure.legend(keys, names, loc="outside lower center", ncols=len(kinds), fontsize=8)
+    return figure
 
 
 def _panels() -> tuple[Figure, dict[str, Axes]]:
@@ -199,6 +255,47 @@ def _difference(group: Group, plus_minus: str) -> str:
 
 def _to_extra(group: Group) -> str:
     return words.number(max(group["mean"][n] or 0.0 for n in ("extra_rate", "sink_token_rate")))
+
+
+def _intervened(result: Comparison) -> bool:
+    return any(run["interventions"] is not None for g in result["groups"] for run in g["runs"])
+
+
+def _changed(groups: Sequence[Group]) -> bool:
+    """Whether there was anything to intervene on in any run."""
+    return any(change is not None for group in groups for change in group["loss_change"]["zero"])
+
+
+def _losses(run: RunRecord) -> dict[str, float]:
+    """The losses of a run's interventions; without targets, nothing but the original's."""
+    found = run["interventions"]
+    return {} if found is None else {name: x["mean"] for name, x in found["loss"].items()}
+
+
+def _massive(group: Group) -> str:
+    """`none`, `strict 3/3`, `strict 1/3, relaxed 1/3`."""
+    found = [run["interventions"] for run in group["runs"]]
+    strengths = [words.strength(one["massive"]) for one in found if one is not None]
+    parts = [f"{name} {strengths.count(name)}/{len(found)}" for name in ("strict", "relaxed")
+             if name in strengths]
+    return ", ".join(parts) or "none"
+
+
+def _loss_unchanged(group: Group, plus_minus: str) -> str:
+    losses = [loss["original"] for run in group["runs"] if (loss := _losses(run))]
+    return _with_spread(losses, plus_minus, ".4f")
+
+
+def _loss_change(group: Group, kind: str, plus_minus: str) -> str:
+    changes = [change for change in group["loss_change"][kind] if change is not None]
+    return _with_spread(changes, plus_minus, "+.4f")
+
+
+def _with_spread(values: list[float], plus_minus: str, form: str) -> str:
+    if not values:
+        return "-"
+    text = f"{statistics.fmean(values):{form}}"
+    return text if len(values) == 1 else f"{text} {plus_minus} {statistics.stdev(values):.2g}"
 
 
 def _emerged(group: Group, name: str) -> str:

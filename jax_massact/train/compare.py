@@ -1,16 +1,25 @@
 """Finished runs side by side: from their folders to one plain result."""
 
+import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jax_massact.errors import UserError
+from jax_massact.config import from_mapping
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.probe.checkpoint import definition_info
+from jax_massact.probe.intervene_result import InterveneResult
+from jax_massact.probe.result import DefinitionInfo
+from jax_massact.train.config import TrainConfig, to_json
+from jax_massact.train.interventions import intervene_run
 from jax_massact.train.loop import CONFIG, SUMMARY
-from jax_massact.train.metrics import FILE, of_kind, read_rows
+from jax_massact.train.metrics import FILE, extreme, of_kind, read_rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What is done to massive activations, and the control.
+INTERVENTIONS = ("zero", "mean", "control_zero")
 # Measured per layer; the last are 0 for variants that have no such thing.
 PER_LAYER = ("top1", "ratio", "kurtosis", "sink_rate", "value_drain", "strict", "relaxed",
              "sink_token_rate", "extra_rate")
@@ -31,6 +40,7 @@ class RunRecord(TypedDict):
         the smallest).
       losses: `step` and `loss` of every validation.
       seconds, tokens_per_second: how fast.
+      interventions: of `train.interventions`, or null where none were asked for.
     """
 
     folder: str
@@ -43,10 +53,11 @@ class RunRecord(TypedDict):
     validation_losses: list[float]
     layers: dict[str, list[float | None]]
     emergence: dict[str, int | None]
-    curves: dict[str, list[Any]]
-    losses: dict[str, list[Any]]
+    curves: dict[str, list[float | None]]
+    losses: dict[str, list[float]]
     seconds: float
     tokens_per_second: float
+    interventions: InterveneResult | None
 
 
 class Group(TypedDict):
@@ -59,6 +70,8 @@ class Group(TypedDict):
       difference: validation loss minus that of the first group, batch by batch, means over runs:
         (its mean, its standard error over batches, null for one batch). Null where the runs were
         not validated on the same number of batches, and for the first group.
+      loss_change: of each of INTERVENTIONS, loss minus that of the same text unchanged, in nats,
+        for each run; null where nothing was massive in that text, and so nothing changed.
     """
 
     name: str
@@ -66,6 +79,7 @@ class Group(TypedDict):
     mean: dict[str, float | None]
     std: dict[str, float | None]
     difference: tuple[float, float | None] | None
+    loss_change: dict[str, list[float | None]]
 
 
 class Comparison(TypedDict):
@@ -79,60 +93,79 @@ class Comparison(TypedDict):
     schema: int
     sink_epsilon: float
     sink_tokens: int
-    definition: dict[str, Any]
+    definition: DefinitionInfo
     groups: list[Group]
 
 
-def compare_runs(folders: Sequence[Path]) -> Comparison:
+def compare_runs(
+    folders: Sequence[Path],
+    *,
+    interventions: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> Comparison:
     """Reads finished runs and puts together those that differ in nothing but the seed.
 
     Args:
       folders: of `train`; groups come in the order of their first run.
+      interventions: whether to make them, for which every run's model and data are needed.
+      report: called with a line of text before each.
 
     Raises:
       UserError: a folder holds no finished run, one that was not watched, or runs that were
-        watched by different definitions.
+        watched by different definitions; or a run cannot be intervened on.
     """
     if not folders:
         raise UserError("nothing to compare; expected: folders of finished runs, or --config")
-    configs = [_read(folder / CONFIG, folder) for folder in folders]
-    groups: dict[str, Group] = {}
-    for name, folder, config in zip(_names(folders, configs), folders, configs, strict=True):
-        group = groups.setdefault(name, Group(name=name, runs=[], mean={}, std={}, difference=None))
-        group["runs"].append(_record(folder, config))
-    first, *others = groups.values()
-    for group in groups.values():
-        group["mean"], group["std"] = _over_runs(group["runs"])
-    for group in others:
-        group["difference"] = _difference(first["runs"], group["runs"])
-    watched = configs[0]["watch"]
+    configs = [_config(folder) for folder in folders]
+    records = [_record(folder, config) for folder, config in zip(folders, configs, strict=True)]
+    _check_watched_alike(folders, configs)
+    if interventions:
+        for record, folder, config in zip(records, folders, configs, strict=True):
+            report(f"intervening on {folder}")
+            record["interventions"] = intervene_run(folder, config)
+    runs: dict[str, list[RunRecord]] = {}
+    for name, record in zip(_names(folders, configs), records, strict=True):
+        runs.setdefault(name, []).append(record)
+    first = next(iter(runs.values()))
+    watch = configs[0].watch
+    return Comparison(
+        schema=SCHEMA_VERSION,
+        sink_epsilon=watch.sink_epsilon,
+        sink_tokens=watch.sink_tokens,
+        definition=definition_info(watch.definition),
+        groups=[_group(name, those, first) for name, those in runs.items()],
+    )
+
+
+def _config(folder: Path) -> TrainConfig:
+    try:
+        return from_mapping(TrainConfig, _read(folder / CONFIG, folder))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from None
+
+
+def _check_watched_alike(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> None:
     for folder, config in zip(folders, configs, strict=True):
         for key in ("sink_epsilon", "sink_tokens", "definition"):
-            if config["watch"][key] != watched[key]:
+            if getattr(config.watch, key) != getattr(configs[0].watch, key):
                 raise UserError(
                     f"{folder} was watched with another watch.{key} than {folders[0]}; such "
                     "numbers do not compare"
                 )
-    return Comparison(
-        schema=SCHEMA_VERSION,
-        sink_epsilon=watched["sink_epsilon"],
-        sink_tokens=watched["sink_tokens"],
-        definition=watched["definition"],
-        groups=list(groups.values()),
-    )
 
 
-def _names(folders: Sequence[Path], configs: Sequence[dict[str, Any]]) -> list[str]:
+def _names(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
     """The variants' names, if no two groups would share one; else the folders'."""
-    without_seed = [json.dumps({**config, "seed": None}, sort_keys=True) for config in configs]
-    variants = [config["model"]["attention"] for config in configs]
+    same = {"seed": 0, "tensorboard": False}
+    without_seed = [to_json(dataclasses.replace(config, **same)) for config in configs]
+    variants = [config.model.attention for config in configs]
     if len(set(without_seed)) == len(set(variants)):
-        return variants
+        return list(variants)
     first = {key: folder for folder, key in reversed(list(zip(folders, without_seed, strict=True)))}
     return [str(first[key]) for key in without_seed]
 
 
-def _record(folder: Path, config: dict[str, Any]) -> RunRecord:
+def _record(folder: Path, config: TrainConfig) -> RunRecord:
     summary = _read(folder / SUMMARY, folder)
     rows = read_rows(folder / FILE)
     watched, validated = of_kind(rows, "watch"), of_kind(rows, "validation")
@@ -141,7 +174,7 @@ def _record(folder: Path, config: dict[str, Any]) -> RunRecord:
     validation = summary["validation"]
     return RunRecord(
         folder=str(folder),
-        seed=config["seed"],
+        seed=config.seed,
         parameters=summary["parameters"],
         steps=summary["steps"],
         tokens=summary["tokens"],
@@ -151,29 +184,47 @@ def _record(folder: Path, config: dict[str, Any]) -> RunRecord:
         layers={name: watched[-1][name] for name in PER_LAYER},
         emergence=summary["emergence"],
         curves={"step": [row["step"] for row in watched]}
-        | {name: [_extreme(name, row[name]) for row in watched] for name in PER_LAYER},
+        | {name: [extreme(name, row[name]) for row in watched] for name in PER_LAYER},
         losses={key: [row[key] for row in validated] for key in ("step", "loss")},
         seconds=summary["seconds"],
         tokens_per_second=summary["tokens_per_second"],
+        interventions=None,
     )
 
 
-def _extreme(name: str, values: Sequence[float | None]) -> float | None:
-    """Of the layers the one in which most happens."""
-    finite = [value for value in values if value is not None]
-    if not finite:
+def _group(name: str, runs: list[RunRecord], first: list[RunRecord]) -> Group:
+    mean, std = _over_runs(runs)
+    return Group(
+        name=name,
+        runs=runs,
+        mean=mean,
+        std=std,
+        difference=None if runs is first else _difference(first, runs),
+        loss_change={kind: [_loss_change(run, kind) for run in runs] for kind in INTERVENTIONS},
+    )
+
+
+def _loss_change(run: RunRecord, kind: str) -> float | None:
+    found = run["interventions"]
+    if found is None or not any(target["activations"] for target in found["targets"]):
         return None
-    return min(finite) if name == "value_drain" else max(finite)
+    return found["loss"][kind]["mean"] - found["loss"]["original"]["mean"]
 
 
-def _over_runs(runs: list[RunRecord]) -> tuple[dict[str, Any], dict[str, Any]]:
-    last = lambda name: [run["curves"][name][-1] for run in runs]
-    columns = {"validation_loss": [run["validation_loss"] for run in runs]}
-    columns |= {name: last(name) for name in PER_LAYER}
-    whole = {name: None not in values for name, values in columns.items()}
-    mean = {n: statistics.fmean(v) if whole[n] else None for n, v in columns.items()}
-    several = len(runs) > 1
-    std = {n: statistics.stdev(v) if several and whole[n] else None for n, v in columns.items()}
+def _over_runs(
+    runs: list[RunRecord]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Mean and standard deviation; null where a run has no number."""
+    columns: dict[str, list[float | None]] = {name: [run["curves"][name][-1] for run in runs]
+                                              for name in PER_LAYER}
+    columns["validation_loss"] = [run["validation_loss"] for run in runs]
+    mean: dict[str, float | None] = dict.fromkeys(columns)
+    std: dict[str, float | None] = dict.fromkeys(columns)
+    for name, values in columns.items():
+        known = [value for value in values if value is not None]
+        if len(known) == len(runs):
+            mean[name] = statistics.fmean(known)
+            std[name] = statistics.stdev(known) if len(known) > 1 else None
     return mean, std
 
 

@@ -216,6 +216,7 @@ class TrainConfig:
       log_every: steps between two rows of metrics.jsonl.
       validate_every: steps between two measurements of the validation loss; 0: at the end only.
       validation_batches: how many batches that loss is the mean of.
+      tensorboard: also write what is measured as event files, into the folder `tensorboard`.
     """
 
     model: ModelConfig = gpt2()
@@ -234,6 +235,7 @@ class TrainConfig:
     log_every: int = 10
     validate_every: int = 1000
     validation_batches: int = 20
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every",
@@ -241,7 +243,7 @@ class TrainConfig:
             check_int(name, getattr(self, name), 1)
         check_int("validate_every", self.validate_every, 0)
         check_int("seed", self.seed, 0, 2**31 - 1)
-        for name in ("remat", "unroll"):
+        for name in ("remat", "unroll", "tensorboard"):
             check_in(name, getattr(self, name), (True, False))
         self._check_sizes()
         self._check_schedule()
@@ -300,7 +302,7 @@ class TrainConfig:
 # those that are still to come.
 FREE = frozenset(
     {"steps", "log_every", "validate_every", "validation_batches", "mesh", "watch", "checkpoint",
-     "remat", "unroll"}
+     "remat", "unroll", "tensorboard"}
 )
 
 

@@ -1,5 +1,6 @@
 """The training loop: from a new model, or from where a run was stopped, to the last step."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -40,6 +41,8 @@ from jax_massact.train.step import (
     place,
     validation_loss,
 )
+from jax_massact.train.tensorboard import FOLDER as TENSORBOARD
+from jax_massact.train.tensorboard import check_installed, open_tensorboard
 from jax_massact.train.watch import Watch, emergence, watch
 from jax_massact.weights.save import save
 
@@ -73,8 +76,9 @@ def train(
     """Trains a model, or goes on with the run that is in `workdir`.
 
     The folder gets `config.json`, `metrics.jsonl`, `checkpoints/`, at the end `summary.json`, and
-    there or where the run is stopped `model/`, for every command that reads a model. Killed at any
-    moment and called again, it computes what the unbroken run would have.
+    there or where the run is stopped `model/`, for every command that reads a model, and, if the
+    settings ask for it, `tensorboard/`. Killed at any moment and called again, it computes what
+    the unbroken run would have.
 
     Args:
       batches: the data; must depend on nothing but its arguments and `config.seed`.
@@ -82,9 +86,12 @@ def train(
       stop: asked after every update; once true, a checkpoint is written and the run ends.
 
     Raises:
-      ConfigError: the devices, the data or the run in the folder do not fit the settings.
+      ConfigError: the devices, the data or the run in the folder do not fit the settings, or
+        TensorBoard's files are asked for and their writer is not installed.
       UserError: the folder cannot be used, or the loss is no longer a number.
     """
+    if config.tensorboard:
+        check_installed()
     _check_vocabulary(config, batches)
     mesh = make_mesh(config.mesh)
     try:
@@ -103,8 +110,12 @@ def train(
                 f"steps is {config.steps}; the run in {workdir} is already at {start}"
             )
         (workdir / CONFIG).write_text(to_json(config))
-        with MetricsFile(workdir / FILE, start) as metrics:
-            run = _Run(config, mesh, batches, checkpoints, metrics, on_row)
+        # A run that begins anew measures step 0 again.
+        with (
+            MetricsFile(workdir / FILE, start or -1) as metrics,
+            _shown(config, workdir, metrics.before) as show,
+        ):
+            run = _Run(config, mesh, batches, checkpoints, metrics, _each(show, on_row))
             state = run.go(state, start, stop)
         export(state, config, workdir / MODEL, batches.tokenizer)
     done = int(state.step)
@@ -129,6 +140,23 @@ def export(
         params = {name: jax.reshard(x, jax.P()) for name, x in params.items()}
     if jax.process_index() == 0:
         save(from_parameters(config.model, params), folder, tokenizer=tokenizer)
+
+
+def _shown(
+    config: TrainConfig, workdir: Path, rows: list[Row]
+) -> contextlib.AbstractContextManager[Callable[[Row], None]]:
+    """What writes rows for TensorBoard, if it is asked for."""
+    if config.tensorboard and jax.process_index() == 0:
+        return open_tensorboard(workdir / TENSORBOARD, rows)
+    return contextlib.nullcontext(lambda row: None)
+
+
+def _each(*functions: Callable[[Row], None]) -> Callable[[Row], None]:
+    def call(row: Row) -> None:
+        for function in functions:
+            function(row)
+
+    return call
 
 
 def _check_vocabulary(config: TrainConfig, batches: Batches) -> None:

@@ -7,7 +7,7 @@ update's own batch, before it), `validation` and `watch`.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,6 +107,14 @@ def _rows(path: Path, lines: list[str]) -> Iterator[Row]:
 def of_kind(rows: Iterable[Row], kind: str) -> list[Row]:
     """The rows of one kind, in order."""
     return [row for row in rows if row["kind"] == kind]
+
+
+def extreme(name: str, values: Sequence[float | None]) -> float | None:
+    """Of a watched quantity's layers the one in which most happens; None: no number in any."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
+        return None
+    return min(finite) if name == "value_drain" else max(finite)
 
 
 def _line(row: Row) -> str:

@@ -1,8 +1,11 @@
 """`massact train` and `massact compare`, from the command line to the files."""
 
+import dataclasses
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import threading
 import time
@@ -10,13 +13,23 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from json_schema import violations
+from planted import CONFIG as CONFIG_OF_PLANTED
+from planted import DIM, WRITER, written_and_removed
 from rich.console import Console
 
+import jax_massact as ma
 from jax_massact.cli import main
+from jax_massact.config import from_mapping
 from jax_massact.errors import UserError
-from jax_massact.report.compare import comparison_table
-from jax_massact.train.compare import PER_LAYER, compare_runs
+from jax_massact.report.compare import comparison_table, draw_interventions
+from jax_massact.report.encode import to_json
+from jax_massact.train.compare import INTERVENTIONS, PER_LAYER, Comparison, compare_runs
+from jax_massact.train.config import DataConfig, TrainConfig
+from jax_massact.train.data import open_batches
+from jax_massact.train.interventions import intervene_run
 from jax_massact.weights.load import open_checkpoint
+from jax_massact.weights.save import save
 
 CONFIG = '''
 import ml_collections
@@ -75,8 +88,8 @@ def test_the_runs_are_trained_and_grouped_by_variant(compared):
 
 def test_figures_and_table(compared):
     out, result = compared
-    names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence")
-             for kind in ("png", "pdf")}
+    names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence",
+             "interventions") for kind in ("png", "pdf")}
     assert {path.name for path in (out / "figures").iterdir()} == names
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(comparison_table(result, ascii_only=True))
@@ -84,17 +97,101 @@ def test_figures_and_table(compared):
     assert text.isascii() and "standard" in text and "kv_bias" in text
     mean = result["groups"][1]["mean"]["validation_loss"]
     assert f"{mean:.4f} +- " in text and "sink rate" in text
+    assert re.search(r"\nmassive +none +none", text) and "nothing to intervene on" in text
+    assert "set to zero" not in text
 
 
 def test_finished_runs_are_read_and_not_trained_again(compared, tmp_path, capsys):
     out, result = compared
     runs = [out / "kv_bias" / "seed-6", out / "standard" / "seed-5"]
-    assert main(["compare", *map(str, runs), f"--workdir={tmp_path}"]) == 0
+    assert main(["compare", *map(str, runs), f"--workdir={tmp_path}", "--no-interventions"]) == 0
     again = json.loads((tmp_path / "compare.json").read_text())
     assert [group["name"] for group in again["groups"]] == ["kv_bias", "standard"]
-    assert again["groups"][0]["runs"] == [result["groups"][1]["runs"][1]]
+    before = result["groups"][1]["runs"][1]
+    assert again["groups"][0]["runs"] == [before | {"interventions": None}]
+    assert not (tmp_path / "figures" / "interventions.png").exists()
     assert again["groups"][0]["std"]["top1"] is None
-    assert "kv_bias" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "kv_bias" in said and "intervene" not in said
+
+
+@pytest.fixture(scope="module")
+def planted(compared, tmp_path_factory):
+    """A finished run in whose model somebody has put a massive activation."""
+    run = tmp_path_factory.mktemp("planted") / "run"
+    shutil.copytree(compared[0] / "standard" / "seed-5", run)
+    shutil.rmtree(run / "model")
+    config = dataclasses.replace(CONFIG_OF_PLANTED, vocab_size=257)
+    model = written_and_removed(config=config).louder().build()
+    save(model, run / "model")
+    return run, model
+
+
+def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, compared):
+    run, model = planted
+    quiet = compared[0] / "kv_bias" / "seed-5"
+    result = json.loads(to_json(compare_runs([quiet, run])))
+    assert violations(result, Comparison) == []
+    nothing, group = result["groups"]
+    assert nothing["loss_change"] == dict.fromkeys(INTERVENTIONS, [None])
+    assert nothing["runs"][0]["interventions"]["targets"] == []
+
+    found = group["runs"][0]["interventions"]
+    assert [(t["layer"], t["dim"]) for t in found["targets"]] == [(WRITER, DIM)]
+    config = from_mapping(TrainConfig, json.loads((run / "config.json").read_text()))
+    drawn = open_batches(config).validation(0, 128)[:, :-1]
+    rows = np.array(list(dict.fromkeys(map(tuple, drawn))), np.int32)  # some of 16 tokens are alike
+    calibration, held_out = np.split(rows, [found["data"]["calibration_sequences"]])
+    assert len(held_out) == found["data"]["sequences"] >= 60
+    first = np.arange(rows.shape[1]) == 0
+    loss = lambda edits: float(np.log(ma.perplexity(model, held_out, edits=edits)))
+    (mean,) = (m["mean"] for m in found["targets"][0]["means"])
+    values = ma.residual_streams(model, calibration)[WRITER, :, 0, DIM]
+    np.testing.assert_allclose(mean, np.mean(values), rtol=1e-5)
+    for kind, value in (("zero", 0.0), ("mean", mean)):
+        edits = ma.Edits.set_to(layer=WRITER, tokens=first, dim=DIM, value=value)
+        expected = loss(edits) - loss(None)
+        np.testing.assert_allclose(group["loss_change"][kind], [expected], rtol=1e-3, atol=2e-6)
+    zero, to_mean, control = (group["loss_change"][kind][0] for kind in INTERVENTIONS)
+    assert abs(zero) > 50 * max(abs(to_mean), abs(control))
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(comparison_table(result, ascii_only=True))
+    text = console.export_text()
+    assert re.search(r"\nmassive +none +strict 1/1", text)
+    assert re.search(rf"set to zero +- +{re.escape(f'{zero:+.4f}')}", text)
+    figure = draw_interventions(result)
+    (axes,) = figure.axes
+    heights = sorted(float(line.get_ydata()[0]) for line in axes.lines)
+    original = nothing["runs"][0]["interventions"]["loss"]["original"]["mean"]
+    losses = [found["loss"][kind]["mean"] for kind in ("original", *INTERVENTIONS)]
+    np.testing.assert_allclose(heights, sorted([original, *losses]))
+    assert [text.get_text() for text in axes.texts] == ["nothing\nmassive"]
+
+
+def test_ids_without_a_tokenizer_are_intervened_on(planted, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 257, 10_000).astype(np.uint16)
+    ids.tofile(tmp_path / "ids.bin")
+    run, _ = planted
+    config = from_mapping(TrainConfig, json.loads((run / "config.json").read_text()))
+    data = DataConfig(source=str(tmp_path / "ids.bin"), tokenizer="ids:257")
+    result = intervene_run(run, dataclasses.replace(config, data=data))
+    assert [t["dim"] for t in result["targets"]] == [DIM]
+    assert result["massive"][0]["tokens"][0]["token"].startswith("<id ")
+    # A tenth is held out, 62 windows of 17 ids: fewer than asked for, and none is in both halves.
+    assert result["data"]["sequences"] + result["data"]["calibration_sequences"] == 62
+
+
+def test_data_that_is_gone(planted, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(planted[0], run)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["source"] = str(tmp_path / "gone.txt")
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["compare", str(run), f"--workdir={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert "its data is needed" in said and "gone.txt" in said and "--no-interventions" in said
+    assert main(["compare", str(run), f"--workdir={tmp_path / 'out'}", "--no-interventions"]) == 0
 
 
 def test_the_trained_model_is_one_that_the_other_commands_read(compared):
