@@ -17,6 +17,7 @@ AttentionKind = Literal[
     "standard", "sink", "kv_bias", "k_bias", "v_bias", "sink_logit", "softmax1", "gated"
 ]
 DType = Literal["float32", "bfloat16"]
+ImplementationKind = Literal["xla", "cudnn", "splash"]
 
 # Standard deviation of new weights, GPT-2's and LLaMA's.
 INIT_STD = 0.02
@@ -82,6 +83,8 @@ class ModelConfig:
       attention: which variant of attention, a row of `nn.variants.VARIANTS`.
       bias_position: where k' of `kv_bias` stands: with a sliding window, queries further behind it
         do not see it. None: every query sees it.
+      implementation: of attention, as for `nn.attention.attend`; None: the best that can compute
+        it on the device at hand.
 
     Raises:
       ConfigError: a size is out of range, or two settings contradict each other.
@@ -112,6 +115,7 @@ class ModelConfig:
     bias_position: int | None = None
     tied_head: bool = False
     dtype: DType = "float32"
+    implementation: ImplementationKind | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "depth", "width", "num_heads", "num_kv_heads", "head_dim",
@@ -124,6 +128,8 @@ class ModelConfig:
         check_in("activation", self.activation, ("silu", "gelu_tanh", "gelu"))
         check_in("attention", self.attention, get_args(AttentionKind))
         check_in("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.implementation is not None:
+            check_in("implementation", self.implementation, get_args(ImplementationKind))
         if self.bias_position is not None:
             check_int("bias_position", self.bias_position, 0)
         if self.num_heads % self.num_kv_heads:

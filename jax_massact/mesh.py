@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "model")
@@ -117,20 +118,72 @@ def gathered(w: jax.Array, kind: str) -> jax.Array:
 
 
 def einsum(equation: str, x: jax.Array, w: jax.Array, *, out: str) -> jax.Array:
-    """`jnp.einsum` whose result has the layout of kind `out`.
+    """`jnp.einsum` of activations `bt...` and a parameter, in the layout of kind `out`.
+
+    Both are matrices while they are multiplied, all tokens in one axis: XLA transposes on GPUs what
+    has several axes to contract, also for the gradients, and spends more time on that than on some
+    of the products.
 
     float32 operands are multiplied in full float32 on every device; accelerators would otherwise
     round them to TF32 or bfloat16 first.
     """
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    sizes = _explicit_sizes()
-    if not sizes:
-        return jnp.einsum(equation, x, w, precision=precision)
     operands, result = equation.split("->")
-    names = operands.replace(",", "")
-    lengths = dict(zip(names, (*x.shape, *w.shape), strict=True))
-    spec = _fit(LAYOUTS[out], [lengths[c] for c in result], sizes)
-    return jnp.einsum(equation, x, w, precision=precision, out_sharding=spec)
+    of_x, of_w = operands.split(",")
+    contracted, new = of_x.removeprefix("bt"), result.removeprefix("bt")
+    flipped = of_w != contracted + new
+    shape = dict(zip(of_x + of_w, (*x.shape, *w.shape), strict=True))
+    sizes = _explicit_sizes()
+    spec = _fit(LAYOUTS[out], [shape[c] for c in result], sizes)
+    y = jax.lax.dot_general(
+        _matrix(x, len("bt")),
+        _matrix(w, len(new) if flipped else len(contracted)),
+        (((1,), (1 if flipped else 0,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+        out_sharding=PartitionSpec(spec[0], spec[2]) if sizes else None,
+    )
+    return jax.lax.reshape(y, [shape[c] for c in result], out_sharding=spec if sizes else None)
+
+
+def _matrix(x: jax.Array, rows: int) -> jax.Array:
+    """`x` with its first `rows` axes in one, and the others in one."""
+    shape = (math.prod(x.shape[:rows]), math.prod(x.shape[rows:]))
+    if not _explicit_sizes():
+        return x.reshape(shape)
+    # Of axes that are joined, only the first is ever split over devices.
+    spec = jax.typeof(x).sharding.spec
+    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(spec[0], spec[rows]))
+
+
+def broadcast(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, one value or row for the last axes of `like`, for all of `like`.
+
+    Its axes stay in their order in memory. Else XLA for GPUs, so as to sum the gradient along a
+    contiguous axis, would put sequences last in it and in all activations that it depends on, and
+    transpose those for every product.
+    """
+    axes = range(like.ndim - x.ndim, like.ndim)
+    sharding = jax.typeof(like).sharding if _explicit_sizes() else None
+    return _in_order(jax.lax.broadcast_in_dim(x, like.shape, axes, out_sharding=sharding))
+
+
+def sum_over_tokens(x: jax.Array) -> jax.Array:
+    """The sum over all axes but the last; the gradient of `broadcast`, and as careful."""
+    return _in_order(x).sum(range(x.ndim - 1))
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[..., index], one number for each row of the last axis, which may be split over devices."""
+    sizes = _explicit_sizes()
+    if sizes:
+        names = jax.typeof(x).sharding.spec[-1] or ()
+        if math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names)) > 1:
+            return jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0).sum(-1)
+        x = jax.reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None))
+    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
 
 
 def take_rows(table: jax.Array, ids: jax.Array, *, out: str) -> jax.Array:

@@ -1,13 +1,15 @@
 """Attention as one softmax over the keys, with an optional extra key."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
-from jax_massact.config import ModelConfig
+from jax_massact.config import ImplementationKind
+from jax_massact.errors import ConfigError
+from jax_massact.nn.extra import Extra, extra_logits
+from jax_massact.nn.flash import flash_attend
+from jax_massact.nn.kernels import Cudnn, FlashKernel, Splash
 
 # Queries are taken in blocks of at least this many, so that no [N, T, T] array is ever whole and
 # keys that a block cannot see are not multiplied.
@@ -15,20 +17,8 @@ QUERY_BLOCK = 128
 MAX_BLOCKS = 16
 
 
-class Extra(NamedTuple):
-    """One more key and value: softmax([q K^T / sqrt(H), s]) [V; value].
-
-    s = q key / sqrt(H) + logit.
-
-    Attributes:
-      key: not rotated, however queries are; None: 0.
-      logit: for each query head; None: 0.
-      value: None: 0.
-    """
-
-    key: Float[Array, "K H"] | None = None
-    logit: Float[Array, " N"] | None = None
-    value: Float[Array, "K H"] | None = None
+# By name, in the order of preference.
+KERNELS: dict[str, FlashKernel] = {"cudnn": Cudnn(), "splash": Splash()}
 
 
 def attend(
@@ -39,6 +29,7 @@ def attend(
     window: int | None = None,
     extra: Extra | None = None,
     reach: int | None = None,
+    implementation: ImplementationKind | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal softmax(q k^T / sqrt(H)) v, each group of N/K query heads sharing a key/value head.
 
@@ -46,10 +37,21 @@ def attend(
       window: a query sees its own token and the `window - 1` before it; None: all before it.
       extra: one more key that every query sees.
       reach: only the first `reach` queries see the extra key; None: all.
+      implementation: `cudnn` (NVIDIA GPUs, 16 bit) or `splash` (TPU): flash attention, which can be
+        differentiated once and in reverse mode only; `xla`: any device, dtype and derivative;
+        None: the first of these that can compute it.
+
+    Raises:
+      ConfigError: the implementation that is named cannot compute this, and why.
     """
+    kernel = choose_kernel(implementation, jax.ShapeDtypeStruct(q.shape, q.dtype), window)
 
     def local(q, k, v, *fields):
         local_extra = None if extra is None else Extra(*fields)
+        if kernel is not None:
+            return flash_attend(
+                kernel, q, k, v, window=window, extra=local_extra, reach=reach
+            )
         blocks = [
             _attend_block(q, k, v, start, stop, window, local_extra, reach)
             for start, stop in query_blocks(q.shape[1])
@@ -64,11 +66,23 @@ def attend(
     )
 
 
-def extra_reach(config: ModelConfig) -> int | None:
-    """How many queries see the extra key; None: all."""
-    if config.sliding_window is None or config.bias_position is None:
+def choose_kernel(
+    implementation: ImplementationKind | None, q: jax.ShapeDtypeStruct, window: int | None
+) -> FlashKernel | None:
+    """The flash kernel for such queries [B T N H]; None: XLA.
+
+    Raises:
+      ConfigError: the one that is named cannot compute this.
+    """
+    if implementation == "xla":
         return None
-    return max(0, config.sliding_window - (config.first_position - config.bias_position))
+    if implementation is None:
+        return next((kernel for kernel in KERNELS.values() if not kernel.unfit(q, window)), None)
+    kernel = KERNELS[implementation]
+    reason = kernel.unfit(q, window)
+    if reason:
+        raise ConfigError(f"implementation {implementation!r} cannot compute this: {reason}")
+    return kernel
 
 
 def query_blocks(length: int) -> list[tuple[int, int]]:
@@ -116,37 +130,6 @@ def causal_logits(
     )
     seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     return jnp.where(seen, logits, -jnp.inf)
-
-
-def extra_logits(
-    q: Float[Array, "B Q N H"],
-    kv_heads: int,
-    extra: Extra,
-    index: Int[Array, " Q"],
-    reach: int | None,
-) -> Float[Array, "B K G Q 1"]:
-    """Float32 logits of these queries for the extra key, -inf where it is not seen.
-
-    Args:
-      index: of each query in its sequence.
-    """
-    B, Q, N, H = q.shape
-    K, G = kv_heads, N // kv_heads
-    logits = jnp.zeros((B, K, G, Q), jnp.float32)
-    if extra.key is not None:
-        precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-        logits = jnp.einsum(
-            "btkgh,kh->bkgt",
-            (q * H**-0.5).reshape(B, Q, K, G, H),
-            extra.key.astype(q.dtype),
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
-    if extra.logit is not None:
-        logits = logits + extra.logit.astype(jnp.float32).reshape(K, G, 1)
-    if reach is not None:
-        logits = jnp.where(index < reach, logits, -jnp.inf)
-    return logits[..., None]
 
 
 def _attend_block(q, k, v, start, stop, window, extra, reach):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_massact.config import INIT_STD, ModelConfig
-from jax_massact.nn.attention import Extra, attend, extra_reach
+from jax_massact.config import INIT_STD, ImplementationKind, ModelConfig
+from jax_massact.nn.attention import attend
+from jax_massact.nn.extra import Extra, extra_reach
 from jax_massact.nn.layers import MLP, Norm, linear, rotate
 from jax_massact.nn.variants import VARIANTS
 
@@ -40,6 +41,14 @@ class Acts(NamedTuple):
     mlp_out: Float[Array, "B T D"]
     resid_post: Float[Array, "B T D"]
 
+    def first(self, tokens: int) -> "Acts":
+        """Those of the first tokens only."""
+        if self.resid_pre.shape[1] == tokens:
+            return self
+        # The extra key belongs to no token.
+        of_tokens = jax.tree.map(lambda x: x[:, :tokens], self._replace(extra=None))
+        return of_tokens._replace(extra=self.extra)
+
 
 class Attention(nnx.Module):
     """Projections to queries, keys and values, and back to the residual stream."""
@@ -49,6 +58,7 @@ class Attention(nnx.Module):
         keys = jax.random.split(key, 5)
         self.window = config.sliding_window
         self.reach = extra_reach(config)
+        self.implementation: ImplementationKind | None = config.implementation
         self.pairs = config.rope.pairs
         self.q = nnx.Param(INIT_STD * jax.random.normal(keys[0], (D, N, H)))
         self.k = nnx.Param(INIT_STD * jax.random.normal(keys[1], (D, K, H)))
@@ -81,7 +91,10 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T N H"], Extra | None]:
         """The heads' results, and the extra key of this block's variant."""
         extra = self.variant.extra()
-        z = attend(q, k, v, window=self.window, extra=extra, reach=self.reach)
+        z = attend(
+            q, k, v, window=self.window, extra=extra, reach=self.reach,
+            implementation=self.implementation,
+        )
         return self.variant.heads(z, normed), extra
 
     def output(self, z: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:

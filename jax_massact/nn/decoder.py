@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
 from jax_massact.config import INIT_STD, ModelConfig
+from jax_massact.nn.attention import choose_kernel
 from jax_massact.nn.block import Acts, Block
 from jax_massact.nn.edits import Edits, apply_edits
 from jax_massact.nn.layers import Norm, rotary_angles
@@ -94,7 +95,8 @@ class Decoder(nnx.Module):
         self._check(tokens)
         config = self.config
         x = self.embedded(tokens)
-        in_front = x.shape[1] - tokens.shape[1]
+        S, in_front = x.shape[1], x.shape[1] - tokens.shape[1]
+        x = self._even(x)
         angles = (
             rotary_angles(
                 config.rope, config.head_dim, config.first_position + jnp.arange(x.shape[1])
@@ -109,7 +111,7 @@ class Decoder(nnx.Module):
             if edits is not None:
                 x = apply_edits(x, edits, index)
                 acts = acts._replace(resid_post=x)
-            out = None if tap is None else tap(jax.lax.stop_gradient(acts))
+            out = None if tap is None else tap(jax.lax.stop_gradient(acts.first(S)))
             return x, out
 
         layers = (jnp.arange(config.depth), self.blocks)
@@ -117,7 +119,22 @@ class Decoder(nnx.Module):
             # Inside a scan nothing can merge the two computations: no need to prevent it.
             body = jax.checkpoint(body, prevent_cse=unroll > 1)
         x, taps = jax.lax.scan(body, x, layers, unroll=unroll)
-        return x[:, in_front:], taps
+        return x[:, in_front:S], taps
+
+    def _even(self, x: Float[Array, "B S D"]) -> Float[Array, "B S+1 D"]:
+        """`x`, with a token behind all others where flash attention would pad an odd length.
+
+        It changes nothing before it, and one token in all activations costs less than to copy
+        queries, keys, values and results in every block. Only learned tokens in front make a
+        length odd that was chosen not to be.
+        """
+        if self.front is None or x.shape[1] % 2 == 0:
+            return x
+        config = self.config
+        q = jax.ShapeDtypeStruct((*x.shape[:2], config.num_heads, config.head_dim), x.dtype)
+        if choose_kernel(config.implementation, q, config.sliding_window) is None:
+            return x
+        return jnp.concatenate([x, x[:, -1:]], axis=1)
 
     def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B S D"]:
         """The residual stream before the first block; the tokens are the last T of S."""
@@ -127,7 +144,7 @@ class Decoder(nnx.Module):
         if self.positions is not None:
             first, T = self.config.first_position, tokens.shape[1]
             rows = mesh.gathered(self.positions[...], "positions_pd")[first : first + T]
-            x = x + rows.astype(x.dtype)
+            x = x + mesh.broadcast(rows.astype(x.dtype), x)
         if self.front is None:
             return x
         # After the positions: it has none of its own.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jax_massact import mesh
 from jax_massact.config import INIT_STD, ModelConfig
-from jax_massact.nn.attention import Extra
+from jax_massact.nn.extra import Extra
 
 
 class Standard(nnx.Module):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_massact import mesh
-from jax_massact.nn.attention import causal_logits, extra_logits
+from jax_massact.nn.attention import causal_logits
 from jax_massact.nn.block import Acts
+from jax_massact.nn.extra import extra_logits
 
 SINK_EPSILON = 0.3
 SINK_LENGTH = 64

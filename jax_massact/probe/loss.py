@@ -1,11 +1,11 @@
 """The loss of next-token prediction, with or without edits of the residual stream."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn.decoder import Decoder
 from jax_massact.nn.edits import Edits
+from jax_massact.nn.loss import cross_entropy
 
 
 def token_losses(
@@ -31,10 +31,7 @@ def losses_of(
     logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T-1"]:
     """`token_losses` from logits."""
-    logits = logits[:, :-1].astype(jnp.float32)
-    # Selected by comparing rather than by index, so that the vocabulary may be spread over devices.
-    is_next = jnp.arange(logits.shape[-1]) == tokens[:, 1:, None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_next, logits, 0).sum(-1)
+    return cross_entropy(logits[:, :-1], tokens[:, 1:])
 
 
 def perplexity(

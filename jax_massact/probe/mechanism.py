@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from jax_massact import mesh
 from jax_massact.config import ModelConfig
-from jax_massact.nn.attention import extra_reach
 from jax_massact.nn.block import Acts
+from jax_massact.nn.extra import extra_reach
 from jax_massact.nn.layers import rotary_angles, rotate
 from jax_massact.probe.attention import (
     SINK_LENGTH,

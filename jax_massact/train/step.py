@@ -25,10 +25,17 @@ from jax_massact.nn.decoder import (
     parameter_kind,
     parameters,
 )
+from jax_massact.nn.loss import cross_entropy
 from jax_massact.train.config import MeshConfig, TrainConfig
 from jax_massact.train.optimizer import make_optimizer, schedule
 
 Parameters = dict[str, jax.Array]
+
+# On GPUs XLA joins the products for queries, keys and values to one, and then copies its result
+# apart, which takes longer than it gained.
+_COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"}
+}
 
 
 class State(NamedTuple):
@@ -131,11 +138,7 @@ def loss(
     model = from_parameters(config.model, params)
     unroll = config.model.depth if config.unroll else 1
     logits, _ = model(tokens[:, :-1], unroll=unroll, remat=config.remat)
-    logits, targets = logits.astype(jnp.float32), tokens[:, 1:]
-    # A masked sum, not a gather: each device has only some of the vocabulary.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    chosen = jnp.where(is_target, logits, 0).sum(-1)
-    return (jax.nn.logsumexp(logits, axis=-1) - chosen).mean()
+    return cross_entropy(logits, tokens[:, 1:]).mean()
 
 
 def update(
@@ -172,7 +175,9 @@ def compile_update(
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=_batch_sharding(mesh))
     with jax.set_mesh(mesh):
         run = jax.jit(update, static_argnums=2, donate_argnums=0)
-        return run.lower(abstract_state(config, mesh), tokens, config).compile()
+        lowered = run.lower(abstract_state(config, mesh), tokens, config)
+        options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+        return lowered.compile(compiler_options=options)
 
 
 @functools.partial(jax.jit, static_argnums=2)

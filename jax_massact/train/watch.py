@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
 from jax_massact.config import Definition, ModelConfig
-from jax_massact.nn.attention import Extra, causal_logits, extra_logits, extra_reach
+from jax_massact.nn.attention import causal_logits
 from jax_massact.nn.block import Acts
 from jax_massact.nn.decoder import Decoder
+from jax_massact.nn.extra import Extra, extra_logits, extra_reach
 from jax_massact.nn.variants import VARIANTS
 from jax_massact.probe.magnitudes import magnitudes_tap
 from jax_massact.train.config import WatchConfig

@@ -63,7 +63,7 @@ def readable(config: ModelConfig) -> ModelConfig:
     scaling = _llama3(rope, config.head_dim)
     if scaling is not None:
         rope = dataclasses.replace(rope, factors=_factors_of(rope, config.head_dim, scaling))
-    return dataclasses.replace(config, rope=rope, dtype="float32")
+    return dataclasses.replace(config, rope=rope, dtype="float32", implementation=None)
 
 
 def _rope_decoder(config: ModelConfig) -> dict[str, Any]:

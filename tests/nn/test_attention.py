@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jax_massact.nn import attention
-from jax_massact.nn.attention import MAX_BLOCKS, QUERY_BLOCK, Extra, attend, query_blocks
+from jax_massact.nn.attention import MAX_BLOCKS, QUERY_BLOCK, attend, query_blocks
+from jax_massact.nn.extra import Extra
 
 
 def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None):

@@ -1,0 +1,133 @@
+"""Time of one training step, in a process of its own.
+
+    python -m jax_massact.bench.train_step SETTINGS STEPS WINDOWS [PROFILE]
+
+SETTINGS is a `TrainConfig` as JSON. Tokens are random: the arithmetic does not depend on them. With
+PROFILE, that many kernels that took most time are listed. Prints one line of JSON.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_massact.config import from_mapping
+from jax_massact.nn.decoder import from_parameters
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.step import (
+    Parameters,
+    State,
+    compile_update,
+    make_mesh,
+    new_state,
+    place,
+)
+from jax_massact.train.watch import watch
+
+
+def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) -> dict[str, Any]:
+    """Compiles the step and runs it `windows` times `steps` times.
+
+    Returns:
+      `compile` and `watch` (one measurement of the activations, median) in seconds, `step` in
+      seconds, median over windows, `windows` of them; `tokens_per_second`; bytes of device memory
+      that the compiled step needs beside the state (`temporary`) and the largest ever in use
+      (`peak`, null where the device does not say); `loss` of the last step; with `profile`,
+      `kernels`: name, calls and milliseconds in one step.
+    """
+    mesh = make_mesh(config.mesh)
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, config.sequence_length + 1)
+    tokens = rng.integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    begin = time.perf_counter()
+    update = compile_update(config, mesh)
+    compiled = time.perf_counter() - begin
+    state, batch = new_state(config, mesh), place(tokens, config.accumulate, mesh)
+    for _ in range(3):
+        state, metrics = update(state, batch)
+    jax.block_until_ready(metrics)
+    seconds = []
+    for _ in range(windows):
+        begin = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = update(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append((time.perf_counter() - begin) / steps)
+    step = statistics.median(seconds)
+    found = {
+        "compile": compiled,
+        "step": step,
+        "windows": seconds,
+        "tokens_per_second": config.batch_size * config.sequence_length / step,
+        "temporary": update.memory_analysis().temp_size_in_bytes,
+        "peak": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        "loss": float(metrics.loss),
+        "device": jax.devices()[0].device_kind,
+    }
+    if config.watch.every:
+        found["watch"] = _time_watch(config, state, tokens, mesh)
+    if profile:
+        found["kernels"] = _kernels(update, state, batch, profile)
+    return found
+
+
+def _time_watch(config: TrainConfig, state: State, tokens: np.ndarray, mesh: Any) -> float:
+    @jax.jit
+    def run(params: Parameters, tokens: jax.Array):
+        return watch(from_parameters(config.model, params), tokens, config.watch)
+
+    some = tokens[: config.watch.sequences, :-1]
+    seconds = []
+    with jax.set_mesh(mesh):
+        for _ in range(4):
+            begin = time.perf_counter()
+            jax.device_get(run(state.params, some))
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
+
+
+def _kernels(update: Any, state: State, batch: jax.Array, count: int) -> list[dict[str, Any]]:
+    steps = 5
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                state, metrics = update(state, batch)
+            jax.block_until_ready(metrics)
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    total: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for plane in data.planes:
+        if not plane.name.startswith("/device:"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op", "")
+                name = f"{operation} ({event.name[:80]})"
+                total[name] += event.duration_ns
+                calls[name] += 1
+    return [
+        {"kernel": name, "calls": calls[name] / steps, "ms": ns / steps / 1e6}
+        for name, ns in total.most_common(count)
+    ]
+
+
+def main(settings: str, steps: str, windows: str, profile: str = "0") -> None:
+    config = from_mapping(TrainConfig, json.loads(settings))
+    config = dataclasses.replace(config, steps=max(config.steps, 10))
+    result = measure(config, steps=int(steps), windows=int(windows), profile=int(profile))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
