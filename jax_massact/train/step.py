@@ -87,7 +87,7 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def new_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
-    """New parameters by `config.seed`, the same numbers on any mesh."""
+    """New parameters by `config.seed`, the same numbers (to the last bit but one) on any mesh."""
     with jax.set_mesh(mesh):
         key = jax.random.key(config.seed)
         return _new_state(dataclasses.replace(config, seed=0), mesh, key)

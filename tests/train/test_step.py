@@ -64,7 +64,8 @@ def test_new_parameters_are_a_function_of_the_seed():
     config = dataclasses.replace(MICRO, mesh=MeshConfig(data=2, fsdp=2, model=2))
     spread = new_state(config, make_mesh(config.mesh))
     for name, x in start().params.items():
-        np.testing.assert_array_equal(spread.params[name], x, err_msg=name)
+        # Compiled for several devices, jax 0.12 rounds some numbers otherwise: the last bit.
+        np.testing.assert_allclose(spread.params[name], x, rtol=5e-7, err_msg=name)
     assert (start(1).params["embed"] != start().params["embed"]).all()
     stds = {"embed": 0.02, "blocks.attn.out": 0.01, "blocks.attn.variant.k": 0.02}
     for name, std in stds.items():
