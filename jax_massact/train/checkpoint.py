@@ -1,17 +1,22 @@
 """Checkpoints of a run, by Orbax: written while training goes on, checked when they are read."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 
-from jax_massact.errors import UserError
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.train.checksum import checksums
 from jax_massact.train.config import CheckpointConfig, TrainConfig, check_same_run, to_json
+from jax_massact.train.distributed import is_first, is_loss, on_first, together
 from jax_massact.train.step import State
 
 DIGESTS = "digests.json"
@@ -21,13 +26,24 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints in one folder. Use it as a context manager: leaving waits for the last one.
 
-    A checkpoint that was not finished does not count. Orbax does not see flipped bits, so every
-    finished one gets a file of SHA-256 digests; one that no longer agrees with them is renamed to
-    `STEP.damaged` and the one before it is used.
+    What counts is whole and as it was saved:
+
+    - Orbax gives a checkpoint its name once every process has finished writing. What was not
+      finished is removed by the next run.
+    - Each holds a checksum of every array, made on the devices when it was saved, and compared with
+      what was restored (`checksum.checksums`). It does not depend on the mesh, so that it holds on
+      another one, too.
+    - Orbax does not see flipped bits in a file, so process 0 adds a SHA-256 digest of every file
+      once the checkpoint has its name. The next run compares them before it reads anything.
+
+    One that fails any of this is renamed to `STEP.damaged`, and the one before it is used.
 
     Args:
-      folder: made when missing.
+      folder: made when missing. Only one run at a time may use it (`lock.lock`).
       config: how many to keep.
+
+    Attributes:
+      damaged: the names that damaged ones have now.
 
     Raises:
       UserError: the folder cannot be written.
@@ -39,9 +55,11 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._unsigned: int | None = None
         self._signing: threading.Thread | None = None
-        self.damaged = _set_aside_damaged(self._folder)
+        self.damaged: list[str] = on_first(lambda: _set_aside_damaged(self._folder))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep, keep_period=config.keep_every or None
+            max_to_keep=config.keep,
+            keep_period=config.keep_every or None,
+            cleanup_tmp_directories=True,
         )
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -54,58 +72,74 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State, config: TrainConfig) -> None:
-        """Begins to write `state`; returns when the devices may use its memory again."""
+        """Begins to write `state`; returns when the devices may use its memory again.
+
+        Raises:
+          UserError: this one, or the one that was begun before it, cannot be written.
+        """
         import orbax.checkpoint as ocp
 
         if step in self.steps:
             return
         self._finish()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_named(state)),
-                config=ocp.args.JsonSave(json.loads(to_json(config))),
-            ),
-            force=True,
-        )
+        arrays = _named(state)
+        with self._writing(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    config=ocp.args.JsonSave(json.loads(to_json(config))),
+                    checksums=ocp.args.JsonSave(checksums(arrays)),
+                ),
+                force=True,
+            )
         self._unsigned = step
 
     def restore(self, abstract: State, config: TrainConfig) -> State | None:
-        """The newest state, laid out as `abstract`; None where there is none yet.
+        """The newest good state, laid out as `abstract`; None where there is none yet.
 
         Raises:
           ConfigError: it belongs to a run with other settings.
           UserError: there are checkpoints, and none can be read.
         """
+        while self.steps:
+            step = self.steps[-1]
+            try:
+                return together(lambda step=step: self._read(step, abstract, config))
+            except ConfigError:
+                raise
+            except UserError as error:
+                line = str(error)
+            folder = self._folder / str(step)
+            self.damaged.append(on_first(lambda f=folder, why=line: _set_aside(f, why)))
+            self._manager.reload()
+        if self.damaged:
+            raise UserError(
+                f"{self._folder}: every checkpoint is damaged ({', '.join(self.damaged)}); "
+                "remove them to begin anew"
+            )
+        return None
+
+    def _read(self, step: int, abstract: State, config: TrainConfig) -> State:
         import orbax.checkpoint as ocp
 
-        if not self.steps:
-            if self.damaged:
-                raise UserError(
-                    f"{self._folder}: every checkpoint is damaged ({', '.join(self.damaged)}); "
-                    "remove them to begin anew"
-                )
-            return None
-        step = self.steps[-1]
-        read = lambda **items: self._manager.restore(step, args=ocp.args.Composite(**items))
-        try:
-            before = read(config=ocp.args.JsonRestore())["config"]
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unreadable(step, error) from None
-        check_same_run(config, before, str(self._folder.parent))
-        try:
-            leaves = read(state=ocp.args.StandardRestore(_named(abstract)))["state"]
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unreadable(step, error) from None
-        return jax.tree.unflatten(
-            jax.tree.structure(abstract), [leaves[name] for name in _named(abstract)]
-        )
+        def read(**items: Any) -> Any:
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**items))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(_first_line(error)) from None
 
-    def _unreadable(self, step: int, error: Exception) -> UserError:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return UserError(
-            f"{self._folder / str(step)} cannot be read: {line}. Remove it to go on from the "
-            "checkpoint before it"
+        before = read(config=ocp.args.JsonRestore())["config"]
+        check_same_run(config, before, str(self._folder.parent))
+        arrays = read(state=ocp.args.StandardRestore(_named(abstract)))["state"]
+        # Runs of earlier versions have none.
+        if (self._folder / str(step) / "checksums").exists():
+            stated = read(checksums=ocp.args.JsonRestore())["checksums"]
+            found = checksums(arrays)
+            if wrong := sorted(name for name in arrays if found[name] != stated.get(name)):
+                raise UserError(f"not as they were saved: {', '.join(wrong)}")
+        return jax.tree.unflatten(
+            jax.tree.structure(abstract), [arrays[name] for name in _named(abstract)]
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -117,21 +151,50 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._finish()
-        if self._signing is not None:
-            self._signing.join()
-        self._manager.close()
+        try:
+            self._finish()
+        except UserError as failed:
+            if error is None:
+                raise
+            _log.warning("%s", failed)  # what went wrong first is what is to be put right
+        finally:
+            if self._signing is not None:
+                self._signing.join()
+            with contextlib.suppress(Exception):  # says once more what `_finish` has said
+                self._manager.close()
 
     def _finish(self) -> None:
         """Waits for the checkpoint that is being written, and has its digests made."""
-        self._manager.wait_until_finished()
+        unsigned, self._unsigned = self._unsigned, None
+        if unsigned is not None:
+            with self._writing(unsigned):
+                self._manager.wait_until_finished()
         if self._signing is not None:
             self._signing.join()
-        if self._unsigned is not None and jax.process_index() == 0:
-            folder = self._folder / str(self._unsigned)
+        if unsigned is not None and is_first():
+            # It has its name, so all processes are done with it.
+            folder = self._folder / str(unsigned)
             self._signing = threading.Thread(target=_sign, args=(folder,), name="digests")
             self._signing.start()
-        self._unsigned = None
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if is_loss(error):
+                raise
+            good = [s for s in self.steps if s != step and (self._folder / str(s)).is_dir()]
+            last = f"the last good one is of step {good[-1]}" if good else "there is none before it"
+            raise UserError(
+                f"cannot write the checkpoint of step {step} to {self._folder} "
+                f"({_first_line(error)}); {last}"
+            ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _named(state: State) -> dict[str, Any]:
@@ -149,6 +212,9 @@ def _sign(folder: Path) -> None:
     except FileNotFoundError:
         # A newer checkpoint has taken its place meanwhile.
         return
+    except OSError as error:
+        # The arrays have their checksums; a full disk stops the next checkpoint.
+        _log.warning("cannot write digests to %s: %s", folder, error.strerror or error)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -168,19 +234,33 @@ def _set_aside_damaged(folder: Path) -> list[str]:
     damaged: list[str] = []
     for step in steps:
         stated = step / DIGESTS
-        # Without digests: the run was killed before they were made; the checkpoint is whole.
-        if not stated.exists() or _agree(stated):
+        # Without digests: the run was killed before they were made. The arrays have checksums.
+        if not stated.exists():
             break
-        aside = step.with_name(f"{step.name}.damaged")
-        if jax.process_index() == 0:
-            step.rename(aside)
-        _log.warning("checkpoint %s is damaged; it is now called %s", step, aside.name)
-        damaged.append(aside.name)
+        if not (wrong := _disagree(stated)):
+            break
+        damaged.append(_set_aside(step, f"not as written: {', '.join(wrong)}"))
     return damaged
 
 
-def _agree(stated: Path) -> bool:
+def _set_aside(step: Path, why: str) -> str:
+    """Renames a damaged checkpoint, so that nothing is lost; the name that it has now."""
+    names = (f"{step.name}.damaged{n or ''}" for n in itertools.count())
+    aside = next(path for path in map(step.with_name, names) if not path.exists())
     try:
-        return json.loads(stated.read_text()) == _digests(stated.parent)
-    except (OSError, ValueError):
-        return False
+        step.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {step} is damaged ({why}) and cannot be renamed: {error.strerror}"
+        ) from None
+    _log.warning("checkpoint %s is damaged (%s); it is now called %s", step, why, aside.name)
+    return aside.name
+
+
+def _disagree(stated: Path) -> list[str]:
+    """The files that are not what they were when their digests were made."""
+    try:
+        then, now = json.loads(stated.read_text()), _digests(stated.parent)
+        return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    except (OSError, ValueError, AttributeError):
+        return [DIGESTS]

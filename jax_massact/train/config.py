@@ -16,6 +16,7 @@ from jax_massact.errors import ConfigError
 
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "constant_then_decay"]
+NonfiniteKind = Literal["stop", "skip"]
 
 
 def gpt2(
@@ -217,6 +218,9 @@ class TrainConfig:
       validate_every: steps between two measurements of the validation loss; 0: at the end only.
       validation_batches: how many batches that loss is the mean of.
       tensorboard: also write what is measured as event files, into the folder `tensorboard`.
+      on_nonfinite: what to do where a loss or a gradient is not finite: `stop` the run, or `skip`
+        that update, which is counted; its batch does not come again.
+      max_skipped: how many updates in a row may be skipped; one more stops the run.
     """
 
     model: ModelConfig = gpt2()
@@ -236,12 +240,16 @@ class TrainConfig:
     validate_every: int = 1000
     validation_batches: int = 20
     tensorboard: bool = False
+    on_nonfinite: NonfiniteKind = "stop"
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every",
                      "validation_batches"):
             check_int(name, getattr(self, name), 1)
         check_int("validate_every", self.validate_every, 0)
+        check_in("on_nonfinite", self.on_nonfinite, get_args(NonfiniteKind))
+        check_int("max_skipped", self.max_skipped, 0)
         check_int("seed", self.seed, 0, 2**31 - 1)
         for name in ("remat", "unroll", "tensorboard"):
             check_in(name, getattr(self, name), (True, False))
@@ -302,7 +310,7 @@ class TrainConfig:
 # those that are still to come.
 FREE = frozenset(
     {"steps", "log_every", "validate_every", "validation_batches", "mesh", "watch", "checkpoint",
-     "remat", "unroll", "tensorboard"}
+     "remat", "unroll", "tensorboard", "on_nonfinite", "max_skipped"}
 )
 
 

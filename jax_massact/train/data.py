@@ -2,9 +2,16 @@
 
 from collections.abc import Callable
 
+import jax
+import numpy as np
+
+from jax_massact import mesh as layout
 from jax_massact.data.stream import Stream, open_stream
 from jax_massact.resources import cache_folder
 from jax_massact.train.config import TrainConfig
+
+Rows = Callable[[int, int], np.ndarray]
+"""`rows(lo, hi)`: rows lo to hi - 1 of a batch [B, T]."""
 
 
 def open_batches(config: TrainConfig, report: Callable[[str], None] | None = None) -> Stream:
@@ -29,3 +36,35 @@ def open_batches(config: TrainConfig, report: Callable[[str], None] | None = Non
         cache=cache_folder() / "tokens",
         report=report,
     )
+
+
+def place_rows(
+    rows: Rows, shape: tuple[int, int, int], mesh: jax.sharding.Mesh
+) -> jax.Array:
+    """A batch on the devices, of which this process makes the rows that its own devices need.
+
+    Args:
+      rows: makes them; called once for each part of the batch, or once for all parts where this
+        process needs every row.
+      shape: [A, B / A, T], the batch in A parts one after the other.
+
+    Returns:
+      [A, B / A, T], spread over the mesh as activations are.
+    """
+    parts, size, _ = shape
+    sharding = jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec(None, *layout.LAYOUTS["act_bt"])
+    )
+    mine = [index[1].indices(size) for index in
+            sharding.addressable_devices_indices_map(shape).values() if index is not None]
+    lo, hi = min(start for start, _, _ in mine), max(stop for _, stop, _ in mine)
+    if hi - lo == size:
+        made = rows(0, parts * size).reshape(shape)
+    else:
+        made = np.stack([rows(part * size + lo, part * size + hi) for part in range(parts)])
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[1].indices(size)
+        return made[index[0], start - lo : stop - lo, index[2]]
+
+    return jax.make_array_from_callback(shape, sharding, shard)

@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,20 @@ import numpy as np
 
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.mesh import whole
 from jax_massact.nn.decoder import from_parameters
 from jax_massact.train.checkpoint import Checkpoints
 from jax_massact.train.config import TrainConfig, to_json
+from jax_massact.train.data import place_rows
+from jax_massact.train.distributed import (
+    Vote,
+    check_shared,
+    is_first,
+    on_first,
+    share,
+    together,
+)
+from jax_massact.train.lock import lock
 from jax_massact.train.metrics import (
     FILE,
     MetricsFile,
@@ -28,7 +39,9 @@ from jax_massact.train.metrics import (
     of_kind,
     peak_flops,
     read_rows,
+    write_text,
 )
+from jax_massact.train.nonfinite import diagnose
 from jax_massact.train.prefetch import Batches, prefetch
 from jax_massact.train.step import (
     Parameters,
@@ -38,7 +51,6 @@ from jax_massact.train.step import (
     make_mesh,
     new_state,
     parameter_count,
-    place,
     validation_loss,
 )
 from jax_massact.train.tensorboard import FOLDER as TENSORBOARD
@@ -78,7 +90,16 @@ def train(
     The folder gets `config.json`, `metrics.jsonl`, `checkpoints/`, at the end `summary.json`, and
     there or where the run is stopped `model/`, for every command that reads a model, and, if the
     settings ask for it, `tensorboard/`. Killed at any moment and called again, it computes what
-    the unbroken run would have.
+    the unbroken run would have: the same updates from the same batches, none left out or made
+    twice. Process 0 alone writes.
+
+    On CPUs the numbers are equal bit for bit, on one mesh of one number of processes: those of two
+    runs of one configuration, and those of an unbroken run and of one that was taken up again. On
+    another mesh sums are made in another order, and numbers agree to rounding. On GPUs the same
+    holds as far as every kernel sums in a fixed order. XLA's do under
+    `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, at some cost; without it, scatter-adds (the
+    embedding's gradient) and cuDNN's flash attention backward may differ in the last bits from one
+    run to the next, and so may what the autotuner chooses on another start.
 
     Args:
       batches: the data; must depend on nothing but its arguments and `config.seed`.
@@ -88,17 +109,18 @@ def train(
     Raises:
       ConfigError: the devices, the data or the run in the folder do not fit the settings, or
         TensorBoard's files are asked for and their writer is not installed.
-      UserError: the folder cannot be used, or the loss is no longer a number.
+      UserError: the folder cannot be used or is in use by another run, a checkpoint cannot be
+        written, or numbers are no longer finite (`config.on_nonfinite`). With several processes
+        all raise it; the last checkpoint stays.
     """
     if config.tensorboard:
         check_installed()
     _check_vocabulary(config, batches)
     mesh = make_mesh(config.mesh)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
+    on_first(lambda: _make_folder(workdir))
+    check_shared(workdir)
     with (
+        _locked(workdir),
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
     ):
@@ -109,22 +131,52 @@ def train(
             raise ConfigError(
                 f"steps is {config.steps}; the run in {workdir} is already at {start}"
             )
-        (workdir / CONFIG).write_text(to_json(config))
-        # A run that begins anew measures step 0 again.
-        with (
-            MetricsFile(workdir / FILE, start or -1) as metrics,
-            _shown(config, workdir, metrics.before) as show,
-        ):
-            run = _Run(config, mesh, batches, checkpoints, metrics, _each(show, on_row))
+        on_first(lambda: write_text(workdir / CONFIG, to_json(config)))
+        with _opened(config, workdir, start, on_row) as (write, before):
+            record = _Recorder(config, mesh, before, write)
+            run = _Run(config, mesh, batches, checkpoints, record)
             state = run.go(state, start, stop)
         export(state, config, workdir / MODEL, batches.tokenizer)
-    done = int(state.step)
-    if done < config.steps:
-        return Trained(state, None, start)
-    summary = summarize(config, read_rows(workdir / FILE))
-    if jax.process_index() == 0:
-        (workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        done = int(state.step)
+        summary = None if done < config.steps else on_first(lambda: _finish(config, workdir))
     return Trained(state, summary, start)
+
+
+def _make_folder(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out; of several processes, process 0 holds the lock for all."""
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(lock(workdir)) if is_first() else None)
+        yield
+
+
+def _finish(config: TrainConfig, workdir: Path) -> dict[str, Any]:
+    summary = summarize(config, read_rows(workdir / FILE))
+    write_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+@contextlib.contextmanager
+def _opened(
+    config: TrainConfig, workdir: Path, start: int, on_row: Callable[[Row], None]
+) -> Iterator[tuple[Callable[[Row], None], list[Row]]]:
+    """What takes the run's rows, and those that are there; process 0 alone writes and shows."""
+    if not is_first():
+        yield lambda row: None, share(None)
+        return
+    # A run that begins anew measures step 0 again.
+    with MetricsFile(workdir / FILE, start or -1) as metrics:
+        # All have to know what is measured already, so as to measure the same.
+        before = share(metrics.before)
+        with _shown(config, workdir, before) as show:
+            yield _each(metrics.write, show, on_row), before
 
 
 def export(
@@ -137,16 +189,24 @@ def export(
     """
     params = state.params
     if jax.process_count() > 1:
-        params = {name: jax.reshard(x, jax.P()) for name, x in params.items()}
-    if jax.process_index() == 0:
+        params = _on_all(params)
+
+    def write() -> None:
         save(from_parameters(config.model, params), folder, tokenizer=tokenizer)
+
+    on_first(write)
+
+
+@jax.jit
+def _on_all(params: Parameters) -> Parameters:
+    return {name: whole(x) for name, x in params.items()}
 
 
 def _shown(
     config: TrainConfig, workdir: Path, rows: list[Row]
 ) -> contextlib.AbstractContextManager[Callable[[Row], None]]:
     """What writes rows for TensorBoard, if it is asked for."""
-    if config.tensorboard and jax.process_index() == 0:
+    if config.tensorboard:
         return open_tensorboard(workdir / TENSORBOARD, rows)
     return contextlib.nullcontext(lambda row: None)
 
@@ -176,15 +236,14 @@ class _Run:
         mesh: jax.sharding.Mesh,
         batches: Batches,
         checkpoints: Checkpoints,
-        metrics: MetricsFile,
-        on_row: Callable[[Row], None],
+        record: "_Recorder",
     ):
         self.config, self.mesh, self.batches = config, mesh, batches
-        self.checkpoints = checkpoints
+        self.checkpoints, self.record = checkpoints, record
         # Runs that differ in their seed alone share what is compiled.
         self.compute = dataclasses.replace(config, seed=0)
-        self.place = functools.partial(place, parts=config.accumulate, mesh=mesh)
-        self.record = _Recorder(config, mesh, metrics, on_row)
+        shape = (config.accumulate, config.micro_batch, config.sequence_length + 1)
+        self.place = functools.partial(place_rows, shape=shape, mesh=mesh)
         watched = batches.validation(0)[: config.watch.sequences, :-1] if config.watch.every else 0
         self.watched = np.asarray(watched)
 
@@ -199,21 +258,36 @@ class _Run:
         if start == 0:
             self._measure(state, 0)
         self.record.start_clock()
-        done, fetched = start, prefetch(self.batches, start, steps, self.place)
+        fetched, vote = prefetch(start, steps, self._batch), Vote(stop, self.mesh, IN_FLIGHT)
         try:
             for done, batch, waited in ((f.step + 1, f.tokens, f.waited) for f in fetched):
                 state, measured = update(state, batch)
                 self.record.push(done, measured, waited)
                 self._measure(state, done)
-                stopped = stop()
+                stopped = vote()
                 if stopped or _due(self.config.checkpoint.every, done, steps):
                     self.record.flush()
                     self.checkpoints.save(done, state, self.config)
                 if stopped:
                     break
+        except NotFinite as found:
+            raise self._explained(found, state) from None
         finally:
             fetched.close()
         return state
+
+    def _batch(self, step: int) -> jax.Array:
+        return self.place(functools.partial(self.batches.rows, step))
+
+    def _explained(self, found: "NotFinite", state: State) -> UserError:
+        """What was wrong where; `state` is as it was before the update that went wrong."""
+        where = diagnose(state.params, self._batch(found.step), self.compute)
+        saved = self.checkpoints.steps
+        kept = f"the checkpoint of step {saved[-1]} stays" if saved else "there is no checkpoint"
+        return UserError(
+            f"{found}: {where}; {kept}. A lower optimizer.lr, a longer warmup or a smaller clip "
+            "may help, or on_nonfinite=skip"
+        )
 
     def _measure(self, state: State, done: int) -> None:
         config = self.config
@@ -225,10 +299,15 @@ class _Run:
         if done and _due(config.validate_every, done, config.steps):
             self.record.flush()
             losses = [
-                validation_loss(state.params, self.place(self.batches.validation(i)), self.compute)
+                validation_loss(state.params, self._held_out(i), self.compute)
                 for i in range(config.validation_batches)
             ]
             self.record.validated(done, np.asarray(jax.device_get(losses)))
+
+    def _held_out(self, index: int) -> jax.Array:
+        # Made whole by every process, and small: rows of one batch have no numbers of their own.
+        rows = self.batches.validation(index)
+        return self.place(lambda lo, hi: rows[lo:hi])
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -240,6 +319,18 @@ def _due(every: int, done: int, last: int) -> bool:
     return done == last or bool(every and done % every == 0)
 
 
+class NotFinite(UserError):
+    """A loss or a gradient that is not finite.
+
+    Attributes:
+      step: of its batch, from 0.
+    """
+
+    def __init__(self, step: int, said: str):
+        super().__init__(said)
+        self.step = step
+
+
 class _Recorder:
     """Turns measurements into rows, a few updates late, so that the devices always have work."""
 
@@ -247,10 +338,11 @@ class _Recorder:
         self,
         config: TrainConfig,
         mesh: jax.sharding.Mesh,
-        metrics: MetricsFile,
-        on_row: Callable[[Row], None],
+        before: list[Row],
+        write: Callable[[Row], None],
     ):
-        self.config, self.metrics, self.on_row = config, metrics, on_row
+        self.config, self.before, self.write = config, before, write
+        self.skipped = 0
         self.pending: deque[tuple[int, Any]] = deque()
         self.tokens = config.batch_size * config.sequence_length
         self.flops = self.tokens * flops_per_token(
@@ -261,7 +353,7 @@ class _Recorder:
 
     def is_validated(self, step: int) -> bool:
         """Whether the rows of an earlier run end with the validation of this step."""
-        return any(row["step"] == step for row in of_kind(self.metrics.before, "validation"))
+        return any(row["step"] == step for row in of_kind(self.before, "validation"))
 
     def start_clock(self) -> None:
         self.since, self.counted, self.waited = time.perf_counter(), 0, 0.0
@@ -276,21 +368,19 @@ class _Recorder:
         """Waits for every update and writes its row."""
         while self.pending:
             self._train_row(*self.pending.popleft())
-        self.metrics.sync()
 
     def _train_row(self, done: int, measured: Any) -> None:
         loss, grad_norm, lr = (float(x) for x in jax.device_get(measured))
-        if not np.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {done - 1}; a lower optimizer.lr, a longer warmup or "
-                "a smaller clip may help"
-            )
+        if not (np.isfinite(loss) and np.isfinite(grad_norm)):
+            self._not_finite(done, loss, grad_norm)
+        else:
+            self.skipped = 0
         self.counted += 1
         if not _due(self.config.log_every, done, self.config.steps):
             return
         seconds = time.perf_counter() - self.since
         per_second = self.counted / seconds
-        self._write(
+        self.write(
             {
                 "kind": "train",
                 "step": done,
@@ -305,12 +395,23 @@ class _Recorder:
         )
         self.start_clock()
 
+    def _not_finite(self, done: int, loss: float, grad_norm: float) -> None:
+        said = f"the loss is {loss} and the gradient's norm {grad_norm} at step {done - 1}"
+        if self.config.on_nonfinite == "stop":
+            raise NotFinite(done - 1, said)
+        self.skipped += 1
+        if self.skipped > self.config.max_skipped:
+            said += f", and {self.skipped} updates in a row are not finite (max_skipped is "
+            raise NotFinite(done - 1, f"{said}{self.config.max_skipped})")
+        self.write({"kind": "skipped", "step": done, "loss": loss, "grad_norm": grad_norm,
+                    "in_a_row": self.skipped})
+
     def watched(self, done: int, found: Watch, seconds: float) -> None:
         values = {name: value.tolist() for name, value in found._asdict().items()}
-        self._write({"kind": "watch", "step": done, **values, "seconds": seconds})
+        self.write({"kind": "watch", "step": done, **values, "seconds": seconds})
 
     def validated(self, done: int, losses: np.ndarray) -> None:
-        self._write(
+        self.write(
             {
                 "kind": "validation",
                 "step": done,
@@ -319,11 +420,6 @@ class _Recorder:
                 "losses": losses.tolist(),
             }
         )
-
-    def _write(self, row: Row) -> None:
-        if jax.process_index() == 0:
-            self.metrics.write(row)
-        self.on_row(row)
 
 
 def summarize(config: TrainConfig, rows: list[Row]) -> dict[str, Any]:
@@ -342,6 +438,7 @@ def summarize(config: TrainConfig, rows: list[Row]) -> dict[str, Any]:
         "parameters": parameter_count(config),
         "tokens": config.steps * config.batch_size * config.sequence_length,
         "loss": trained[-1]["loss"] if trained else None,
+        "skipped": len(of_kind(rows, "skipped")),
         "validation": of_kind(rows, "validation")[-1],
         "watch": watched[-1] if watched else None,
         "emergence": emergence(watched, config.watch.definition) if watched else None,

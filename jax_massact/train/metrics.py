@@ -1,9 +1,11 @@
 """The record of a run: `metrics.jsonl`, one JSON object a line, and how fast it went.
 
 Every row has `kind` and `step`, the number of updates made. Kinds: `train` (a loss is that of the
-update's own batch, before it), `validation` and `watch`.
+update's own batch, before it), `validation`, `watch`, and `skipped`, an update that was not made
+because its loss or gradient was not finite.
 """
 
+import errno
 import json
 import math
 import os
@@ -33,7 +35,7 @@ PEAK_FLOPS = {
 
 
 class MetricsFile:
-    """Rows appended to `metrics.jsonl`, each on disk before the next is made.
+    """Rows appended to `metrics.jsonl`, each written before the next is made.
 
     Args:
       path: the file; made when missing.
@@ -50,22 +52,25 @@ class MetricsFile:
     def __init__(self, path: Path, step: int):
         rows = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
         try:
-            trimmed = path.with_suffix(".part")
-            trimmed.write_text("".join(map(_line, rows)))
-            trimmed.replace(path)
-            self._file = path.open("a")
-            self.before = rows
+            write_text(path, "".join(map(_line, rows)))
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from None
+        self._path, self.before = path, rows
 
     def write(self, row: Row) -> None:
-        """Appends one row."""
-        self._file.write(_line(row))
-        self._file.flush()
+        """Appends one row.
 
-    def sync(self) -> None:
-        """Waits until the rows would survive the machine."""
-        os.fsync(self._file.fileno())
+        Raises:
+          UserError: it cannot be written; the disk is full, say.
+        """
+        line = _line(row).encode()
+        try:
+            # A row of which only a part fits is cut off when the run is taken up again.
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from None
 
     def __enter__(self) -> "MetricsFile":
         return self
@@ -77,6 +82,20 @@ class MetricsFile:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is seen whole or not at all.
+
+    Raises:
+      UserError: it cannot be written; what was there stays.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def read_rows(path: Path) -> list[Row]:

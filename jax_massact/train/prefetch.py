@@ -28,8 +28,9 @@ class Batches(Protocol):
         """What made the ids of text, to be saved with the model; None: not known."""
         ...
 
-    def batch(self, step: int) -> Int[np.ndarray, "B T+1"]:
-        """The batch of update `step`, from 0: tokens and, shifted by one, their targets."""
+    def rows(self, step: int, lo: int, hi: int) -> Int[np.ndarray, "hi-lo T+1"]:
+        """Rows lo to hi - 1 of the batch of update `step`, from 0: tokens and, shifted by one,
+        their targets."""
         ...
 
     def validation(self, index: int) -> Int[np.ndarray, "B T+1"]:
@@ -46,14 +47,17 @@ class Fetched(NamedTuple):
 
 
 def prefetch(
-    batches: Batches,
     start: int,
     stop: int,
-    place: Callable[[np.ndarray], jax.Array],
+    fetch: Callable[[int], jax.Array],
     *,
     ahead: int = AHEAD,
 ) -> Generator[Fetched]:
     """The batches of steps `start` to `stop`, made and placed by a thread, `ahead` of their use.
+
+    Args:
+      fetch: gives the batch of a step, on the devices.
+      ahead: how many are made before they are asked for.
 
     What goes wrong in the thread is raised here. Closing the iterator ends the thread.
     """
@@ -72,7 +76,7 @@ def prefetch(
             for step in range(start, stop):
                 if closed.is_set():
                     return
-                put((step, place(batches.batch(step))))
+                put((step, fetch(step)))
         except BaseException as error:  # whatever it is, the loop must not wait for ever
             put(error)
 

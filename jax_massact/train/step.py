@@ -42,7 +42,9 @@ class State(NamedTuple):
     """Everything that an update changes.
 
     Attributes:
-      step: updates made so far; the next one is made from batch `step`.
+      step: updates made so far; the next one is made from batch `step`. Where a loss or gradient
+        was not finite and that is to stop the run: minus one, minus that number; such a state stays
+        as it is.
       params: by their dotted names.
       optimizer: the averages that the optimizer keeps, laid out as their parameters.
     """
@@ -144,7 +146,11 @@ def loss(
 def update(
     state: State, tokens: Int[Array, "A B T+1"], config: TrainConfig
 ) -> tuple[State, StepMetrics]:
-    """One update, by the gradient of the mean over all parts of the batch."""
+    """One update, by the gradient of the mean over all parts of the batch.
+
+    Where the loss or the gradient is not finite, parameters and averages stay as they were. The
+    counts go on, so that the learning rate remains a function of the step.
+    """
 
     def add_part(total, part):
         return jax.tree.map(jnp.add, total, gradient(state.params, part, config)), None
@@ -163,7 +169,14 @@ def update(
         lr=jnp.asarray(schedule(config)(state.step), jnp.float32),
     )
     params = jax.tree.map(jnp.add, state.params, changes)
-    return State(state.step + 1, params, optimizer), metrics
+    good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm) & (state.step >= 0)
+    # Free: both are at hand in the pass over memory that writes the new one.
+    keep = lambda new, old: jnp.where(good, new, old) if new.ndim else new
+    params, optimizer = jax.tree.map(keep, (params, optimizer), (state.params, state.optimizer))
+    step = state.step + 1
+    if config.on_nonfinite == "stop":
+        step = jnp.where(good, step, jnp.minimum(state.step, ~state.step))
+    return State(step, params, optimizer), metrics
 
 
 @functools.lru_cache(maxsize=8)

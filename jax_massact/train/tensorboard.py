@@ -15,6 +15,7 @@ FOLDER = "tensorboard"
 _WHOLE = {
     "train": ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "host_wait"),
     "validation": ("loss",),
+    "skipped": (),
 }
 
 

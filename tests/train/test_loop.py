@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
         MICRO, optimizer=settings, checkpoint=CheckpointConfig(every=0),
         watch=dataclasses.replace(MICRO.watch, every=0),
     )
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; a lower optimizer.lr"):
+    with pytest.raises(UserError, match=r"the loss is .* at step \d+: .* A lower optimizer.lr"):
         train(config, Counting(), tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_prefetch_runs_ahead_and_no_further():
             made.append(step)
             return super().batch(step)
 
-    fetched = prefetch(Slow(), 3, 30, lambda tokens: tokens, ahead=2)
+    fetched = prefetch(3, 30, Slow().batch, ahead=2)
     first = next(fetched)
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -202,7 +202,7 @@ def test_prefetch_hands_on_what_went_wrong_and_counts_the_wait():
                 raise UserError("no such shard")
             return super().batch(step)
 
-    fetched = prefetch(Broken(), 0, 5, lambda tokens: tokens)
+    fetched = prefetch(0, 5, Broken().batch)
     assert 0.03 < next(fetched).waited < 2
     with pytest.raises(UserError, match="no such shard"):
         next(fetched)

@@ -44,6 +44,9 @@ class Counting:
     def batch(self, step: int) -> np.ndarray:
         return self._draw(0, step)
 
+    def rows(self, step: int, lo: int, hi: int) -> np.ndarray:
+        return self.batch(step)[lo:hi]
+
     def validation(self, index: int) -> np.ndarray:
         return self._draw(1, index)
 

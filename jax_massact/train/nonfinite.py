@@ -1,0 +1,127 @@
+"""Where in a forward pass numbers first stop being finite."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from jax_massact import mesh
+from jax_massact.nn.block import Acts
+from jax_massact.nn.decoder import from_parameters
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.step import Parameters, loss
+
+# Of a block, in the order in which they are computed.
+ACTIVATIONS = ("resid_pre", "normed", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out",
+               "resid_post")
+_NAMED = 5
+
+
+class Seen(NamedTuple):
+    """Of one part of a batch.
+
+    Attributes:
+      activations: [L, F, B], for each of ACTIVATIONS the first token with a number that is not
+        finite, or T.
+      logits: [B], the same.
+    """
+
+    activations: Int[Array, "L F B"]
+    logits: Int[Array, " B"]
+
+
+def diagnose(params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> str:
+    """Says in words what is the first thing in a batch that is not finite.
+
+    Looked at in this order: the parameters, every block's activations, the logits, and the gradient
+    of each parameter.
+
+    Args:
+      params: before the update that went wrong.
+      tokens: its batch, as `step.place` gives it; every process has to call this.
+    """
+    bad = jax.device_get(_bad_parameters(params))
+    if names := sorted(name for name, is_bad in bad.items() if is_bad):
+        where = f"the parameters {_listed(names)} already hold numbers that are not finite; "
+    else:
+        where = ""
+    seen = jax.device_get(_look(params, tokens, config))
+    return where + (_in_activations(seen, tokens.shape[-1] - 1)
+                    or _in_gradient(params, tokens, config))
+
+
+def _in_activations(seen: Seen, length: int) -> str | None:
+    # [L, F, A, B] -> [L, F, A x B]: rows as they are numbered in the batch.
+    parts, layers, fields, rows = seen.activations.shape
+    places = seen.activations.transpose(1, 2, 0, 3).reshape(layers, fields, parts * rows)
+    for layer, field in np.ndindex(layers, fields):
+        if (places[layer, field] < length).any():
+            what = f"the first activation that is not finite is {ACTIVATIONS[field]} of layer "
+            return f"{what}{layer} (from 0), {_rows(places[layer, field], length)}"
+    logits = seen.logits.reshape(-1)
+    if (logits < length).any():
+        return f"all activations are finite, the logits are not, {_rows(logits, length)}"
+    return None
+
+
+def _in_gradient(params: Parameters, tokens: jax.Array, config: TrainConfig) -> str:
+    for part in range(tokens.shape[0]):
+        bad = jax.device_get(_bad_gradients(params, tokens, part, config))
+        if names := sorted(name for name, is_bad in bad.items() if is_bad):
+            rows = f"rows {part * tokens.shape[1]} to {(part + 1) * tokens.shape[1] - 1}"
+            return (
+                "all activations and logits are finite; the gradient is not, of "
+                f"{_listed(names)}, in {rows} of the batch"
+            )
+    return (
+        "each activation, logit and gradient is finite; only the sum of the gradient's squares is "
+        "too large for float32"
+    )
+
+
+def _rows(places: np.ndarray, length: int) -> str:
+    rows = np.flatnonzero(places < length)
+    word = "row" if len(rows) == 1 else "rows"
+    return f"in {word} {_listed(map(str, rows))} of the batch, from token {places.min()}"
+
+
+def _listed(names) -> str:
+    names = list(names)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+@jax.jit
+def _bad_parameters(params: Parameters) -> dict[str, Bool[Array, ""]]:
+    return {name: ~jnp.isfinite(x).all() for name, x in params.items()}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _look(params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> Seen:
+    model = from_parameters(config.model, params)
+
+    def tap(acts: Acts):
+        return jnp.stack([_first_token(getattr(acts, name)) for name in ACTIVATIONS])
+
+    def part(rows):
+        logits, activations = model(rows[:, :-1], tap=tap)
+        return Seen(mesh.whole(activations), mesh.whole(_first_token(logits)))
+
+    return jax.lax.map(part, tokens)
+
+
+def _first_token(x: jax.Array) -> Int[Array, " B"]:
+    """The first token with a number that is not finite; T where there is none."""
+    bad = ~jnp.isfinite(x).all(range(2, x.ndim))
+    index = jnp.arange(bad.shape[1])
+    return mesh.whole(jnp.where(bad, index, bad.shape[1]).min(1))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _bad_gradients(
+    params: Parameters, tokens: jax.Array, part: int, config: TrainConfig
+) -> dict[str, Bool[Array, ""]]:
+    return _bad_parameters(jax.grad(loss)(params, tokens[part], config))
