@@ -380,6 +380,8 @@ def from_mapping(
 def _group(kind: type[T], value: Any, path: str, default: Any) -> T:
     if isinstance(value, kind):
         return value
+    if isinstance(value, str) and (from_text := getattr(kind, "from_text", None)) is not None:
+        return from_text(value)
     if not isinstance(value, Mapping):
         settings = ", ".join(f"{path}.{key}" for key in get_type_hints(kind))
         raise ConfigError(f"{path} is {value!r}; expected a group of settings: {settings}")

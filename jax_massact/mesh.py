@@ -2,8 +2,9 @@
 
 A kind is named by its einsum letters: B sequences, T tokens, D residual stream, N query heads,
 K key/value heads, H head dimension, F hidden units of the MLP, V vocabulary, P positions. Mesh axes
-are `data` and `fsdp` (both split the batch; `fsdp` also splits parameters) and `model` (heads,
-hidden units, vocabulary).
+are `dcn`, `data` and `fsdp` (all split the batch; `fsdp` also splits parameters) and `model`
+(heads, hidden units, vocabulary). `dcn` counts slices of TPUs that only a data-center network
+joins, or any other groups of devices between which little should be sent.
 
 Everything here is a no-op where the caller has no mesh or one with automatic axes. Axes that the
 current mesh does not have, and axes that do not divide an array, are left out, so the same model
@@ -16,11 +17,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "model")
-_BATCH = ("data", "fsdp")
+from jax_massact.errors import ConfigError
+
+AXES = ("dcn", "data", "fsdp", "model")
+_BATCH = ("dcn", "data", "fsdp")
 
 LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "act_bt": (_BATCH, None),
@@ -49,12 +54,43 @@ def make_mesh(
     fsdp: int = 1,
     model: int = 1,
     *,
+    dcn: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> jax.sharding.Mesh:
-    """A mesh with explicit axes `data`, `fsdp` and `model`; make it current with `jax.set_mesh`."""
-    return jax.make_mesh(
-        (data, fsdp, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
-    )
+    """A mesh with the explicit axes AXES; make it current with `jax.set_mesh`.
+
+    Devices of one slice are neighbours along `data`, `fsdp` and `model`; slices follow each other
+    along `dcn`.
+
+    Raises:
+      ConfigError: the TPUs are in several slices, and `dcn` is not their number.
+    """
+    shape = (dcn, data, fsdp, model)
+    devices = jax.devices()[: math.prod(shape)] if devices is None else devices
+    kinds = (AxisType.Explicit,) * len(AXES)
+    if slices(devices) == 1 and dcn == 1:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    return jax.sharding.Mesh(arranged(shape, devices), AXES, axis_types=kinds)
+
+
+def slices(devices: Sequence[Any]) -> int:
+    """How many slices of TPUs these are; other devices are in one."""
+    return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
+
+
+def arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of this shape, one for each of AXES.
+
+    Raises:
+      ConfigError: the TPUs are in several slices, and `dcn` is not their number.
+    """
+    dcn, *inside = shape
+    found = slices(devices)
+    if found == 1:
+        return np.asarray(devices, object).reshape(shape)
+    if dcn != found:
+        raise ConfigError(f"mesh.dcn is {dcn}; the devices are in {found} slices; allowed: {found}")
+    return mesh_utils.create_hybrid_device_mesh((1, *inside), (dcn, 1, 1, 1), devices)
 
 
 def _explicit_sizes() -> dict[str, int]:
@@ -81,6 +117,12 @@ def _fit(
         divides = names and length % math.prod(sizes[n] for n in names) == 0
         fitted.append(names if divides else None)
     return PartitionSpec(*fitted)
+
+
+def _names(spec: PartitionSpec) -> set[str]:
+    """The mesh axes in `spec`; some versions of JAX keep ("model",), others make it "model"."""
+    entries = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
+    return {name for names in entries for name in names}
 
 
 def parameter_sharding(
@@ -172,7 +214,14 @@ def sum_over_tokens(x: jax.Array) -> jax.Array:
 
 
 def _in_order(x: jax.Array) -> jax.Array:
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    def local(x):
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    if math.prod(_explicit_sizes().values()) == 1:
+        return local(x)
+    # XLA does not split this operation: it would gather all sequences on every device first.
+    spec = jax.typeof(x).sharding.spec
+    return jax.shard_map(local, in_specs=spec, out_specs=spec)(x)
 
 
 def pick(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -218,7 +267,7 @@ def per_head(
     arrays = [(x, LAYOUTS[k]) for x, k in zip(operands, kinds, strict=True) if x is not None]
     fitted = [_fit(layout, x.shape, sizes) for x, layout in arrays]
     whole = any(
-        "model" in layout and "model" in sizes and not any(e == ("model",) for e in spec)
+        "model" in layout and "model" in sizes and "model" not in _names(spec)
         for (_, layout), spec in zip(arrays, fitted, strict=True)
     )
     without = ("model",) if whole else ()

@@ -191,7 +191,7 @@ def test_axes_that_do_not_divide_are_left_out():
 def test_a_mesh_of_some_devices():
     mesh = make_mesh(data=2, devices=jax.devices()[2:4])
     assert list(mesh.devices.flat) == jax.devices()[2:4]
-    assert mesh.axis_names == ("data", "fsdp", "model")
+    assert mesh.axis_names == ("dcn", "data", "fsdp", "model")
     assert set(mesh.axis_types) == {AxisType.Explicit}
 
 

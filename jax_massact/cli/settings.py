@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import ml_collections
 from absl import flags
@@ -30,6 +30,7 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
       ConfigError: the file or a setting does not exist, or a value is out of range.
     """
     settings = cls() if file is None else from_mapping(cls, load_file(file).to_dict())
+    overrides = list(_spelled_out(cls, overrides))
     config = ml_collections.ConfigDict(dataclasses.asdict(settings))  # pyright: ignore
     for key in _keys(overrides):
         _check_key(config, key)
@@ -103,6 +104,24 @@ def _find(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ConfigError(f"there is no configuration file {name}; expected: FILE[:ARG]")
+
+
+def _spelled_out(cls: type[Any], overrides: Sequence[str]) -> Iterator[str]:
+    """The overrides, with a group that is given as a text (`--config.mesh=data=4`) in its parts."""
+    readers = {
+        f"config.{name}": from_text
+        for name, kind in get_type_hints(cls).items()
+        if (from_text := getattr(kind, "from_text", None)) is not None
+    }
+    rest = iter(overrides)
+    for argument in rest:
+        flag, given, text = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or flag not in readers:
+            yield argument
+            continue
+        values = readers[flag](text if given else next(rest, ""))
+        for name, value in dataclasses.asdict(values).items():
+            yield f"--{flag}.{name}={value}"
 
 
 def _keys(overrides: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal, get_args
 
 from jax_massact.config import (
@@ -134,21 +135,88 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
-    """How many devices along each axis of `mesh.make_mesh`.
+    """How many devices along each axis of `mesh.make_mesh`; as a text, `data=-1,fsdp=4`.
 
     Attributes:
+      dcn: slices of TPUs that a data-center network joins; they split the batch.
       data: split the batch.
       fsdp: split the batch and every parameter.
-      model: split heads, hidden units and the vocabulary.
+      model: split heads, hidden units and the vocabulary. One of these may be -1: all devices
+        that the others leave.
     """
 
+    dcn: int = 1
     data: int = 1
     fsdp: int = 1
     model: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("data", "fsdp", "model"):
-            check_int(name, getattr(self, name), 1)
+        for name, size in self.sizes.items():
+            check_int(name, size, -1)
+            if size == 0:
+                raise ConfigError(f"{name} is 0; allowed: a whole number of at least 1, or -1")
+        if list(self.sizes.values()).count(-1) > 1:
+            raise ConfigError(f"mesh is {self}; allowed: -1 for one axis at most")
+
+    @classmethod
+    def from_text(cls, text: str) -> "MeshConfig":
+        """The mesh that `data=-1,fsdp=4` names; an axis that is left out is 1.
+
+        Raises:
+          ConfigError: it is not such a text.
+        """
+        axes = [f.name for f in dataclasses.fields(cls)]
+        sizes: dict[str, int] = {}
+        for part in filter(None, text.replace(" ", "").split(",")):
+            name, _, size = part.partition("=")
+            if name not in axes or name in sizes or not size.removeprefix("-").isdecimal():
+                raise ConfigError(
+                    f"mesh is {text!r}; expected AXIS=DEVICES with commas between, such as "
+                    f"data=-1,fsdp=4; axes, each once: {', '.join(axes)}"
+                )
+            sizes[name] = int(size)
+        return cls(**sizes)
+
+    def __str__(self) -> str:
+        named = [f"{name}={size}" for name, size in self.sizes.items() if size != 1]
+        return ",".join(named) or "data=1"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes in their order, -1 as it was given."""
+        return dataclasses.asdict(self)
+
+    @property
+    def open_axis(self) -> str | None:
+        """The axis whose size is -1."""
+        return next((name for name, size in self.sizes.items() if size == -1), None)
+
+    @property
+    def devices(self) -> int:
+        """How many devices the mesh has, an axis of -1 counted as one."""
+        return abs(math.prod(self.sizes.values()))
+
+    def on(self, devices: int) -> "MeshConfig":
+        """This mesh with -1 replaced by what so many devices leave.
+
+        Raises:
+          ConfigError: the other axes do not divide the devices.
+        """
+        if self.open_axis is None:
+            return self
+        if devices % self.devices:
+            raise ConfigError(
+                f"mesh is {self}; the axes beside {self.open_axis} take {self.devices} devices; "
+                f"allowed with {devices}: a divisor of {devices}: {_divisors(devices)}"
+            )
+        return dataclasses.replace(self, **{self.open_axis: devices // self.devices})
+
+
+def _divisors(*numbers: int) -> str:
+    """What divides all of these, for a person."""
+    common = math.gcd(*numbers)
+    found = [str(n) for n in range(1, common + 1) if common % n == 0]
+    return ", ".join(found if len(found) <= 12 else [*found[:11], "...", found[-1]])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,12 +330,7 @@ class TrainConfig:
                 f"accumulate is {self.accumulate}; allowed: a divisor of batch_size, which is "
                 f"{self.batch_size}"
             )
-        ways = self.mesh.data * self.mesh.fsdp
-        if self.micro_batch % ways:
-            raise ConfigError(
-                f"mesh.data x mesh.fsdp is {ways}; allowed: a divisor of batch_size / accumulate, "
-                f"which is {self.micro_batch}"
-            )
+        self._check_mesh()
         limit = self.model.context_length - self.model.first_position
         if self.sequence_length > limit:
             raise ConfigError(
@@ -279,6 +342,30 @@ class TrainConfig:
                 f"watch.sequences is {self.watch.sequences}; allowed: at most batch_size, which is "
                 f"{self.batch_size}"
             )
+
+    def _check_mesh(self) -> None:
+        """Every axis divides what it splits; one of -1 is checked when its size is known."""
+        sizes, model = self.mesh.sizes, self.model
+        rows = {name: sizes[name] for name in ("dcn", "data", "fsdp")}
+        named = {name: size for name, size in rows.items() if size > 1} or rows
+        if self.micro_batch % abs(math.prod(rows.values())):
+            raise ConfigError(
+                f"{' x '.join(f'mesh.{name}' for name in named)} is {math.prod(named.values())}; "
+                f"allowed: a divisor of batch_size / accumulate, which is {self.micro_batch}: "
+                f"{_divisors(self.micro_batch)}"
+            )
+        split = {
+            "fsdp": {"model.width": model.width},
+            "model": {"model.num_heads": model.num_heads, "model.num_kv_heads": model.num_kv_heads,
+                      "model.mlp_dim": model.mlp_dim},
+        }
+        for axis, lengths in split.items():
+            if any(length % sizes[axis] for length in lengths.values()):
+                what = ", ".join(f"{name} ({length})" for name, length in lengths.items())
+                raise ConfigError(
+                    f"mesh.{axis} is {sizes[axis]}; allowed: a divisor of {what}: "
+                    f"{_divisors(*lengths.values())}"
+                )
 
     def _check_schedule(self) -> None:
         warmup, start, end = self.optimizer.warmup, self.decay_start, self.decay_end

@@ -22,6 +22,7 @@ from jax_massact.nn.decoder import from_parameters
 from jax_massact.train.checkpoint import Checkpoints
 from jax_massact.train.config import TrainConfig, to_json
 from jax_massact.train.data import place_rows
+from jax_massact.train.devices import peak_flops
 from jax_massact.train.distributed import (
     Vote,
     check_shared,
@@ -37,7 +38,6 @@ from jax_massact.train.metrics import (
     Row,
     flops_per_token,
     of_kind,
-    peak_flops,
     read_rows,
     write_text,
 )
@@ -50,6 +50,7 @@ from jax_massact.train.step import (
     compile_update,
     make_mesh,
     new_state,
+    on_devices,
     parameter_count,
     validation_loss,
 )
@@ -116,6 +117,7 @@ def train(
     if config.tensorboard:
         check_installed()
     _check_vocabulary(config, batches)
+    config = on_devices(config)
     mesh = make_mesh(config.mesh)
     on_first(lambda: _make_folder(workdir))
     check_shared(workdir)

@@ -20,19 +20,6 @@ from jax_massact.errors import UserError
 Row = dict[str, Any]
 FILE = "metrics.jsonl"
 
-# Dense bfloat16 operations a second, from the makers' data sheets, by jax.Device.device_kind.
-PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
 
 class MetricsFile:
     """Rows appended to `metrics.jsonl`, each written before the next is made.
@@ -160,11 +147,3 @@ def flops_per_token(config: ModelConfig, parameters: int, sequence_length: int) 
     looked_up += 0 if config.tied_head else config.vocab_size * config.width
     attention = 12 * config.depth * config.num_heads * config.head_dim * sequence_length
     return 6 * (parameters - looked_up) + attention
-
-
-def peak_flops(config: ModelConfig, devices: Iterable[Any]) -> float | None:
-    """What the devices could do at most, operations a second; None where that is not known."""
-    peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
-    if config.dtype != "bfloat16" or None in peaks:
-        return None
-    return sum(peak for peak in peaks if peak is not None)

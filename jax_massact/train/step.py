@@ -72,20 +72,28 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     """The mesh that a run asks for, on the first of the devices that there are.
 
     Raises:
-      ConfigError: there are too few devices.
+      ConfigError: there are too few devices, or they are in other slices than `config.dcn` says.
     """
-    need, devices = config.data * config.fsdp * config.model, jax.devices()
+    devices = jax.devices()
+    config = config.on(len(devices))
+    need = config.devices
     if need > len(devices):
-        raise ConfigError(
-            f"mesh is {config.data} x {config.fsdp} x {config.model}, {need} devices; there are "
-            f"{len(devices)}"
-        )
+        raise ConfigError(f"mesh is {config}, {need} devices; there are {len(devices)}")
     if jax.process_count() > 1 and need < len(devices):
         raise ConfigError(
-            f"mesh is {config.data} x {config.fsdp} x {config.model}, {need} devices; with several "
-            f"processes it must have all {len(devices)}"
+            f"mesh is {config}, {need} devices; with several processes it must have all "
+            f"{len(devices)}"
         )
-    return layout.make_mesh(config.data, config.fsdp, config.model, devices=devices[:need])
+    return layout.make_mesh(**config.sizes, devices=devices[:need])
+
+
+def on_devices(config: TrainConfig) -> TrainConfig:
+    """`config` with the sizes of its mesh on the devices that there are.
+
+    Raises:
+      ConfigError: what a mesh of that size splits cannot be split evenly.
+    """
+    return dataclasses.replace(config, mesh=config.mesh.on(len(jax.devices())))
 
 
 def new_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:

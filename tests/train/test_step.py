@@ -233,5 +233,5 @@ def test_bfloat16_keeps_float32_parameters():
 
 
 def test_too_few_devices():
-    with pytest.raises(ConfigError, match=r"4 x 2 x 2, 16 devices; there are 8"):
+    with pytest.raises(ConfigError, match="data=4,fsdp=2,model=2, 16 devices; there are 8"):
         make_mesh(MeshConfig(data=4, fsdp=2, model=2))

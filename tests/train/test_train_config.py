@@ -21,7 +21,8 @@ from jax_massact.train.config import (
     gpt2,
     to_json,
 )
-from jax_massact.train.metrics import PEAK_FLOPS, flops_per_token, peak_flops
+from jax_massact.train.devices import PEAK_FLOPS, peak_flops
+from jax_massact.train.metrics import flops_per_token
 from jax_massact.train.step import parameter_count
 
 
