@@ -51,9 +51,15 @@ _RUNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the process's exit code: 0, or 2 for an error a person can fix."""
+    """Runs one command; returns the process's exit code.
+
+    0; 2 for an error that a person can fix; 130 after Ctrl-C; 75 (EX_TEMPFAIL) where `train` was
+    stopped by SIGTERM or by the loss of another process, and goes on when it is started again.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
+    args.argv = list(argv)
     try:
         return args.run(args, rest)
     except UserError as error:
@@ -111,8 +117,37 @@ def _add_train(commands: Any) -> None:
         "--workdir", metavar="DIR", required=True,
         help="where the run is written; one that is there is taken up again",
     )
+    _add_processes(train)
     _add_config(train, required=True)
     train.set_defaults(run=_train)
+
+
+def _add_processes(train: argparse.ArgumentParser) -> None:
+    from jax_massact.train.distributed import HEARTBEAT, TIMEOUT
+
+    group = train.add_argument_group(
+        "several processes",
+        "The same command on every host, --process apart. Where Slurm, Open MPI, Kubernetes or a "
+        "TPU pod starts them, --processes alone is enough.",
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help="where process 0 listens, reached by all (or MASSACT_COORDINATOR)",
+    )
+    group.add_argument(
+        "--processes", metavar="N", help="how many make the run (or MASSACT_PROCESSES)"
+    )
+    group.add_argument(
+        "--process", metavar="I", help="which one this is, from 0 (or MASSACT_PROCESS)"
+    )
+    group.add_argument(
+        "--timeout", type=int, default=TIMEOUT, metavar="SECONDS",
+        help="within which all have to come (%(default)s)",
+    )
+    group.add_argument(
+        "--heartbeat", type=int, default=HEARTBEAT, metavar="SECONDS",
+        help="of silence after which a process counts as dead and the others end (%(default)s)",
+    )
 
 
 def _add_compare(commands: Any) -> None:
@@ -194,11 +229,22 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from pathlib import Path
 
     from jax_massact.cli.settings import resolve
-    from jax_massact.cli.train import run_train
+    from jax_massact.cli.train import train_command
+    from jax_massact.config import check_int
     from jax_massact.train.config import TrainConfig
+    from jax_massact.train.distributed import find_cluster
 
-    run_train(resolve(TrainConfig, args.config, rest), Path(args.workdir).expanduser())
-    return 0
+    cluster = find_cluster(args.coordinator, args.processes, args.process)
+    check_int("--timeout", args.timeout, 1, 86_400)
+    check_int("--heartbeat", args.heartbeat, 2, 86_400)
+    return train_command(
+        resolve(TrainConfig, args.config, rest),
+        Path(args.workdir).expanduser(),
+        argv=args.argv,
+        cluster=cluster,
+        timeout=args.timeout,
+        heartbeat=args.heartbeat,
+    )
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:

@@ -1,21 +1,98 @@
 """`massact train`: trains a model, shows how it goes, and can be stopped and taken up again."""
 
 import contextlib
+import logging
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import rich.console
 import rich.progress
 
+from jax_massact.cli.supervise import find_parent, supervise
+from jax_massact.errors import UserError
 from jax_massact.report import words
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
+from jax_massact.train.distributed import (
+    TEMPFAIL,
+    Cluster,
+    exit_code,
+    is_first,
+    is_loss,
+    join,
+)
 from jax_massact.train.loop import Trained, train
 from jax_massact.train.metrics import Row
 from jax_massact.train.tensorboard import check_installed
+
+
+def train_command(
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    argv: Sequence[str],
+    cluster: Cluster | None,
+    timeout: int,
+    heartbeat: int,
+) -> int:
+    """`massact train`, by this process or, for one of several, by a child of it; the exit code.
+
+    Args:
+      argv: the command's arguments, for the child.
+      cluster: None for a run of one process.
+      timeout, heartbeat: seconds, of `distributed.join`.
+
+    Raises:
+      UserError: as `run_train`.
+    """
+    if cluster is None:
+        with exit_on_sigterm():
+            return _code(run_train(config, workdir))
+    parent = find_parent()
+    if parent is None:
+        return supervise(argv, cluster, timeout, heartbeat)
+    try:
+        with (
+            exit_on_sigterm(),
+            join(
+                cluster,
+                timeout=timeout,
+                heartbeat=heartbeat,
+                on_joined=parent.say_joined,
+                on_failed=parent.say_failed,
+            ),
+        ):
+            return _code(run_train(config, workdir))
+    except BaseException as error:
+        _leave(error)
+
+
+def _code(trained: Trained) -> int:
+    if trained.summary is not None:
+        return 0
+    return 130 if trained.stopped_by == signal.SIGINT else TEMPFAIL
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Ends this process at once: the usual end would wait for the others, which may be gone."""
+    code = exit_code(error)
+    if is_loss(error):
+        line = str(error).splitlines()[0]
+        print(f"massact: another process of this run has died ({line}). Started again, the run "
+              "goes on from its last checkpoint", file=sys.stderr)
+    elif isinstance(error, UserError):
+        print(f"massact: {error}", file=sys.stderr)
+    elif not isinstance(error, SystemExit | KeyboardInterrupt):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_train(
@@ -23,12 +100,17 @@ def run_train(
 ) -> Trained:
     """Trains in `workdir`, or goes on with the run that is there.
 
-    SIGTERM and Ctrl-C write a checkpoint first; a second Ctrl-C stops at once.
+    SIGTERM and Ctrl-C write a checkpoint first; a second Ctrl-C stops at once. Of several
+    processes, the first speaks.
 
     Raises:
       UserError: a setting, the data, the folder or the devices do not allow it.
     """
-    console = console or rich.console.Console(stderr=True, highlight=False)
+    # Orbax and its event loops report a failed write several times more, with tracebacks.
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet = not is_first()
+    console = console or rich.console.Console(stderr=True, highlight=False, quiet=quiet)
     if config.tensorboard:
         check_installed()  # before text is read, which may take long
     batches = open_batches(config, console.print)
@@ -38,6 +120,7 @@ def run_train(
     )
     with stop_on_signals() as stop, progress(console, config.steps) as show:
         trained = train(config, batches, workdir, on_row=show, stop=stop)
+        trained = trained._replace(stopped_by=stop.number)
     if trained.resumed:
         console.print(f"taken up at step {trained.resumed:,}")
     if trained.summary is None:
@@ -72,24 +155,58 @@ def in_words(summary: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM or SIGINT has come."""
-    asked = threading.Event()
+def stop_on_signals() -> Iterator["Asked"]:
+    """Yields what says whether SIGTERM or SIGINT has come."""
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield asked
         return
 
     def ask(number: int, frame: Any) -> None:
-        del number, frame
-        asked.set()
+        del frame
+        asked.number = asked.number or number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    with _handling(ask, signal.SIGTERM, signal.SIGINT):
+        yield asked
+
+
+class Asked:
+    """Whether this process was asked to stop.
+
+    Attributes:
+      number: of the first signal that did.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self) -> bool:
+        return self.number is not None
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Until training handles it, and after: SIGTERM ends the process with 75, nothing is lost."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(TEMPFAIL)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handling(leave, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield asked.is_set
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 @contextlib.contextmanager
@@ -103,6 +220,8 @@ def progress(console: rich.console.Console, steps: int) -> Iterator[Callable[[Ro
             part = 20 * row["step"] // steps
             if row["kind"] == "validation":
                 console.print(f"step {row['step']:,}: validation loss {row['loss']:.4f}")
+            elif row["kind"] == "skipped":
+                console.print(_skipped(row))
             elif row["kind"] == "train" and part > seen:
                 seen = part
                 console.print(f"step {row['step']:,}: {_speed(row)}")
@@ -123,8 +242,17 @@ def progress(console: rich.console.Console, steps: int) -> Iterator[Callable[[Ro
                 bar.update(task, completed=row["step"], description=_speed(row))
             elif row["kind"] == "validation":
                 bar.console.print(f"step {row['step']:,}: validation loss {row['loss']:.4f}")
+            elif row["kind"] == "skipped":
+                bar.console.print(_skipped(row))
 
         yield show
+
+
+def _skipped(row: Row) -> str:
+    return (
+        f"step {row['step']:,}: update skipped, loss {row['loss']}, gradient norm "
+        f"{row['grad_norm']}, {row['in_a_row']} in a row"
+    )
 
 
 def _speed(row: Row) -> str:

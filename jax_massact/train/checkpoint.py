@@ -188,13 +188,18 @@ class Checkpoints:
             last = f"the last good one is of step {good[-1]}" if good else "there is none before it"
             raise UserError(
                 f"cannot write the checkpoint of step {step} to {self._folder} "
-                f"({_first_line(error)}); {last}"
+                f"({_cause(error)}); {last}"
             ) from None
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
+    """The end of a line of TensorStore's, which begins with long paths."""
+    return ": ".join(_first_line(error, 2000).split(": ")[-2:])
+
+
+def _first_line(error: BaseException, most: int = 300) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:most] if lines else type(error).__name__
 
 
 def _named(state: State) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The data of a training run: the stream that its settings describe."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,7 +64,7 @@ def place_rows(
     else:
         made = np.stack([rows(part * size + lo, part * size + hi) for part in range(parts)])
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         start, stop, _ = index[1].indices(size)
         return made[index[0], start - lo : stop - lo, index[2]]
 

@@ -71,11 +71,13 @@ class Trained(NamedTuple):
       state: the parameters and the rest.
       summary: what `summary.json` says, or None where the run was stopped before its last step.
       resumed: the step that it was taken up from; 0 for a new one.
+      stopped_by: the signal that stopped it, where the caller knows of one.
     """
 
     state: State
     summary: dict[str, Any] | None
     resumed: int
+    stopped_by: int | None = None
 
 
 def train(

@@ -1,6 +1,7 @@
 """Where in a forward pass numbers first stop being finite."""
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -21,16 +22,16 @@ _NAMED = 5
 
 
 class Seen(NamedTuple):
-    """Of one part of a batch.
+    """Of the A parts of a batch.
 
     Attributes:
-      activations: [L, F, B], for each of ACTIVATIONS the first token with a number that is not
+      activations: for each of ACTIVATIONS and each row the first token with a number that is not
         finite, or T.
-      logits: [B], the same.
+      logits: the same.
     """
 
-    activations: Int[Array, "L F B"]
-    logits: Int[Array, " B"]
+    activations: Int[Array, "A L F B"]
+    logits: Int[Array, "A B"]
 
 
 def diagnose(params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> str:
@@ -56,12 +57,13 @@ def diagnose(params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainCon
 def _in_activations(seen: Seen, length: int) -> str | None:
     # [L, F, A, B] -> [L, F, A x B]: rows as they are numbered in the batch.
     parts, layers, fields, rows = seen.activations.shape
-    places = seen.activations.transpose(1, 2, 0, 3).reshape(layers, fields, parts * rows)
+    places = np.asarray(seen.activations).transpose(1, 2, 0, 3)
+    places = places.reshape(layers, fields, parts * rows)
     for layer, field in np.ndindex(layers, fields):
         if (places[layer, field] < length).any():
             what = f"the first activation that is not finite is {ACTIVATIONS[field]} of layer "
             return f"{what}{layer} (from 0), {_rows(places[layer, field], length)}"
-    logits = seen.logits.reshape(-1)
+    logits = np.asarray(seen.logits).reshape(-1)
     if (logits < length).any():
         return f"all activations are finite, the logits are not, {_rows(logits, length)}"
     return None
@@ -88,7 +90,7 @@ def _rows(places: np.ndarray, length: int) -> str:
     return f"in {word} {_listed(map(str, rows))} of the batch, from token {places.min()}"
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

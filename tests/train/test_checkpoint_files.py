@@ -1,6 +1,8 @@
 """Checkpoints on disk: which are kept, and what happens to damaged ones."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from train_runs import MICRO
 
 from jax_massact.errors import UserError
 from jax_massact.train.checkpoint import DIGESTS, Checkpoints
-from jax_massact.train.config import CheckpointConfig
+from jax_massact.train.config import CheckpointConfig, MeshConfig
 from jax_massact.train.step import abstract_state, make_mesh, new_state
 
 MESH = make_mesh(MICRO.mesh)
@@ -101,6 +103,106 @@ def test_one_without_digests_that_cannot_be_read(tmp_path, state):
         Checkpoints(tmp_path, KEEP) as checkpoints,
     ):
         checkpoints.restore(abstract_state(MICRO, MESH), MICRO)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory, state):
+    folder = tmp_path_factory.mktemp("three")
+    write(folder, state, [1, 2], CheckpointConfig(every=1, keep=5))
+    names = [p.relative_to(folder / "2") for p in (folder / "2").rglob("*") if p.is_file()]
+    assert len(names) > 8
+    return folder, sorted(names)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut short", "missing"])
+def test_any_damaged_file_sends_the_run_one_checkpoint_back(tmp_path, state, three, how, caplog):
+    """Each file of a checkpoint in turn; what is wrong is said, and nothing is thrown away."""
+    source, names = three
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(source, folder)
+        path = folder / "2" / name
+        data = path.read_bytes()
+        if how == "missing":
+            path.unlink()
+        elif how == "cut short":
+            path.write_bytes(data[: len(data) // 2])
+        else:
+            place = len(data) // 3
+            path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        if how == "missing" and name.name == DIGESTS:
+            assert restored(folder, state) == (2, [])  # the run was killed before they were made
+            continue
+        caplog.clear()
+        assert restored(folder, state) == (1, ["2.damaged"]), name
+        assert name.name == DIGESTS or str(name) in caplog.text
+        assert len(list((folder / "2.damaged").rglob("*"))) >= len(names) - 1
+
+
+# Of the tasks that Orbax leaves behind where reading fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_arrays_are_checked_where_files_have_no_digests_yet(tmp_path, state, three):
+    """A flipped bit in any file either does not reach an array or is noticed."""
+    source, names = three
+    noticed = 0
+    for number, name in enumerate(names):
+        if name.parts[0] != "state":
+            continue
+        folder = tmp_path / str(number)
+        shutil.copytree(source, folder)
+        (folder / "2" / DIGESTS).unlink()
+        path = folder / "2" / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        step, damaged = restored(folder, state)  # checks every number
+        noticed += bool(damaged)
+        assert (step, damaged) in ((2, []), (1, ["2.damaged"]))
+    assert noticed
+
+
+def test_an_array_that_is_not_the_one_that_was_saved(tmp_path, state, caplog):
+    """Files that agree with their digests, and hold something else."""
+    write(tmp_path, state, [1, 2])
+    (tmp_path / "2" / DIGESTS).unlink()
+    stated = tmp_path / "2" / "checksums" / "metadata"
+    sums = json.loads(stated.read_text())
+    name = "params/embed"
+    sums[name] = f"{int(sums[name], 16) ^ 1:016x}"
+    stated.write_text(json.dumps(sums))
+    assert restored(tmp_path, state) == (1, ["2.damaged"])
+    assert f"not as they were saved: {name}" in caplog.text
+
+
+def test_a_step_that_is_damaged_twice(tmp_path, state):
+    for names in (["2.damaged"], ["2.damaged1"]):
+        write(tmp_path, state, [1, 2])
+        flip(tmp_path / "2")
+        assert restored(tmp_path, state) == (1, names)
+
+
+MESHES = {
+    "1": MeshConfig(), "data": MeshConfig(data=8), "fsdp": MeshConfig(fsdp=8),
+    "model": MeshConfig(model=8), "all": MeshConfig(data=2, fsdp=2, model=2),
+}
+
+
+@pytest.mark.parametrize("before", MESHES)
+def test_a_state_restored_on_every_mesh(tmp_path, state, before):
+    place = lambda x, like: jax.device_put(np.asarray(x), like.sharding)
+    mesh = make_mesh(MESHES[before])
+    on_mesh = jax.tree.map(place, state, abstract_state(MICRO, mesh))
+    with jax.set_mesh(mesh):
+        write(tmp_path, on_mesh, [3], CheckpointConfig(every=1, keep=5))
+    for after in MESHES.values():
+        mesh = make_mesh(after)
+        with jax.set_mesh(mesh), Checkpoints(tmp_path, KEEP) as checkpoints:
+            abstract = abstract_state(MICRO, mesh)
+            found = checkpoints.restore(abstract, MICRO)
+            assert checkpoints.damaged == []
+        for a, b, like in zip(*map(jax.tree.leaves, (found, state, abstract)), strict=True):
+            np.testing.assert_array_equal(a, b + b.dtype.type(3))
+            assert a.sharding.is_equivalent_to(like.sharding, a.ndim)
 
 
 def test_another_models_state(tmp_path, state):

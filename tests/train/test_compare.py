@@ -247,7 +247,7 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path, caps
 
     thread = threading.Thread(target=stop)
     thread.start()
-    assert main(command) == 0
+    assert main(command) == 75
     thread.join()
     assert "stopped at step" in capsys.readouterr().err
     (saved,) = (p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())

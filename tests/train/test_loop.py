@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kill_train import CONFIG, LIVES, STEPS
 from train_runs import MICRO, Counting
 
 from jax_massact.errors import ConfigError, UserError
@@ -74,33 +74,37 @@ def test_stopping_and_going_on_gives_the_unbroken_run(whole, tmp_path):
         np.testing.assert_array_equal(resumed.state.params[name], x, err_msg=name)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
-    rng = np.random.default_rng(0)
-    steps, moment = 60, int(rng.integers(3, 40))
-    script = [sys.executable, str(Path(__file__).parent / "kill_train.py")]
+def test_two_runs_are_equal_bit_for_bit(whole, tmp_path):
+    again = train(MICRO, Counting(), tmp_path)
+    assert numbers(tmp_path) == numbers(whole[0])
+    for name, x in whole[1].state.params.items():
+        np.testing.assert_array_equal(again.state.params[name], x, err_msg=name)
+
+
+def test_a_run_killed_twenty_times_goes_on_bit_for_bit(tmp_path):
     # As in this process: the host's threads decide in what order a sum is made.
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parent)}
-    broken = tmp_path / "broken"
-    with subprocess.Popen(
-        [*script, str(broken), str(steps)], env=env, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) >= moment:
-                break
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    env = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "8",
+        "PYTHONPATH": str(Path(__file__).parent),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    script = [sys.executable, str(Path(__file__).parent / "kill_train.py"), str(broken), "0"]
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    killed, active = map(int, done.stdout.split())
+    assert killed == LIVES == 20 and active >= 12
     assert not (broken / "summary.json").exists()
-    checkpoint = dataclasses.replace(MICRO.checkpoint, every=2)
-    config = dataclasses.replace(MICRO, steps=steps, checkpoint=checkpoint)
-    resumed = train(config, Counting(), broken)
-    assert 0 < resumed.resumed < steps
-    unbroken = tmp_path / "unbroken"
-    expected = train(config, Counting(), unbroken)
+    resumed = train(CONFIG, Counting(), broken)
+    assert 0 < resumed.resumed < STEPS
+    expected = train(CONFIG, Counting(), unbroken)
     assert expected.resumed == 0 and numbers(broken) == numbers(unbroken)
     for name, x in expected.state.params.items():
         np.testing.assert_array_equal(resumed.state.params[name], x, err_msg=name)
+    # What was not finished is not left behind.
+    assert not list((broken / "checkpoints").glob("*tmp*"))
 
 
 def test_a_run_on_a_mesh_that_goes_on_without_one(whole, tmp_path):

@@ -1,0 +1,142 @@
+"""Runs of `massact train` as real processes, small enough to start many of them."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from jax_massact.train.metrics import read_rows
+
+CONFIG = '''
+import ml_collections
+
+def get_config():
+    return ml_collections.ConfigDict({
+        "model": {"attention": "kv_bias", "vocab_size": 64, "depth": 2, "width": 16,
+                  "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 32,
+                  "context_length": 16, "dtype": "float32"},
+        "optimizer": {"warmup": 1, "decay_end": 1000, "lr": 1e-2, "final_lr": 1e-3},
+        "data": {"source": "ids.npy", "tokenizer": "ids:64"},
+        "watch": {"every": 10, "sequences": 4, "sink_tokens": 8}, "checkpoint": {"every": 5},
+        "steps": 20, "batch_size": 8, "sequence_length": 16, "unroll": False, "log_every": 1,
+        "validate_every": 10, "validation_batches": 2,
+    })
+'''
+TIMED = ("seconds", "tokens_per_second", "mfu", "host_wait")
+
+
+class Place:
+    """A folder with a configuration, its data, and a cache of what was compiled."""
+
+    def __init__(self, folder: Path, cache: Path):
+        self.folder, self.cache = folder, cache
+        (folder / "config.py").write_text(CONFIG)
+        # A walk: there is something to learn.
+        steps = np.random.default_rng(0).integers(0, 3, 20_000)
+        np.save(folder / "ids.npy", (steps.cumsum() % 64).astype(np.uint16))
+
+    def start(
+        self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None, **variables
+    ) -> subprocess.Popen:
+        """One process; `limit`: of the size of its files, blocks of 512 or 1024 bytes."""
+        environment = os.environ | {
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "MASSACT_CACHE": str(self.folder / "massact"),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        } | {name: str(value) for name, value in variables.items()}
+        command = [sys.executable, "-m", "jax_massact.cli", "train",
+                   f"--config={self.folder / 'config.py'}",
+                   f"--config.data.source={self.folder / 'ids.npy'}",
+                   f"--workdir={self.folder / workdir}", *arguments]
+        if limit is not None:
+            command = ["sh", "-c", f'ulimit -f {limit} && exec "$@"', "sh", *command]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def start_all(
+        self, count: int, workdir: str, *arguments: str, devices: int = 4,
+        last: tuple[str, ...] = (),
+    ) -> list[subprocess.Popen]:
+        """`count` processes that make one run; `last`: arguments of the last of them alone."""
+        address = f"127.0.0.1:{free_port()}"
+        several = (f"--coordinator={address}", f"--processes={count}", *arguments)
+        more = [()] * (count - 1) + [last]
+        return [
+            self.start(workdir, *several, f"--process={i}", *more[i], devices=devices)
+            for i in range(count)
+        ]
+
+    def run(self, workdir: str, *arguments: str, **options) -> tuple[int, str]:
+        """Exit code and what it said."""
+        return finish(self.start(workdir, *arguments, **options))
+
+    def rows(self, workdir: str) -> list[dict]:
+        """What was measured, without what depends on the clock."""
+        rows = read_rows(self.folder / workdir / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+
+    def wait_for(self, workdir: str, step: int, process: subprocess.Popen, within: float = 90):
+        """Until the run has made `step` updates."""
+        path = self.folder / workdir / "metrics.jsonl"
+        until = time.monotonic() + within
+        while time.monotonic() < until and process.poll() is None:
+            lines = path.read_text().split("\n")[:-1] if path.exists() else []
+            if any(f'"step": {n},' in line for line in lines[-8:] for n in range(step, step + 400)):
+                return
+            time.sleep(0.01)
+        said = process.stderr.read() if process.poll() is not None else "it runs"
+        raise AssertionError(f"{workdir} did not reach step {step}: {said}")
+
+    def checkpoints(self, workdir: str) -> list[int]:
+        folder = self.folder / workdir / "checkpoints"
+        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def finish(process: subprocess.Popen, within: float = 120) -> tuple[int, str]:
+    """Exit code and what it said; never a hang."""
+    try:
+        _, said = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, said = process.communicate()
+        raise AssertionError(f"no end within {within} s; it said {said}") from None
+    return process.returncode, said
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def child_of(process: subprocess.Popen) -> int:
+    """The one child of a supervising process."""
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    (child,) = text.split()
+    return int(child)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL, and with it its child."""
+    process.kill()
+    process.communicate(timeout=30)  # until nobody has its pipe any more
+
+
+def assert_close(found: list[dict], expected: list[dict]) -> None:
+    """The same rows, to rounding."""
+    assert [(r["kind"], r["step"]) for r in found] == [(r["kind"], r["step"]) for r in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"kind", "std"}:
+            np.testing.assert_allclose(
+                np.array(a[key], float), np.array(b[key], float), rtol=2e-4, atol=1e-5,
+                err_msg=f"{key} at {a['step']}",
+            )
