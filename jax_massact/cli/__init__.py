@@ -181,19 +181,87 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    from jax_massact.cli.settings import describe
-    from jax_massact.config import ProbeConfig
-
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     kinds = bench.add_subparsers(title="what", required=True, metavar="WHAT")
-    probe = kinds.add_parser(
-        "probe",
-        help="the whole probe command, against logits only and against the authors' way",
-        epilog=describe(ProbeConfig),
+    _add_bench_train(kinds)
+    _add_bench_attention(kinds)
+    _add_bench_probe(kinds)
+
+
+def _add_bench_kind(kinds: Any, name: str, about: str, settings: type) -> argparse.ArgumentParser:
+    from jax_massact.cli.settings import describe
+
+    parser = kinds.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=describe(settings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    probe.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("--json", metavar="FILE", help="write the figures here, too")
+    _add_config(parser)
+    return parser
+
+
+def _add_bench_train(kinds: Any) -> None:
+    from jax_massact.train.config import TrainConfig
+
+    train = _add_bench_kind(
+        kinds, "train",
+        "one training step of each variant, random tokens, each in a process of its own; the "
+        "default is GPT-2 124M",
+        TrainConfig,
+    )
+    train.add_argument(
+        "--variants", metavar="NAMES", default="standard,kv_bias,sink",
+        help="of attention; the others are held against the first (%(default)s)",
+    )
+    train.add_argument(
+        "--reference", metavar="FOLDER",
+        help="a checkout of https://github.com/locuslab/massive-activations: also time its GPT-2 "
+        "models under torch.compile",
+    )
+    train.add_argument(
+        "--python", metavar="PYTHON", default=sys.executable,
+        help="a Python that has torch, for --reference (this one)",
+    )
+    train.add_argument("--steps", type=int, default=20, metavar="N", help="in a window (20)")
+    train.add_argument(
+        "--windows", type=int, default=4, metavar="N", help="medians are over these (4)"
+    )
+    train.add_argument(
+        "--profile", type=int, default=0, metavar="N",
+        help="list the N kernels that take most of a step, in the JSON file (0)",
+    )
+    train.set_defaults(run=_bench_train)
+
+
+def _add_bench_attention(kinds: Any) -> None:
+    from jax_massact.bench.attention import AttentionShape
+
+    attention = _add_bench_kind(
+        kinds, "attention",
+        "each variant of attention in each implementation that runs here: time, and error against "
+        "float64",
+        AttentionShape,
+    )
+    attention.set_defaults(run=_bench_attention)
+
+
+def _add_bench_probe(kinds: Any) -> None:
+    from jax_massact.bench.device_probe import SHAPES
+    from jax_massact.config import ProbeConfig
+
+    probe = _add_bench_kind(
+        kinds, "probe",
+        "the whole probe command, against logits only and against the authors' way; or, of random "
+        "weights, the probe on the device",
+        ProbeConfig,
+    )
+    probe.add_argument(
+        "model", metavar="MODEL", help=f"{_MODEL_HELP}; or random:SHAPE ({', '.join(SHAPES)})"
+    )
     probe.add_argument(
         "--reference",
         metavar="PYTHON",
@@ -201,8 +269,6 @@ def _add_bench(commands: Any) -> None:
         "(GGUF files only) and compare its numbers",
     )
     probe.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each (3)")
-    probe.add_argument("--json", metavar="FILE", help="write the figures here, too")
-    _add_config(probe)
     probe.set_defaults(run=_bench_probe)
 
 
@@ -254,6 +320,28 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
         args.runs, args.config, rest, args.workdir, variants=args.variants, seeds=args.seeds,
         interventions=args.interventions,
     )
+    return 0
+
+
+def _bench_train(args: argparse.Namespace, rest: list[str]) -> int:
+    from jax_massact.cli.bench import run_bench_train
+    from jax_massact.cli.settings import resolve
+    from jax_massact.train.config import TrainConfig
+
+    run_bench_train(
+        resolve(TrainConfig, args.config, rest), args.variants.split(","), steps=args.steps,
+        windows=args.windows, profile=args.profile, reference=args.reference,
+        python=args.python, json_file=args.json,
+    )
+    return 0
+
+
+def _bench_attention(args: argparse.Namespace, rest: list[str]) -> int:
+    from jax_massact.bench.attention import AttentionShape
+    from jax_massact.cli.bench import run_bench_attention
+    from jax_massact.cli.settings import resolve
+
+    run_bench_attention(resolve(AttentionShape, args.config, rest), json_file=args.json)
     return 0
 
 

@@ -1,15 +1,86 @@
 """`massact bench`: measurements anyone can repeat."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich.console
 import rich.table
 
+from jax_massact.bench.attention import AttentionShape, bench_attention
+from jax_massact.bench.device_probe import PREFIX, bench_device_probe
 from jax_massact.bench.probe import bench_probe
+from jax_massact.bench.train import bench_train
 from jax_massact.config import ProbeConfig, check_int
-from jax_massact.errors import UserError
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.train.config import TrainConfig
+
+
+def run_bench_train(
+    config: TrainConfig,
+    variants: Sequence[str],
+    *,
+    steps: int,
+    windows: int,
+    profile: int,
+    reference: str | None,
+    python: str,
+    json_file: str | None,
+) -> dict[str, Any]:
+    """`bench.train.bench_train`, its table, and its figures as JSON where asked to."""
+    check_int("--steps", steps, 1)
+    check_int("--windows", windows, 1)
+    check_int("--profile", profile, 0)
+    _check_writable(json_file)
+    progress = rich.console.Console(stderr=True, highlight=False)
+    result = bench_train(
+        config, variants, steps=steps, windows=windows, profile=profile,
+        reference=Path(reference).expanduser() if reference else None, python=python,
+        on_row=lambda name: progress.print(f"{name} ..."),
+    )
+    table = rich.table.Table(
+        "", "ms", "min - max", "tokens/s", "compilation, s", "peak MiB",
+        f"/ {variants[0]}", "/ reference", "watching",
+        title=f"{config.batch_size} x {config.sequence_length} tokens, {config.model.dtype}, "
+        f"medians of {windows} x {steps} steps",
+    )
+    for name, row in result["rows"].items():
+        ratios = result["ratios"].get(name, {})
+        ratio = lambda key, ratios=ratios: f"{ratios[key]:.3f}" if key in ratios else ""
+        spread = f"{1e3 * min(row['windows']):.2f} - {1e3 * max(row['windows']):.2f}"
+        table.add_row(
+            name, f"{1e3 * row['step']:.2f}", spread, f"{row['tokens_per_second']:,.0f}",
+            f"{row['compile']:.1f}", f"{row['peak'] / 2**20:,.0f}" if row["peak"] else "",
+            ratio("against_first"), ratio("against_reference"), ratio("watching"),
+        )
+    _finish(table, result, json_file)
+    return result
+
+
+def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> dict[str, Any]:
+    """`bench.attention.bench_attention`, its table, and its figures as JSON where asked to."""
+    _check_writable(json_file)
+    result = bench_attention(shape)
+    table = rich.table.Table(
+        "variant", "implementation", "forward, ms", "and backward, ms", "/ standard",
+        "error of the result", "largest of the gradients",
+        title=f"{shape.batch} x {shape.length} tokens, {shape.num_heads} heads of "
+        f"{shape.head_dim}, {shape.dtype}, {result['device']}; errors against float64",
+    )
+    standard = {
+        r["implementation"]: r["both"] for r in result["rows"] if r["variant"] == "standard"
+    }
+    for row in result["rows"]:
+        errors = dict(row["error"])
+        out, worst = errors.pop("out"), max(errors, key=errors.__getitem__)
+        table.add_row(
+            row["variant"], row["implementation"], f"{1e3 * row['forward']:.3f}",
+            f"{1e3 * row['both']:.3f}", f"{row['both'] / standard[row['implementation']]:.3f}",
+            f"{out:.1e}", f"{errors[worst]:.1e} ({worst})",
+        )
+    _finish(table, result, json_file, [f"{n}: {why}" for n, why in result["unfit"].items()])
+    return result
 
 
 def run_bench_probe(
@@ -17,24 +88,64 @@ def run_bench_probe(
 ) -> dict[str, Any]:
     """Measures, prints a table, and writes the figures as JSON where asked to."""
     check_int("--repeat", repeat, 1, 100)
+    _check_writable(json_file)
+    if model.startswith(PREFIX):
+        return _run_device_probe(model.removeprefix(PREFIX), config, reference, repeat, json_file)
     result = bench_probe(model, config, reference=reference, repeat=repeat)
-    console = rich.console.Console()
     table = rich.table.Table(
         "run", "seconds", "min - max", "peak MiB", title=f"{model}, whole processes, medians"
     )
     for name, run in result["runs"].items():
         spread = f"{min(run['walls']):.2f} - {max(run['walls']):.2f}"
         table.add_row(name, f"{run['wall']:.2f}", spread, f"{run['peak'] / 2**20:,.0f}")
-    console.print(table)
     shape = f"{result['sequences']} x {result['sequence_length']} tokens"
-    console.print(f"{shape}, {result['repeat']} runs of each, {result['cpus']} CPUs")
-    for name, ratio in result["ratios"].items():
-        console.print(f"{name}: {ratio:.3f} x", highlight=False)
-    for name, difference in result["differences"].items():
-        console.print(f"largest relative difference in {name}: {difference:.1e}", highlight=False)
+    _finish(table, result, json_file, [
+        f"{shape}, {result['repeat']} runs of each, {result['cpus']} CPUs",
+        *(f"{name}: {ratio:.3f} x" for name, ratio in result["ratios"].items()),
+        *(f"largest relative difference in {name}: {difference:.1e}"
+          for name, difference in result["differences"].items()),
+    ])
+    return result
+
+
+def _run_device_probe(
+    name: str, config: ProbeConfig, reference: str | None, repeat: int, json_file: str | None
+) -> dict[str, Any]:
+    if reference is not None:
+        raise ConfigError("--reference reads a checkpoint; of random weights there is none")
+    result = bench_device_probe(name, config, repeat=repeat)
+    table = rich.table.Table(
+        "", "ms", "temporary MiB",
+        title=f"{name}, random weights, {result['sequences']} x {result['sequence_length']} "
+        f"tokens, {result['dtype']}, {result['device']}",
+    )
+    for label, row in result["rows"].items():
+        memory = "" if row["temporary"] is None else f"{row['temporary'] / 2**20:,.0f}"
+        table.add_row(label, f"{1e3 * row['seconds']:,.2f}", memory)
+    lines = [f"{label}: {ratio:.3f} x" for label, ratio in result["ratios"].items()]
+    _finish(table, result, json_file, lines)
+    return result
+
+
+def _check_writable(json_file: str | None) -> None:
+    """Before minutes of measurements, not after them."""
+    if json_file and not Path(json_file).expanduser().absolute().parent.is_dir():
+        raise UserError(f"cannot write {json_file}: there is no such folder")
+
+
+def _finish(
+    table: rich.table.Table, result: dict[str, Any], json_file: str | None,
+    lines: Sequence[str] = (),
+) -> None:
+    console = rich.console.Console(highlight=False)
+    # A narrow terminal takes room from the figures, not from what they are of.
+    names = table.columns[0]
+    names.min_width = max(map(len, map(str, names.cells)), default=0)
+    console.print(table)
+    for line in lines:
+        console.print(line)
     if json_file:
         try:
-            Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+            Path(json_file).expanduser().write_text(json.dumps(result, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {json_file}: {error.strerror}") from None
-    return result

@@ -65,3 +65,111 @@ def test_overrides_come_after_the_file_and_the_file_after_the_defaults(monkeypat
     assert config.top_k == ProbeConfig().top_k
     config = resolve(ProbeConfig, None, ["--config.definition.strict.ratio=2000"])
     assert config.definition.strict.ratio == 2000.0 and config.definition.relaxed.ratio == 100.0
+
+
+def _found(capsys, tmp_path, *argv: str) -> dict:
+    file = tmp_path / "figures.json"
+    assert main(["bench", *argv, f"--json={file}"]) == 0, capsys.readouterr().err
+    return json.loads(file.read_text())
+
+
+TINY = [
+    "--config=configs/gpt2_tiny.py:standard", "--config.model.depth=1", "--config.batch_size=4",
+    "--config.sequence_length=16", "--config.watch.sequences=2", "--config.watch.sink_tokens=8",
+]
+
+
+def test_bench_train_times_each_variant_in_a_process_of_its_own(tmp_path, capsys):
+    found = _found(
+        capsys, tmp_path, "train", *TINY, "--variants=standard,kv_bias", "--steps=2", "--windows=3"
+    )
+    assert list(found["rows"]) == ["standard", "kv_bias"]
+    speeds = [row["tokens_per_second"] for row in found["rows"].values()]
+    assert found["ratios"]["standard"]["against_first"] == 1
+    assert found["ratios"]["kv_bias"]["against_first"] == pytest.approx(speeds[1] / speeds[0])
+    row = found["rows"]["kv_bias"]
+    assert found["ratios"]["kv_bias"]["watching"] == pytest.approx(
+        1 / (1 + row["watch"] / (100 * row["step"]))
+    )
+    assert "kv_bias" in capsys.readouterr().out
+
+
+REFERENCE = """
+import json, sys
+settings = json.loads(sys.argv[2])
+assert settings["sequence_length"] == 16 and settings["num_heads"], settings
+if "sink" in sys.argv[1]:
+    sys.exit("no GPU here")
+print(json.dumps({"windows": [0.5], "step": 0.5, "compile": 1, "peak": None,
+                  "tokens_per_second": 4 * 16 / 0.5}))
+"""
+
+
+def test_bench_train_runs_the_reference_and_says_what_fails(tmp_path, capsys, monkeypatch):
+    from jax_massact.bench import reference_train
+
+    script = tmp_path / "stand_in.py"
+    script.write_text(REFERENCE)
+    monkeypatch.setattr(reference_train, "__file__", str(script))
+    (tmp_path / "gpt-2").mkdir()
+    options = [*TINY, "--steps=1", "--windows=1", f"--reference={tmp_path}"]
+    assert main(["bench", "train", *options, "--variants=standard"]) == 2
+    assert "no file" in capsys.readouterr().err
+    for name in ("default", "sink"):
+        (tmp_path / "gpt-2" / f"model_{name}.py").write_text("")
+    found = _found(capsys, tmp_path, "train", *options, "--variants=standard")
+    speed = found["rows"]["standard"]["tokens_per_second"]
+    assert found["ratios"]["standard"]["against_reference"] == pytest.approx(speed / 128)
+    assert main(["bench", "train", *options, "--variants=sink"]) == 2
+    assert "exit code 1): no GPU here" in capsys.readouterr().err
+    assert main(["bench", "train", *TINY, "--variants=standard,none"]) == 2
+    assert "variants is 'none'; allowed: " in capsys.readouterr().err
+
+
+def test_bench_attention_checks_every_variant_against_float64(tmp_path, capsys):
+    small = ["batch=2", "length=33", "num_heads=4", "num_kv_heads=2", "head_dim=8", "calls=1"]
+    flags = [f"--config.{setting}" for setting in (*small, "windows=1", "dtype=float32")]
+    found = _found(capsys, tmp_path, "attention", *flags)
+    rows = {(row["variant"], row["implementation"]): row for row in found["rows"]}
+    assert {variant for variant, _ in rows} == {
+        "standard", "kv_bias", "k_bias", "sink_logit", "softmax1"
+    }
+    assert set(rows["kv_bias", "xla"]["error"]) == {"out", "q", "k", "v", "key", "value"}
+    for row in rows.values():
+        assert 0 < row["forward"] and 0 < max(row["error"].values()) < 3e-6
+    if "cudnn" in found["unfit"]:
+        assert "not on this" in found["unfit"]["cudnn"] or "float32" in found["unfit"]["cudnn"]
+    assert main(["bench", "attention", "--config.num_kv_heads=5"]) == 2
+    assert "a divisor of num_heads, 12" in capsys.readouterr().err
+
+
+def test_an_attention_that_is_wrong_is_seen(monkeypatch):
+    from jax_massact.bench import attention as room
+
+    right = room.attend
+    monkeypatch.setattr(room, "attend", lambda q, *rest, **named: 1.01 * right(q, *rest, **named))
+    shape = room.AttentionShape(
+        batch=1, length=8, num_heads=1, num_kv_heads=1, head_dim=4, dtype="float32", calls=1,
+        windows=1,
+    )
+    for row in room.bench_attention(shape)["rows"]:
+        assert row["error"]["out"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
+    from tiny_models import LLAMA
+
+    from jax_massact.bench import device_probe
+
+    monkeypatch.setitem(device_probe.SHAPES, "tiny", LLAMA)
+    flags = ["--config.batch_size=2", "--config.sequence_length=8", "--repeat=1"]
+    found = _found(capsys, tmp_path, "probe", "random:tiny", *flags)
+    rows = found["rows"]
+    assert list(rows) == ["forward", "probe", "authors' way"]
+    assert found["ratios"]["time of the probe, against the forward pass"] == pytest.approx(
+        rows["probe"]["seconds"] / rows["forward"]["seconds"]
+    )
+    assert main(["bench", "probe", "random:huge"]) == 2
+    assert "no shape 'huge'; allowed: llama2-7b" in capsys.readouterr().err
+    assert main(["bench", "probe", "random:tiny", "--json=/nowhere/x.json"]) == 2
+    assert "no such folder" in capsys.readouterr().err

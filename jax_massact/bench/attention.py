@@ -1,0 +1,190 @@
+"""`massact bench attention`: every variant in every implementation, its speed and its error.
+
+The error is held against a dense softmax in float64, in NumPy, of the same operands: a fast wrong
+kernel is worth nothing.
+"""
+
+import dataclasses
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_massact.bench.clock import seconds
+from jax_massact.config import ImplementationKind, check_in, check_int
+from jax_massact.errors import ConfigError
+from jax_massact.nn.attention import KERNELS, attend
+from jax_massact.nn.extra import Extra
+
+# The fields of the extra key that a variant has.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "standard": (),
+    "kv_bias": ("key", "value"),
+    "k_bias": ("key",),
+    "sink_logit": ("logit",),
+    "softmax1": (),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """What is measured: `batch` sequences of `length` tokens.
+
+    Attributes:
+      num_heads, num_kv_heads, head_dim: of queries, of keys and values, of each.
+      dtype: `float32`, `bfloat16` or `float16`.
+      calls, windows: times are medians over `windows` times `calls` calls.
+      checked: sequences that are compared with float64.
+    """
+
+    batch: int = 32
+    length: int = 1024
+    num_heads: int = 12
+    num_kv_heads: int = 12
+    head_dim: int = 64
+    dtype: str = "bfloat16"
+    calls: int = 10
+    windows: int = 5
+    checked: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("batch", "length", "num_heads", "num_kv_heads", "head_dim", "calls",
+                      "windows"):
+            check_int(field, getattr(self, field), 1)
+        check_int("checked", self.checked, 1, self.batch)
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_kv_heads is {self.num_kv_heads}; allowed: a divisor of num_heads, "
+                f"{self.num_heads}"
+            )
+        check_in("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+
+
+def bench_attention(shape: AttentionShape) -> dict[str, Any]:
+    """Times and checks all variants in all implementations that run here.
+
+    Returns:
+      `{"rows": [...], "unfit": {implementation: why it cannot run here}, "device": ...}`; a row has
+      `variant`, `implementation`, `forward` and `both` (forward and backward) in seconds, and
+      `error`: for `out` and each operand's gradient the norm of the difference over the norm.
+    """
+    query = jax.ShapeDtypeStruct(
+        (shape.batch, shape.length, shape.num_heads, shape.head_dim), jnp.dtype(shape.dtype)
+    )
+    unfit = {name: reason for name, k in KERNELS.items() if (reason := k.unfit(query, None))}
+    names = [name for name in get_args(ImplementationKind) if name not in unfit]
+    rows = []
+    for variant, fields in EXTRAS.items():
+        operands, cotangent = _operands(shape, fields)
+        first = lambda x: np.asarray(x[: shape.checked].astype(jnp.float32), np.float64)
+        rest = {f: np.asarray(operands[f], np.float64) for f in fields}
+        wanted = dense(
+            {n: first(operands[n]) for n in "qkv"} | rest, first(cotangent),
+            extra=variant != "standard",
+        )
+        for name in names:
+            forward, both = _functions(variant, name)
+            few = operands | {n: operands[n][: shape.checked] for n in "qkv"}
+            out, grads = both(few, cotangent[: shape.checked])
+            found = {"out": out} | grads
+            time = lambda run, *args: seconds(
+                lambda: run(*args), calls=shape.calls, windows=shape.windows
+            )
+            rows.append({
+                "variant": variant,
+                "implementation": name,
+                "forward": time(forward, operands),
+                "both": time(both, operands, cotangent),
+                "error": {key: _distance(found[key], wanted[key]) for key in wanted},
+            })
+    return {"rows": rows, "unfit": unfit, "device": jax.devices()[0].device_kind,
+            "shape": dataclasses.asdict(shape), "jax": jax.__version__}
+
+
+def _functions(variant: str, implementation: Any) -> tuple[Any, Any]:
+    def forward(operands):
+        fields = {name: operands[name] for name in EXTRAS[variant]}
+        if variant == "softmax1":
+            fields["logit"] = jnp.zeros(operands["q"].shape[2])
+        extra = Extra(**fields) if fields else None
+        return attend(operands["q"], operands["k"], operands["v"], extra=extra,
+                      implementation=implementation)
+
+    def both(operands, cotangent):
+        out, pull = jax.vjp(forward, operands)
+        return out, pull(cotangent)[0]
+
+    return jax.jit(forward), jax.jit(both)
+
+
+def _operands(shape: AttentionShape, fields: tuple[str, ...]) -> tuple[dict[str, Any], jax.Array]:
+    B, T, H, dtype = shape.batch, shape.length, shape.head_dim, jnp.dtype(shape.dtype)
+    N, K = shape.num_heads, shape.num_kv_heads
+    keys = iter(jax.random.split(jax.random.key(0), 7))
+    normal = lambda *size: jax.random.normal(next(keys), size)
+    operands = {
+        "q": normal(B, T, N, H).astype(dtype), "k": normal(B, T, K, H).astype(dtype),
+        "v": normal(B, T, K, H).astype(dtype),
+    }
+    cotangent = normal(B, T, N, H).astype(dtype)
+    sizes = {"key": (K, H), "value": (K, H), "logit": (N,)}
+    # Parameters are float32; rounded here, so that all implementations are given the same numbers.
+    return operands | {
+        f: normal(*sizes[f]).astype(dtype).astype(jnp.float32) for f in fields
+    }, cotangent
+
+
+def dense(
+    operands: dict[str, np.ndarray], cotangent: np.ndarray, *, extra: bool
+) -> dict[str, np.ndarray]:
+    """Causal attention and its gradients in float64, every weight written out.
+
+    Args:
+      operands: `q` [B T N H], `k` and `v` [B T K H] and, as there are, `key` and `value` [K H] and
+        `logit` [N] of the extra key.
+      cotangent: [B T N H].
+      extra: whether there is an extra key.
+
+    Returns:
+      `out` [B T N H] and the gradient of every operand.
+    """
+    q, k, v = operands["q"], operands["k"], operands["v"]
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    value = operands.get("value", np.zeros((K, H)))
+    grads = {name: np.zeros_like(x) for name, x in operands.items()}
+    out = np.zeros_like(q)
+    hidden = np.triu(np.ones((T, T), bool), 1)
+    for b in range(B):
+        for n in range(N):
+            h = n * K // N
+            keys, values = k[b, :, h], np.concatenate([v[b, :, h], value[h : h + 1]])
+            logits = np.full((T, T + 1), -np.inf)
+            logits[:, :T] = np.where(hidden, -np.inf, q[b, :, n] @ keys.T / H**0.5)
+            if extra:
+                own = q[b, :, n] @ operands["key"][h] / H**0.5 if "key" in operands else 0.0
+                logits[:, T] = own + (operands["logit"][n] if "logit" in operands else 0.0)
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True)
+            out[b, :, n] = weights @ values
+            g = cotangent[b, :, n]
+            d_values = weights.T @ g
+            d_weights = g @ values.T
+            d_logits = weights * (d_weights - (weights * d_weights).sum(1, keepdims=True))
+            grads["q"][b, :, n] += d_logits[:, :T] @ keys / H**0.5
+            grads["k"][b, :, h] += d_logits[:, :T].T @ q[b, :, n] / H**0.5
+            grads["v"][b, :, h] += d_values[:T]
+            if "value" in operands:
+                grads["value"][h] += d_values[T]
+            if "logit" in operands:
+                grads["logit"][n] += d_logits[:, T].sum()
+            if "key" in operands:
+                grads["q"][b, :, n] += np.outer(d_logits[:, T], operands["key"][h]) / H**0.5
+                grads["key"][h] += d_logits[:, T] @ q[b, :, n] / H**0.5
+    return {"out": out} | grads
+
+
+def _distance(found: jax.Array, wanted: np.ndarray) -> float:
+    difference = np.asarray(found.astype(jnp.float32), np.float64) - wanted
+    return float(np.linalg.norm(difference) / np.linalg.norm(wanted))

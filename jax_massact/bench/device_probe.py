@@ -1,0 +1,115 @@
+"""The probe on one device, of a model of random weights: time and memory beside the forward pass.
+
+`massact bench probe random:SHAPE`. Nothing is read from disk, so that models fit that no one has
+at hand, and the figures are those of the device alone. The third row is the authors' way: the
+hidden states of all layers are copied to the host and their magnitudes sorted there.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_massact.bench.clock import seconds
+from jax_massact.config import ModelConfig, ProbeConfig, RopeConfig
+from jax_massact.errors import ConfigError
+from jax_massact.nn.decoder import Decoder
+from jax_massact.probe.magnitudes import magnitudes_tap, residual_streams
+from jax_massact.train.config import gpt2
+
+PREFIX = "random:"
+SHAPES = {
+    "llama2-7b": ModelConfig(
+        family="llama", vocab_size=32000, depth=32, width=4096, num_heads=32, num_kv_heads=32,
+        head_dim=128, mlp_dim=11008, context_length=4096,
+    ),
+    "smollm2-135m": ModelConfig(
+        family="llama", vocab_size=49152, depth=30, width=576, num_heads=9, num_kv_heads=3,
+        head_dim=64, mlp_dim=1536, context_length=8192, tied_head=True,
+        rope=RopeConfig(base=1e5, pairs="interleaved"),
+    ),
+    "gpt2-124m": gpt2(),
+}
+
+
+def bench_device_probe(name: str, config: ProbeConfig, *, repeat: int) -> dict[str, Any]:
+    """Times the forward pass with and without the probe, `batch_size` x `sequence_length` tokens.
+
+    Args:
+      name: a row of SHAPES.
+      config: `dtype`, `batch_size`, `sequence_length`, `top_k` and `definition` are used.
+      repeat: windows, of which the medians are taken.
+
+    Returns:
+      `{"rows": {name: {"seconds", "temporary"}}, "ratios": {...}, ...}`; `temporary` is the bytes
+      that the compiled program needs beside weights and results (null for the authors' way).
+
+    Raises:
+      ConfigError: there is no such shape, or the sequences are longer than its context.
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"no shape {name!r}; allowed: {', '.join(SHAPES)}")
+    model_config = dataclasses.replace(SHAPES[name], dtype=config.dtype)
+    if config.sequence_length > model_config.context_length:
+        raise ConfigError(
+            f"sequence_length is {config.sequence_length}; {name} takes at most "
+            f"{model_config.context_length}"
+        )
+
+    @jax.jit
+    def new(key):
+        model = Decoder(model_config, key)
+        return jax.tree.map(lambda x: x.astype(model_config.dtype), model)
+
+    def forward(model, tokens):
+        return model(tokens)[0].argmax(-1)  # reading every logit keeps XLA from leaving any out
+
+    def probe(model, tokens):
+        tap = lambda acts: magnitudes_tap(acts, top_k=config.top_k, definition=config.definition)
+        logits, found = model(tokens, tap=tap)
+        return logits.argmax(-1), found
+
+    model = new(jax.random.key(0))
+    shape = (config.batch_size, config.sequence_length)
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, model_config.vocab_size)
+    rows: dict[str, dict[str, Any]] = {}
+    for label, function in (("forward", forward), ("probe", probe)):
+        compiled = jax.jit(function).lower(model, tokens).compile()
+        rows[label] = {
+            "seconds": seconds(lambda c=compiled: c(model, tokens), calls=3, windows=repeat),
+            "temporary": compiled.memory_analysis().temp_size_in_bytes,
+        }
+    rows["authors' way"] = {"seconds": _copied_and_sorted(model, tokens), "temporary": None}
+    one, two = rows["forward"], rows["probe"]
+    return {
+        "model": name, "sequences": shape[0], "sequence_length": shape[1], "dtype": config.dtype,
+        "device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": rows,
+        "ratios": {
+            "time of the probe, against the forward pass": two["seconds"] / one["seconds"],
+            "time of the authors' way, against the probe":
+                rows["authors' way"]["seconds"] / two["seconds"],
+            # Weights count, too: they are in memory whatever is computed.
+            "peak memory of the probe, against the forward pass":
+                (two["temporary"] + _bytes(model)) / (one["temporary"] + _bytes(model)),
+            "temporary memory of the probe, against the forward pass":
+                two["temporary"] / one["temporary"],
+        },
+    }
+
+
+def _bytes(model: Decoder) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(model))
+
+
+def _copied_and_sorted(model: Decoder, tokens: jax.Array) -> float:
+    """Seconds, once: a sort of all layers takes long and hardly varies."""
+    streams = jax.jit(residual_streams)
+    run = lambda: streams(model, tokens)
+    jax.block_until_ready(run())
+    begin = time.perf_counter()
+    for layer in run():
+        np.sort(np.abs(np.asarray(layer.astype(jnp.float32))), axis=None)
+    return time.perf_counter() - begin
