@@ -78,9 +78,10 @@ def bench_device_probe(name: str, config: ProbeConfig, *, repeat: int) -> dict[s
     rows: dict[str, dict[str, Any]] = {}
     for label, function in (("forward", forward), ("probe", probe)):
         compiled = jax.jit(function).lower(model, tokens).compile()
+        memory = compiled.memory_analysis()
         rows[label] = {
             "seconds": seconds(lambda c=compiled: c(model, tokens), calls=3, windows=repeat),
-            "temporary": compiled.memory_analysis().temp_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes if memory else 0,
         }
     rows["authors' way"] = {"seconds": _copied_and_sorted(model, tokens), "temporary": None}
     one, two = rows["forward"], rows["probe"]
