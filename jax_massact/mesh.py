@@ -230,9 +230,17 @@ def pick(x: jax.Array, index: jax.Array) -> jax.Array:
     if sizes:
         names = jax.typeof(x).sharding.spec[-1] or ()
         if math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names)) > 1:
-            return jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0).sum(-1)
+            return jnp.where(one_hot(x, index), x, 0).sum(-1)
         x = jax.reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None))
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+
+
+def one_hot(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Where in the last axis of `x` is `index` [...]: booleans in the layout of `x`."""
+    # Without its layout, every device would compare, or gather, the whole axis.
+    sharding = jax.typeof(x).sharding if _explicit_sizes() else None
+    places = jax.lax.broadcasted_iota(index.dtype, x.shape, x.ndim - 1, out_sharding=sharding)
+    return places == index[..., None]
 
 
 def take_rows(table: jax.Array, ids: jax.Array, *, out: str) -> jax.Array:

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_run(commands, name)
     _add_train(commands)
     _add_compare(commands)
+    _add_plan(commands)
     _add_bench(commands)
     return parser
 
@@ -178,6 +179,27 @@ def _add_compare(commands: Any) -> None:
     )
     _add_config(compare)
     compare.set_defaults(run=_compare)
+
+
+def _add_plan(commands: Any) -> None:
+    from jax_massact.cli.settings import describe
+    from jax_massact.train.config import TrainConfig
+    from jax_massact.train.devices import ACCELERATORS
+
+    plan = commands.add_parser(
+        "plan",
+        help="memory, traffic and time of a training run on devices that are not here",
+        epilog=describe(TrainConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    plan.add_argument("--devices", type=int, required=True, metavar="N", help="how many")
+    plan.add_argument(
+        "--device", required=True, metavar="NAME", help=f"which: {', '.join(ACCELERATORS)}"
+    )
+    plan.add_argument("--json", metavar="FILE", help="write the plan here, too")
+    _add_config(plan, required=True)
+    plan.set_defaults(run=_plan)
 
 
 def _add_bench(commands: Any) -> None:
@@ -321,6 +343,14 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
         interventions=args.interventions,
     )
     return 0
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from jax_massact.cli.plan import run_plan
+
+    return run_plan(
+        args.config, rest, devices=args.devices, device=args.device, json_file=args.json
+    )
 
 
 def _bench_train(args: argparse.Namespace, rest: list[str]) -> int:

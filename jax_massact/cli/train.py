@@ -1,6 +1,7 @@
 """`massact train`: trains a model, shows how it goes, and can be stopped and taken up again."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import rich.progress
 from jax_massact.cli.supervise import find_parent, supervise
 from jax_massact.errors import UserError
 from jax_massact.report import words
+from jax_massact.report.plan import show_layout
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
 from jax_massact.train.distributed import (
@@ -119,7 +121,8 @@ def run_train(
         f"{config.steps:,} steps of {config.batch_size} x {config.sequence_length} tokens"
     )
     with stop_on_signals() as stop, progress(console, config.steps) as show:
-        trained = train(config, batches, workdir, on_row=show, stop=stop)
+        about = functools.partial(show_layout, console)
+        trained = train(config, batches, workdir, on_row=show, on_compiled=about, stop=stop)
         trained = trained._replace(stopped_by=stop.number)
     if trained.resumed:
         console.print(f"taken up at step {trained.resumed:,}")

@@ -28,7 +28,7 @@ def _forward(logits, targets):
 def _backward(residuals, cotangent):
     logits, targets, lse = residuals
     probabilities = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
-    gradient = probabilities - (jnp.arange(logits.shape[-1]) == targets[..., None])
+    gradient = probabilities - mesh.one_hot(logits, targets)
     return (gradient * cotangent[..., None]).astype(logits.dtype), None
 
 

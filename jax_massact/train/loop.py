@@ -86,6 +86,7 @@ def train(
     workdir: Path,
     *,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_compiled: Callable[[TrainConfig, jax.sharding.Mesh, Any], None] = lambda *_: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Trains a model, or goes on with the run that is in `workdir`.
@@ -107,6 +108,7 @@ def train(
     Args:
       batches: the data; must depend on nothing but its arguments and `config.seed`.
       on_row: called with every row of the metrics.
+      on_compiled: called by process 0 before the first update, with what was compiled.
       stop: asked after every update; once true, a checkpoint is written and the run ends.
 
     Raises:
@@ -138,7 +140,7 @@ def train(
         on_first(lambda: write_text(workdir / CONFIG, to_json(config)))
         with _opened(config, workdir, start, on_row) as (write, before):
             record = _Recorder(config, mesh, before, write)
-            run = _Run(config, mesh, batches, checkpoints, record)
+            run = _Run(config, mesh, batches, checkpoints, record, on_compiled)
             state = run.go(state, start, stop)
         export(state, config, workdir / MODEL, batches.tokenizer)
         done = int(state.step)
@@ -241,8 +243,10 @@ class _Run:
         batches: Batches,
         checkpoints: Checkpoints,
         record: "_Recorder",
+        on_compiled: Callable[[TrainConfig, jax.sharding.Mesh, Any], None],
     ):
         self.config, self.mesh, self.batches = config, mesh, batches
+        self.on_compiled = on_compiled
         self.checkpoints, self.record = checkpoints, record
         # Runs that differ in their seed alone share what is compiled.
         self.compute = dataclasses.replace(config, seed=0)
@@ -259,6 +263,8 @@ class _Run:
                 self._measure(state, start)
             return state
         update = compile_update(self.compute, self.mesh)
+        if is_first():
+            self.on_compiled(self.config, self.mesh, update)
         if start == 0:
             self._measure(state, 0)
         self.record.start_clock()

@@ -192,13 +192,18 @@ def compile_update(
     config: TrainConfig, mesh: jax.sharding.Mesh
 ) -> Callable[[State, jax.Array], tuple[State, StepMetrics]]:
     """`update`, compiled; takes what `place` gave. The state given to it is used up."""
+    options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+    with jax.set_mesh(mesh):
+        return lower_update(config, mesh).compile(compiler_options=options)
+
+
+def lower_update(config: TrainConfig, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """`update`, ready to be compiled for the devices of `mesh`."""
     shape = (config.accumulate, config.micro_batch, config.sequence_length + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=_batch_sharding(mesh))
     with jax.set_mesh(mesh):
         run = jax.jit(update, static_argnums=2, donate_argnums=0)
-        lowered = run.lower(abstract_state(config, mesh), tokens, config)
-        options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
-        return lowered.compile(compiler_options=options)
+        return run.lower(abstract_state(config, mesh), tokens, config)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -1,0 +1,81 @@
+"""`massact plan` as it is run: in a process of its own, with tables, JSON and exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jax_massact.cli import main
+from jax_massact.cli.settings import resolve
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.step import parameter_count
+
+TINY = "--config=configs/gpt2_tiny.py:kv_bias"
+
+
+def test_the_tiny_model_on_16_devices(tmp_path):
+    file = tmp_path / "plan.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "jax_massact.cli", "plan", TINY, "--devices=16", "--device=v5e",
+         "--config.mesh=dcn=2,data=-1,fsdp=4", "--config.optimizer.name=adamw", "--json",
+         str(file)],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("16 x v5e; mesh: dcn 2, data 2, fsdp 4", "all-gather 4, fsdp",
+                 "all-reduce 16, dcn x data", "optimizer state",
+                 "at most: their sum, at 33% of the peak", "tokens/s; MFU",
+                 "docs.cloud.google.com/tpu/docs/v5e", "model.dtype is float32", "fits: "):
+        assert part in " ".join(done.stdout.split()), part
+    plan = json.loads(file.read_text())
+    assert plan["mesh"] == {"dcn": 2, "data": 2, "fsdp": 4, "model": 1}
+    assert plan["tokens"] == 32 * 64
+    # Over the network between the slices, which is slower than all else.
+    (reduced,) = (r for r in plan["traffic"] if r["axes"] == ["dcn", "data", "fsdp"])
+    assert reduced["devices"] == 16 and reduced["seconds"][0] > 0
+
+
+def test_a_mesh_that_is_not_named_takes_all_devices(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    assert main(["plan", TINY, "--devices=4", "--device=h100", f"--json={file}"]) == 0
+    assert json.loads(file.read_text())["mesh"]["data"] == 4
+    assert "4 x h100; mesh: data 4" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_said_and_is_an_exit_code(capsys):
+    big = ["--config.model.width=8192", "--config.model.num_heads=1", "--config.model.depth=24",
+           "--config.model.head_dim=64", "--config.model.mlp_dim=32768"]
+    assert main(["plan", TINY, "--devices=1", "--device=v5e", *big]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "does not fit: " in out and "--config.remat=true" in out
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--devices=4", "--device=b300"], "--device is 'b300'; allowed: a100, h100"),
+    (["--devices=0", "--device=h100"], "--devices is 0; allowed: a whole number of at least 1"),
+    (["--devices=4", "--device=h100", "--config.mesh=fsdp=8"],
+     "mesh is fsdp=8, 8 devices; --devices is 4; one axis may be -1"),
+    (["--devices=8", "--device=h100", "--config.mesh=data=-1,fsdp=3",
+      "--config.batch_size=48"],
+     "config: mesh.fsdp is 3; allowed: a divisor of model.width (64): 1, 2, 4, 8, 16, 32, 64"),
+    (["--devices=4", "--device=h100", "--config.mesh=model=-1"],
+     "mesh.model is 4; allowed: a divisor of model.num_heads (1)"),
+    (["--devices=64", "--device=h100"],
+     "mesh.data is 64; allowed: a divisor of batch_size / accumulate, which is 32"),
+    (["--devices=2", "--device=h100", "--config.mesh=data=-1,tensor=2"],
+     "axes, each once: dcn, data, fsdp, model"),
+])
+def test_refusals_in_one_line(arguments, said, capsys):
+    assert main(["plan", TINY, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("file", "parameters"), [
+    ("configs/gpt2_1_3b.py:kv_bias", 1.316e9), ("configs/llama_7b.py:standard", 6.738e9),
+])
+def test_large_configurations_are_what_they_say(file, parameters):
+    config = resolve(TrainConfig, file, [])
+    assert parameter_count(config) == pytest.approx(parameters, rel=1e-3)
+    assert config.mesh.open_axis == "data" and config.mesh.on(256).devices == 256
