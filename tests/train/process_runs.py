@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,21 +84,36 @@ class Place:
         rows = read_rows(self.folder / workdir / "metrics.jsonl")
         return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
-    def wait_for(self, workdir: str, step: int, process: subprocess.Popen, within: float = 90):
+    def wait_for(self, workdir: str, step: int, process: subprocess.Popen):
         """Until the run has made `step` updates."""
         path = self.folder / workdir / "metrics.jsonl"
-        until = time.monotonic() + within
-        while time.monotonic() < until and process.poll() is None:
+
+        def reached() -> bool:
             lines = path.read_text().split("\n")[:-1] if path.exists() else []
-            if any(f'"step": {n},' in line for line in lines[-8:] for n in range(step, step + 400)):
-                return
-            time.sleep(0.01)
-        said = process.stderr.read() if process.poll() is not None else "it runs"
-        raise AssertionError(f"{workdir} did not reach step {step}: {said}")
+            steps = range(step, step + 400)
+            return any(f'"step": {n},' in line for line in lines[-8:] for n in steps)
+
+        _wait(reached, process, f"{workdir} did not reach step {step}")
+
+    def wait_for_checkpoint(self, workdir: str, process: subprocess.Popen):
+        """Until one is whole on disk: it is written while the run goes on."""
+        _wait(lambda: bool(self.checkpoints(workdir)), process, f"{workdir} has no checkpoint")
 
     def checkpoints(self, workdir: str) -> list[int]:
         folder = self.folder / workdir / "checkpoints"
-        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def _wait(
+    reached: Callable[[], bool], process: subprocess.Popen, failed: str, within: float = 90
+) -> None:
+    until = time.monotonic() + within
+    while time.monotonic() < until and process.poll() is None:
+        if reached():
+            return
+        time.sleep(0.01)
+    said = process.stderr.read() if process.poll() is not None else "it runs"
+    raise AssertionError(f"{failed}: {said}")
 
 
 def finish(process: subprocess.Popen, within: float = 120) -> tuple[int, str]:

@@ -78,6 +78,7 @@ def test_the_others_of_a_dead_host_end_in_time_and_the_run_goes_on(place, whole,
     name = f"dead-{victim}-{how}"
     two = place.start_all(2, name, *PAIR, f"--heartbeat={HEARTBEAT}", devices=1)
     place.wait_for(name, 7, two[0])
+    place.wait_for_checkpoint(name, two[0])
     child = child_of(two[victim])
     os.kill(child, how)
     began = time.monotonic()
