@@ -1,11 +1,14 @@
 """Flash attention with one more key, whatever the kernel: the exact merge.
 
-Let (o, l) be attention over the real keys and its log-sum-exp, s a query's logit for the extra key
-and v' its value. Over all keys together the log-sum-exp is l' = log(e^l + e^s) and the result
+A softmax stays as it is when all its logits are moved by one number. So the extra key k' is taken
+off every key: its own logit s then is a constant, its learned one or 0, no query is multiplied with
+it, and nothing is left to add to the gradient of the queries.
+
+Let (o, l) be attention over the keys k - k' and its log-sum-exp, and v' the extra value. Over all
+keys together the log-sum-exp is l' = log(e^l + e^s), and the result is
 o' = e^(l - l') o + e^(s - l') v'. A flash backward kernel knows the softmax only as exp(logit - l)
 and its result only through the product with the cotangent, so that given l' and o' it returns the
-exact cotangents of the real keys, values and queries; what the extra key adds is a product of one
-number for each query. No column is added to any matrix.
+exact cotangents of queries, keys and values. No column is added to any matrix.
 """
 
 import functools
@@ -46,42 +49,57 @@ def _attend(kernel, window, reach, q, k, v, extra):
 
 
 def _forward(kernel, window, reach, q, k, v, extra):
-    out, lse = kernel.forward(q, k, v, window)
-    if extra is not None:
-        logit = _logits(q, extra, k.shape[2], reach)
-        total = jnp.logaddexp(lse, logit)
+    if extra is None:
+        out, lse = kernel.forward(q, k, v, window)
+        return out, (q, k, v, None, out, lse)
+    if extra.key is not None:
+        k = _taken_off(k, extra.key)
+    real, lse = kernel.forward(q, k, v, window)
+    logit = _logits(q, extra, k.shape[2], reach)
+    total = jnp.logaddexp(lse, logit)
+    merged = _per_query(jnp.exp(lse - total)) * real.astype(jnp.float32)
+    if extra.value is not None:
         weight = jnp.exp(logit - total)
-        merged = _per_query(jnp.exp(lse - total)) * out.astype(jnp.float32)
-        if extra.value is not None:
-            merged = merged + _per_query(weight) * _per_head(extra.value, q.shape[2])
-        out, lse = merged.astype(out.dtype), total
-    else:
-        weight = None
-    return out, (q, k, v, extra, out, lse, weight)
+        merged = merged + _per_query(weight) * _per_head(extra.value, q.shape[2])
+    out = merged.astype(real.dtype)
+    return out, (q, k, v, extra, out, total)
 
 
 def _backward(kernel, window, reach, residuals, cotangent):
-    q, k, v, extra, out, lse, weight = residuals
+    q, k, v, extra, out, lse = residuals
     dq, dk, dv = kernel.backward(q, k, v, out, lse, cotangent, window)
     if extra is None:
         return dq, dk, dv, None
-    _, pull = jax.vjp(lambda q, extra: _logits(q, extra, k.shape[2], reach), q, extra)
+    logit, pull = jax.vjp(lambda extra: _logits(q, extra, k.shape[2], reach), extra)
+    weight = jnp.exp(logit - lse)
     g = cotangent.astype(jnp.float32)
     gain = -out.astype(jnp.float32)
     if extra.value is not None:
         gain = gain + _per_head(extra.value, q.shape[2])
-    dq_extra, d_extra = pull(weight * (g * gain).sum(-1).swapaxes(1, 2))
+    d_logit = weight * (g * gain).sum(-1).swapaxes(1, 2)
+    (d_extra,) = pull(d_logit)
+    if extra.key is not None:
+        # Not minus the sum of what the keys get: in 16 bit, their roundings would add up in it.
+        d_key = (_per_query(d_logit) * q.astype(jnp.float32)).sum((0, 1)) * q.shape[-1] ** -0.5
+        d_extra = d_extra._replace(key=_per_kv_head(d_key, extra.key))
     if extra.value is not None:
         d_value = (_per_query(weight) * g).sum((0, 1))
-        d_value = d_value.reshape(*extra.value.shape[:1], -1, extra.value.shape[1]).sum(1)
-        d_extra = d_extra._replace(value=d_value.astype(extra.value.dtype))
-    return (dq + dq_extra).astype(q.dtype), dk, dv, d_extra
+        d_extra = d_extra._replace(value=_per_kv_head(d_value, extra.value))
+    return dq, dk, dv, d_extra
 
 
 _attend.defvjp(_forward, _backward)
 
 
+def _taken_off(k: Float[Array, "B T K H"], key: Float[Array, "K H"]) -> Float[Array, "B T K H"]:
+    # As matrices: so XLA for GPUs adds it while the product that made k is written.
+    matrix = k.reshape(-1, key.size)
+    return (matrix + (-key).astype(k.dtype).reshape(1, -1)).reshape(k.shape)
+
+
 def _logits(q, extra, kv_heads, reach) -> Float[Array, "B N T"]:
+    """Of the extra key, beside keys that it is taken off."""
+    extra = extra._replace(key=None)
     logits = extra_logits(q, kv_heads, extra, jnp.arange(q.shape[1]), reach)
     return logits.reshape(q.shape[0], q.shape[2], q.shape[1])
 
@@ -92,3 +110,8 @@ def _per_query(x: Float[Array, "B N T"]) -> Float[Array, "B T N 1"]:
 
 def _per_head(value: Float[Array, "K H"], heads: int) -> Float[Array, "N H"]:
     return jnp.repeat(value.astype(jnp.float32), heads // value.shape[0], axis=0)
+
+
+def _per_kv_head(x: Float[Array, "N H"], like: Float[Array, "K H"]) -> Float[Array, "K H"]:
+    """The sum over the query heads that share a key/value head."""
+    return x.reshape(like.shape[0], -1, like.shape[1]).sum(1).astype(like.dtype)
