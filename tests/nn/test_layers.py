@@ -11,7 +11,14 @@ from tiny_models import LLAMA
 
 from jax_massact.config import RopeConfig
 from jax_massact.errors import ConfigError
-from jax_massact.nn.layers import MLP, Norm, llama3_factors, rotary_angles, rotate
+from jax_massact.nn.layers import (
+    _ACTIVATIONS,
+    MLP,
+    Norm,
+    llama3_factors,
+    rotary_angles,
+    rotate,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -164,3 +171,15 @@ def test_mlp(activation, gated, bias):
     expected = hidden @ get(mlp.down) + get(mlp.down_bias)
     assert (mlp.gate is not None) == gated and (mlp.down_bias is not None) == bias
     np.testing.assert_allclose(mlp(jnp.float32(x)), expected, rtol=0, atol=3e-5)
+
+
+def test_the_gradient_of_gelu():
+    x = np.linspace(-9, 9, 4001)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    expected = 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2)) + x * density
+    gelu = _ACTIVATIONS["gelu"]
+    for dtype, atol in ((jnp.float32, 4e-7), (jnp.bfloat16, 0.02)):
+        _, pull = jax.vjp(gelu, jnp.asarray(x, dtype))
+        np.testing.assert_allclose(
+            np.float64(pull(jnp.ones(x.shape, dtype))[0]), expected, rtol=0, atol=atol
+        )
