@@ -14,6 +14,7 @@ from jax_massact.probe.stats import (
     CountsAbove,
     Top,
     counts_above,
+    counts_per_dim,
     gather_places,
     kurtosis,
     quantiles,
@@ -100,34 +101,28 @@ def magnitudes_tap(acts: Acts, *, top_k: int = 5, definition: Definition | None 
     magnitude = jnp.abs(post)
     quantile = quantiles(magnitude, QUANTILES)
     median = quantile[:, 0]
-    over = lambda t: magnitude > _cut(t, median, post.dtype)[:, None, None]
-
-    def number_over(t: Threshold):
-        return over(t).sum((1, 2), dtype=jnp.int32)
-
-    T = post.shape[1]
-    before = jnp.abs(acts.resid_pre)
-    relaxed_cut = _cut(definition.relaxed, median, post.dtype)[:, None, None]
-    common = lambda x: (x > relaxed_cut).mean(1, dtype=jnp.float32)
-    relaxed_share = common(magnitude)
+    cut = lambda t: _cut(t, median, post.dtype)[:, None, None]
+    before, large = jnp.abs(acts.resid_pre), magnitude > cut(definition.outlier)
+    strict, relaxed, tokens, relaxed_before = counts_per_dim([
+        magnitude > cut(definition.strict), magnitude > cut(definition.relaxed), large,
+        before > cut(definition.relaxed),
+    ])
+    share = lambda count: count.astype(jnp.float32) / post.shape[1]
     # A dimension that is over the threshold at most tokens would fill every place.
-    rare = lambda x, share: jnp.where(share[:, None] > definition.outlier_share, -1, x)
-    key = jnp.maximum(rare(before, common(before)), rare(magnitude, relaxed_share))
-
-    large = over(definition.outlier)
-    tokens = large.sum(1, dtype=jnp.int32)
+    rare = lambda x, count: jnp.where(share(count)[:, None] > definition.outlier_share, -1, x)
+    key = jnp.maximum(rare(before, relaxed_before), rare(magnitude, relaxed))
     size = jnp.where(large, magnitude, 0).astype(jnp.float32).sum(1) / jnp.maximum(tokens, 1)
     position, dim = top_places(key, NUM_PLACES)
     at = lambda x: gather_places(x, position, dim).astype(jnp.float32)
     return Magnitudes(
-        top=top_magnitudes(post.astype(jnp.float32), top_k),
+        top=top_magnitudes(post, top_k),
         quantile=quantile,
         kurtosis=kurtosis(post),
         counts=counts_above(magnitude, THRESHOLDS),
-        strict=number_over(definition.strict),
-        relaxed=number_over(definition.relaxed),
+        strict=strict.sum(-1),
+        relaxed=relaxed.sum(-1),
         nonfinite=(~jnp.isfinite(post)).sum((1, 2), dtype=jnp.int32),
-        outliers=Outliers(tokens / T, size, relaxed_share),
+        outliers=Outliers(share(tokens), size, share(relaxed)),
         places=Places(
             position, dim, at(acts.resid_pre), at(acts.attn_out), at(acts.mlp_out), at(post)
         ),

@@ -1,10 +1,23 @@
-"""Statistics of activations that stay on the device: exact, per sequence, one layer at a time."""
+"""Statistics of activations that stay on the device: exact, per sequence, one layer at a time.
 
+What takes time on an accelerator is how often an array is read, and how many small operations
+follow one another. So several counts are made in one pass (`jax.lax.reduce` of several operands),
+and rows are reduced first: XLA is fastest along the last axis.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from jax_massact.nn.kernels import platform
+
+# Entries of a row that `top_places` looks at together.
+BLOCK = 64
+# Bits of the float that `quantiles` fixes in its first pass; in every other, one.
+FIRST_BITS = 4
 
 
 class Top(NamedTuple):
@@ -27,19 +40,28 @@ def top_places(
     """Positions and dimensions of the k largest entries of `key` in each sequence, largest first.
 
     Exact, at the cost of one pass: the k largest entries lie in the k tokens with the largest
-    maxima, and only those tokens are sorted. Equal entries come in the order of (token, dimension).
+    maxima, and in these tokens in the k blocks of dimensions with the largest maxima; only those
+    are sorted. Equal entries come in the order of (token, dimension).
     """
     B, T, D = key.shape
-    k_tokens = min(k, T)
     k = min(k, T * D)
+    size = max(n for n in range(1, BLOCK + 1) if D % n == 0)
 
     def one(key):
-        _, tokens = jax.lax.top_k(key.max(-1), k_tokens)
-        tokens = jnp.sort(tokens)
-        _, flat = jax.lax.top_k(key[tokens].reshape(-1), k)
-        return tokens[flat // D], flat % D
+        tokens = jnp.sort(_top_k(key.max(-1), min(k, T)))
+        blocks = key[tokens].reshape(len(tokens), D // size, size)
+        maxima = blocks.max(-1).reshape(-1)
+        best = jnp.sort(_top_k(maxima, min(k, maxima.size)))
+        row, block = jnp.divmod(best, D // size)
+        at, dim = jnp.divmod(_top_k(blocks[row, block].reshape(-1), k), size)
+        return tokens[row[at]], block[at] * size + dim
 
     return jax.vmap(one)(key)
+
+
+def _top_k(x: Float[Array, " n"], k: int) -> Int[Array, " k"]:
+    # XLA for CPUs sorts all there is, and slowly, where it is not float32.
+    return jax.lax.top_k(x.astype(jnp.float32) if platform() == "cpu" else x, k)[1]
 
 
 def gather_places(
@@ -52,7 +74,7 @@ def gather_places(
 def top_magnitudes(x: Float[Array, "B T D"], k: int) -> Top:
     """The k largest |x| of each sequence, over tokens x dimensions."""
     position, dim = top_places(jnp.abs(x), k)
-    return Top(gather_places(x, position, dim), position, dim)
+    return Top(gather_places(x, position, dim).astype(jnp.float32), position, dim)
 
 
 def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[Array, "B Q"]:
@@ -60,31 +82,40 @@ def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[A
 
     `q` = 0.5 is the median. Non-negative floats are ordered as their bits are, so each order
     statistic is found by fixing its bits from the highest down, counting how many entries lie below
-    the candidate: one pass a bit, no sort. The entries must not be negative; NaN counts as largest.
+    the candidates: no sort. The first FIRST_BITS bits take one pass for all quantiles together,
+    every other bit takes one. The entries must not be negative; NaN counts as largest.
     """
-    _, T, D = magnitude.shape
+    B, T, D = magnitude.shape
     width = magnitude.dtype.itemsize * 8
     integer = jnp.dtype(f"int{width}")
     # abs has cleared the sign bit, so as integers the bits are not negative either.
     bits = jax.lax.bitcast_convert_type(magnitude, integer)
     place = [x * (T * D - 1) for x in q]
     ranks = [int(p) for p in place]
+    below, wanted = _counter(bits), jnp.asarray(ranks)[:, None]
+
+    rest = width - 1 - FIRST_BITS
+    some = jnp.zeros_like(bits[:, 0, 0])  # laid out over a mesh as B is
+    counts = below([some + (digit << rest) for digit in range(1, 1 << FIRST_BITS)])
+    digits = (counts[:, None] <= wanted).sum(0, dtype=jnp.int32)
+    found = jnp.left_shift(digits, rest).astype(integer)
 
     def fix_bit(i, found):
-        bit = jnp.left_shift(jnp.asarray(1, integer), (width - 2 - i).astype(integer))
-        candidates = found | bit
-        below = _counts([bits < c[:, None, None] for c in candidates])
-        return jnp.where(below <= jnp.asarray(ranks)[:, None], candidates, found)
+        candidates = found | jnp.left_shift(jnp.asarray(1, integer), (rest - 1 - i).astype(integer))
+        return jnp.where(below(list(candidates)) <= wanted, candidates, found)
 
-    # [Q, B]: the lower neighbour of each quantile, then its successor in the sorted order.
-    zeros = jnp.stack([jnp.zeros_like(bits[:, 0, 0])] * len(q))  # laid out over a mesh as B is
-    lower = jax.lax.fori_loop(0, width - 1, fix_bit, zeros)
-    at_most = _counts([bits <= low[:, None, None] for low in lower])
+    # [Q, B]: the lower neighbour of each quantile, then its successor in the sorted order. Loops
+    # take time on accelerators, and unrolled ones time to compile.
+    unroll = 1 if platform() == "cpu" else rest
+    lower = jax.lax.fori_loop(0, rest, fix_bit, found, unroll=unroll)
     largest = jnp.iinfo(integer).max
+    upto = [bits <= low[:, None, None] for low in lower]
+    at_most = _counts(upto)
+    above = [jnp.where(m, largest, bits).astype(jnp.int32) for m in upto]
+    above = _rows(jnp.minimum, jnp.int32(largest), above).min(-1).astype(integer)
     results = []
-    for p, rank, low, n in zip(place, ranks, lower, at_most, strict=True):
-        above = jnp.where(bits > low[:, None, None], bits, largest).min((1, 2))
-        high = jnp.where((n > rank + 1) | (rank == T * D - 1), low, above)
+    for i, (p, rank, low) in enumerate(zip(place, ranks, lower, strict=True)):
+        high = jnp.where((at_most[i] > rank + 1) | (rank == T * D - 1), low, above[i])
         low, high = (
             jax.lax.bitcast_convert_type(b, magnitude.dtype).astype(jnp.float32)
             for b in (low, high)
@@ -93,11 +124,37 @@ def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[A
     return jnp.stack(results, axis=-1)
 
 
+def _counter(
+    bits: Int[Array, "B T D"],
+) -> Callable[[Sequence[Int[Array, " B"]]], Int[Array, "C B"]]:
+    """A function that counts how many entries of each sequence are below each candidate."""
+    _, T, D = bits.shape
+    if bits.dtype.itemsize == 4 or D % 2:
+        return lambda candidates: _counts([bits < c[:, None, None] for c in candidates])
+    # 16 bit, the highest 0: two entries in one word. A set highest bit that is left after the
+    # candidate was taken off says that the entry is not below it, and goes no further.
+    halves = bits.reshape(*bits.shape[:2], D // 2, 2)
+    words = jax.lax.bitcast_convert_type(halves, jnp.uint32) | jnp.uint32(0x8000_8000)
+
+    def below(candidates):
+        twice = (c.astype(jnp.uint32) * 0x1_0001 for c in candidates)
+        # Of both entries, in one sum: no row is as long as 2 x 65,536.
+        above = [((words - t[:, None, None]) >> 15) & jnp.uint32(0x0001_0001) for t in twice]
+        rows = _rows(jnp.add, jnp.uint32(0), above)
+        return T * D - ((rows & 0xFFFF) + (rows >> 16)).sum(-1, dtype=jnp.int32)
+
+    return below
+
+
+def _rows(combine, initial: jax.Array, arrays: list[jax.Array]) -> Array:
+    """Every array [B, T, D] reduced over D, in one pass for all: [arrays, B, T]."""
+    join = lambda a, b: [combine(x, y) for x, y in zip(a, b, strict=True)]
+    return jnp.stack(jax.lax.reduce(arrays, [initial] * len(arrays), join, (2,)))
+
+
 def _counts(masks: list[Bool[Array, "B T D"]]) -> Int[Array, "masks B"]:
-    """How many entries of each mask are true: one reduction, so that one pass serves all."""
-    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-    zeros = [jnp.int32(0)] * len(masks)
-    return jnp.stack(jax.lax.reduce([m.astype(jnp.int32) for m in masks], zeros, add, (1, 2)))
+    """How many entries of each mask are true."""
+    return _rows(jnp.add, jnp.int32(0), [m.astype(jnp.int32) for m in masks]).sum(-1)
 
 
 def kurtosis(x: Float[Array, "B T D"]) -> Float[Array, " B"]:
@@ -106,9 +163,9 @@ def kurtosis(x: Float[Array, "B T D"]) -> Float[Array, " B"]:
     Of a hidden state, as in Bondarenko et al. 2023, "Quantizable Transformers".
     """
     x = x.astype(jnp.float32)
-    centred = x - x.mean((1, 2), keepdims=True)
-    square = jnp.square(centred)
-    return jnp.square(square).mean((1, 2)) / jnp.square(square.mean((1, 2)))
+    mean = lambda x: x.mean(2).mean(1)
+    square = jnp.square(x - mean(x)[:, None, None])
+    return mean(jnp.square(square)) / jnp.square(mean(square))
 
 
 class CountsAbove(NamedTuple):
@@ -124,9 +181,22 @@ def counts_above(
 ) -> CountsAbove:
     """Counts of magnitude > threshold in each sequence, for each threshold."""
     per_dim, per_token = magnitude.max(1), magnitude.max(2)
-    count = lambda mask: mask.reshape(mask.shape[0], -1).sum(-1, dtype=jnp.int32)
+    count = lambda mask: mask.sum(-1, dtype=jnp.int32)
     return CountsAbove(
         entries=_counts([magnitude > t for t in thresholds]).T,
         dims=jnp.stack([count(per_dim > t) for t in thresholds], -1),
         tokens=jnp.stack([count(per_token > t) for t in thresholds], -1),
     )
+
+
+def counts_per_dim(masks: Sequence[Bool[Array, "B T D"]]) -> list[Int[Array, "B D"]]:
+    """At how many tokens each mask is true, for every dimension; at most four masks.
+
+    One pass for all: they are counted in the four bytes of one word, over 128 tokens at a time.
+    """
+    word = sum(m.astype(jnp.uint32) << (8 * i) for i, m in enumerate(masks))
+    assert isinstance(word, jax.Array) and len(masks) <= 4
+    B, T, D = word.shape
+    tokens = min(T, 128)
+    word = jnp.pad(word, ((0, 0), (0, -T % tokens), (0, 0))).reshape(B, -1, tokens, D).sum(2)
+    return [((word >> (8 * i)) & 0xFF).sum(1, dtype=jnp.int32) for i in range(len(masks))]

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from jax_massact.probe.stats import (
     counts_above,
+    counts_per_dim,
     gather_places,
     kurtosis,
     quantiles,
@@ -162,3 +163,30 @@ def test_counts_above(x):
         np.testing.assert_array_equal(found.entries[:, i], over.sum((1, 2)))
         np.testing.assert_array_equal(found.dims[:, i], over.any(1).sum(1))
         np.testing.assert_array_equal(found.tokens[:, i], over.any(2).sum(1))
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 129, 300])
+def test_counts_per_dim(tokens):
+    rng = np.random.default_rng(3)
+    masks = [rng.random((2, tokens, 5)) < p for p in (0.0, 0.4, 1.0, 0.9)]
+    found = jax.jit(counts_per_dim)(masks)
+    for mask, count in zip(masks, found, strict=True):
+        np.testing.assert_array_equal(count, mask.sum(1))
+
+
+@pytest.mark.parametrize("width", [1, 2, 63, 64, 65, 96, 128, 192])
+def test_top_places_of_any_width(width):
+    x = np.random.default_rng(4).integers(0, 900, (2, 70, width)).astype(np.float32)
+    for k in (1, 7, 64):
+        np.testing.assert_array_equal(
+            jax.jit(top_places, static_argnums=1)(x, k), sorted_places(x, k)
+        )
+
+
+def test_quantiles_where_many_entries_are_equal():
+    # Counts in 16 bit beside each other: none may spill into the other.
+    for value in (0.0, 1.0, float("inf")):
+        x = np.full((2, 3, 4096), value, np.float32)
+        x[1, 0, :9] = 2.0
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            check_quantiles(x, np.asarray(compiled(jnp.asarray(x, dtype), Q)))
