@@ -226,13 +226,18 @@ def _in_order(x: jax.Array) -> jax.Array:
 
 def pick(x: jax.Array, index: jax.Array) -> jax.Array:
     """x[..., index], one number for each row of the last axis, which may be split over devices."""
-    sizes = _explicit_sizes()
-    if sizes:
-        names = jax.typeof(x).sharding.spec[-1] or ()
-        if math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names)) > 1:
-            return jnp.where(one_hot(x, index), x, 0).sum(-1)
+    if is_split(x):
+        return jnp.where(one_hot(x, index), x, 0).sum(-1)
+    if _explicit_sizes():
         x = jax.reshard(x, PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None))
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+
+
+def is_split(x: jax.Array) -> bool:
+    """Whether the last axis of `x` is in parts on several devices."""
+    sizes = _explicit_sizes()
+    names = jax.typeof(x).sharding.spec[-1] or () if sizes else ()
+    return math.prod(sizes[n] for n in ((names,) if isinstance(names, str) else names)) > 1
 
 
 def one_hot(x: jax.Array, index: jax.Array) -> jax.Array:

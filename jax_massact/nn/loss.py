@@ -1,10 +1,16 @@
 """The cross-entropy of next-token prediction."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
+from jax_massact.nn.kernels import platform
+
+PARTS = 8
+LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 @jax.custom_vjp
@@ -21,7 +27,7 @@ def cross_entropy(
 
 
 def _forward(logits, targets):
-    lse = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    lse = _logsumexp(logits)
     return lse - mesh.pick(logits, targets).astype(jnp.float32), (logits, targets, lse)
 
 
@@ -33,3 +39,35 @@ def _backward(residuals, cotangent):
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+def _logsumexp(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """log sum exp over the vocabulary, in float32."""
+    # Where the vocabulary is split, each device has its part. CPUs would add one after the other.
+    if mesh.is_split(logits) or logits.shape[-1] % PARTS or platform() == "cpu":
+        return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    return logsumexp_once(logits)
+
+
+def logsumexp_once(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """log sum exp in float32, reading the logits once (Milakov and Gimelshein 2018).
+
+    They are the largest array of a training step. Maxima, and sums of exponentials relative to
+    them, are joined pair by pair; before that, PARTS parts of the vocabulary are looked at at once,
+    which makes joins few. V is a multiple of PARTS.
+    """
+    size = logits.shape[-1] // PARTS
+    parts = [logits[..., i * size : (i + 1) * size].astype(jnp.float32) for i in range(PARTS)]
+    peak = functools.reduce(jnp.maximum, parts)
+    # Where all are -inf, so is the maximum, and the sum is 0.
+    total = sum(jnp.exp(part - jnp.maximum(peak, LOWEST)) for part in parts)
+
+    def join(a, b):
+        (peak_a, total_a), (peak_b, total_b) = a, b
+        peak = jnp.maximum(peak_a, peak_b)
+        low = jnp.maximum(peak, LOWEST)
+        return peak, total_a * jnp.exp(peak_a - low) + total_b * jnp.exp(peak_b - low)
+
+    nothing = (jnp.float32(-jnp.inf), jnp.float32(0))
+    peak, total = jax.lax.reduce((peak, total), nothing, join, (logits.ndim - 1,))
+    return peak + jnp.log(total)

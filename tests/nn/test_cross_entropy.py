@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jax_massact import mesh
-from jax_massact.nn.loss import cross_entropy
+from jax_massact.nn import loss
+from jax_massact.nn.loss import cross_entropy, logsumexp_once
 
 
 def reference(logits, targets, weights):
@@ -42,3 +43,25 @@ def test_values_and_gradient(model, dtype):
     assert found[1].dtype == logits.dtype
     limit = 2e-5 if dtype == "float32" else 1e-2
     np.testing.assert_allclose(np.float64(found[1]), expected[1], rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_sum_of_exponentials_in_one_pass(dtype):
+    x = jnp.asarray(40 * np.random.default_rng(1).standard_normal((3, 5, 2048)), dtype)
+    x = x.at[0, 0].set(-jnp.inf).at[0, 1, 7:].set(-jnp.inf).at[0, 2, 2000].set(2e38)
+    wide = np.float64(x)
+    peak = wide.max(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = peak + np.log(np.exp(wide - peak[..., None]).sum(-1))
+    expected[0, 0] = -np.inf
+    np.testing.assert_allclose(jax.jit(logsumexp_once)(x), expected, rtol=1e-6)
+
+
+def test_accelerators_read_the_logits_once(monkeypatch):
+    monkeypatch.setattr(loss, "platform", lambda: "gpu")
+    for vocabulary in (32, 33):
+        logits = jnp.asarray(np.random.default_rng(2).standard_normal((4, vocabulary)), "float32")
+        targets = np.arange(4)
+        found = cross_entropy(logits, targets)
+        expected, _ = reference(logits, targets, np.ones(4))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
