@@ -12,12 +12,13 @@ exact cotangents of queries, keys and values. No column is added to any matrix.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_massact.nn.extra import Extra, extra_logits
+from jax_massact.nn.extra import Extra
 from jax_massact.nn.kernels import FlashKernel
 
 
@@ -55,14 +56,15 @@ def _forward(kernel, window, reach, q, k, v, extra):
     if extra.key is not None:
         k = _taken_off(k, extra.key)
     real, lse = kernel.forward(q, k, v, window)
-    logit = _logits(q, extra, k.shape[2], reach)
-    total = jnp.logaddexp(lse, logit)
-    merged = _per_query(jnp.exp(lse - total)) * real.astype(jnp.float32)
+    logit = _logits(extra, *q.shape[1:3], reach)
+    lse_real = _heads_last(lse)
+    total = jnp.logaddexp(lse_real, logit)
+    kept, weight = _once(jnp.exp(lse_real - total), jnp.exp(logit - total))
+    merged = kept[..., None] * real.astype(jnp.float32)
     if extra.value is not None:
-        weight = jnp.exp(logit - total)
-        merged = merged + _per_query(weight) * _per_head(extra.value, q.shape[2])
+        merged = merged + weight[..., None] * _per_head(extra.value, q.shape[2])
     out = merged.astype(real.dtype)
-    return out, (q, k, v, extra, out, total)
+    return out, (q, k, v, extra, out, jnp.logaddexp(lse, logit.T))
 
 
 def _backward(kernel, window, reach, residuals, cotangent):
@@ -70,42 +72,50 @@ def _backward(kernel, window, reach, residuals, cotangent):
     dq, dk, dv = kernel.backward(q, k, v, out, lse, cotangent, window)
     if extra is None:
         return dq, dk, dv, None
-    logit, pull = jax.vjp(lambda extra: _logits(q, extra, k.shape[2], reach), extra)
-    weight = jnp.exp(logit - lse)
+    (weight,) = _once(jnp.exp(_logits(extra, *q.shape[1:3], reach) - _heads_last(lse)))
     g = cotangent.astype(jnp.float32)
     gain = -out.astype(jnp.float32)
     if extra.value is not None:
         gain = gain + _per_head(extra.value, q.shape[2])
-    d_logit = weight * (g * gain).sum(-1).swapaxes(1, 2)
-    (d_extra,) = pull(d_logit)
+    d_logit = weight * (g * gain).sum(-1)
+    d_key = d_value = None
     if extra.key is not None:
         # Not minus the sum of what the keys get: in 16 bit, their roundings would add up in it.
-        d_key = (_per_query(d_logit) * q.astype(jnp.float32)).sum((0, 1)) * q.shape[-1] ** -0.5
-        d_extra = d_extra._replace(key=_per_kv_head(d_key, extra.key))
+        d_key = (d_logit[..., None] * q.astype(jnp.float32)).sum((0, 1)) * q.shape[-1] ** -0.5
+        d_key = _per_kv_head(d_key, extra.key)
     if extra.value is not None:
-        d_value = (_per_query(weight) * g).sum((0, 1))
-        d_extra = d_extra._replace(value=_per_kv_head(d_value, extra.value))
-    return dq, dk, dv, d_extra
+        d_value = _per_kv_head((weight[..., None] * g).sum((0, 1)), extra.value)
+    sum_logit = None if extra.logit is None else d_logit.sum((0, 1)).astype(extra.logit.dtype)
+    return dq, dk, dv, Extra(d_key, sum_logit, d_value)
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _taken_off(k: Float[Array, "B T K H"], key: Float[Array, "K H"]) -> Float[Array, "B T K H"]:
-    # As matrices: so XLA for GPUs adds it while the product that made k is written.
+    # As matrices: so XLA for GPUs can add it while the product that made k is written.
     matrix = k.reshape(-1, key.size)
     return (matrix + (-key).astype(k.dtype).reshape(1, -1)).reshape(k.shape)
 
 
-def _logits(q, extra, kv_heads, reach) -> Float[Array, "B N T"]:
-    """Of the extra key, beside keys that it is taken off."""
-    extra = extra._replace(key=None)
-    logits = extra_logits(q, kv_heads, extra, jnp.arange(q.shape[1]), reach)
-    return logits.reshape(q.shape[0], q.shape[2], q.shape[1])
+def _logits(extra: Extra, T: int, N: int, reach: int | None) -> Float[Array, "T N"]:
+    """Of the extra key, beside keys that it is taken off: of all queries of a head the same."""
+    logits = jnp.zeros((T, N)) if extra.logit is None else extra.logit.astype(jnp.float32)
+    logits = jnp.broadcast_to(logits, (T, N))
+    return logits if reach is None else jnp.where(jnp.arange(T)[:, None] < reach, logits, -jnp.inf)
 
 
-def _per_query(x: Float[Array, "B N T"]) -> Float[Array, "B T N 1"]:
-    return x.swapaxes(1, 2)[..., None]
+def _heads_last(lse: Float[Array, "B N T"]) -> Float[Array, "B T N"]:
+    # Picked one by one: XLA's transposition for GPUs is slow where an axis is as short as N.
+    B, N, T = lse.shape
+    place = jnp.arange(T * N)
+    picked = jnp.take(lse.reshape(B, N * T), place % N * T + place // N, axis=1, mode="clip")
+    return picked.reshape(B, T, N)
+
+
+def _once(*arrays: jax.Array) -> Sequence[jax.Array]:
+    # One number for each query and head, which XLA would compute again for each dimension.
+    return jax.lax.optimization_barrier(arrays)
 
 
 def _per_head(value: Float[Array, "K H"], heads: int) -> Float[Array, "N H"]:

@@ -49,12 +49,12 @@ def top_places(
 
     def one(key):
         tokens = jnp.sort(_top_k(key.max(-1), min(k, T)))
-        blocks = key[tokens].reshape(len(tokens), D // size, size)
-        maxima = blocks.max(-1).reshape(-1)
+        rows = key[tokens]
+        maxima = rows.reshape(len(tokens), D // size, size).max(-1).reshape(-1)
         best = jnp.sort(_top_k(maxima, min(k, maxima.size)))
-        row, block = jnp.divmod(best, D // size)
-        at, dim = jnp.divmod(_top_k(blocks[row, block].reshape(-1), k), size)
-        return tokens[row[at]], block[at] * size + dim
+        places = (best[:, None] * size + jnp.arange(size)).reshape(-1)
+        place = places[_top_k(rows.reshape(-1)[places], k)]
+        return tokens[place // D], place % D
 
     return jax.vmap(one)(key)
 

@@ -34,7 +34,7 @@ Parameters = dict[str, jax.Array]
 # On GPUs XLA joins the products for queries, keys and values to one, and then copies its result
 # apart, which takes longer than it gained.
 _COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"}
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": "0", "xla_gpu_enable_triton_gemm": False}
 }
 
 
