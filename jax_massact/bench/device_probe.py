@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_massact import mesh as layout
 from jax_massact.bench.clock import seconds
 from jax_massact.config import ModelConfig, ProbeConfig, RopeConfig
 from jax_massact.errors import ConfigError
-from jax_massact.nn.decoder import Decoder
+from jax_massact.nn.decoder import Decoder, from_parameters, parameter_kind, parameters
 from jax_massact.probe.magnitudes import magnitudes_tap, residual_streams
-from jax_massact.train.config import gpt2
+from jax_massact.train.config import MeshConfig, gpt2
+from jax_massact.train.step import make_mesh
 
 PREFIX = "random:"
 SHAPES = {
@@ -35,20 +37,25 @@ SHAPES = {
 }
 
 
-def bench_device_probe(name: str, config: ProbeConfig, *, repeat: int) -> dict[str, Any]:
+def bench_device_probe(
+    name: str, config: ProbeConfig, *, repeat: int, mesh: MeshConfig | None = None
+) -> dict[str, Any]:
     """Times the forward pass with and without the probe, `batch_size` x `sequence_length` tokens.
 
     Args:
       name: a row of SHAPES.
       config: `dtype`, `batch_size`, `sequence_length`, `top_k` and `definition` are used.
       repeat: windows, of which the medians are taken.
+      mesh: the devices that share the model; None: one.
 
     Returns:
       `{"rows": {name: {"seconds", "temporary"}}, "ratios": {...}, ...}`; `temporary` is the bytes
-      that the compiled program needs beside weights and results (null for the authors' way).
+      that the compiled program needs on each device beside weights and results (null for the
+      authors' way).
 
     Raises:
-      ConfigError: there is no such shape, or the sequences are longer than its context.
+      ConfigError: there is no such shape, the sequences are longer than its context, or there are
+        too few devices.
     """
     if name not in SHAPES:
         raise ConfigError(f"no shape {name!r}; allowed: {', '.join(SHAPES)}")
@@ -59,10 +66,29 @@ def bench_device_probe(name: str, config: ProbeConfig, *, repeat: int) -> dict[s
             f"{model_config.context_length}"
         )
 
+    if mesh is None or mesh.sizes == MeshConfig().sizes:
+        return _measure(name, model_config, config, repeat, None)
+    devices = make_mesh(mesh)
+    with jax.set_mesh(devices):
+        return _measure(name, model_config, config, repeat, devices)
+
+
+def _measure(
+    name: str, model_config: ModelConfig, config: ProbeConfig, repeat: int,
+    devices: jax.sharding.Mesh | None,
+) -> dict[str, Any]:
+    def place(name, leaf):
+        leaf = leaf.astype(model_config.dtype)
+        if devices is None:
+            return leaf
+        kind, stacked = parameter_kind(name), name.startswith("blocks.")
+        sharding = layout.parameter_sharding(devices, kind, leaf.shape, stacked=stacked)
+        return jax.reshard(leaf, sharding.spec)
+
     @jax.jit
     def new(key):
-        model = Decoder(model_config, key)
-        return jax.tree.map(lambda x: x.astype(model_config.dtype), model)
+        arrays = parameters(Decoder(model_config, key))
+        return from_parameters(model_config, {n: place(n, x) for n, x in arrays.items()})
 
     def forward(model, tokens):
         return model(tokens)[0].argmax(-1)  # reading every logit keeps XLA from leaving any out
@@ -87,7 +113,8 @@ def bench_device_probe(name: str, config: ProbeConfig, *, repeat: int) -> dict[s
     one, two = rows["forward"], rows["probe"]
     return {
         "model": name, "sequences": shape[0], "sequence_length": shape[1], "dtype": config.dtype,
-        "device": jax.devices()[0].device_kind, "jax": jax.__version__, "rows": rows,
+        "device": jax.devices()[0].device_kind, "devices": devices.size if devices else 1,
+        "jax": jax.__version__, "rows": rows,
         "ratios": {
             "time of the probe, against the forward pass": two["seconds"] / one["seconds"],
             "time of the authors' way, against the probe":
@@ -102,7 +129,8 @@ def bench_device_probe(name: str, config: ProbeConfig, *, repeat: int) -> dict[s
 
 
 def _bytes(model: Decoder) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(model))
+    """Of the weights on one device."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(model))
 
 
 def _copied_and_sorted(model: Decoder, tokens: jax.Array) -> float:

@@ -16,7 +16,7 @@ from jax_massact.bench import reference_train
 from jax_massact.config import check_in
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.nn.variants import VARIANTS
-from jax_massact.train.config import TrainConfig, to_json
+from jax_massact.train.config import MeshConfig, TrainConfig, to_json
 
 # Our variant -> the authors' file.
 REFERENCES = {
@@ -33,6 +33,7 @@ def bench_train(
     *,
     steps: int,
     windows: int,
+    meshes: Sequence[MeshConfig] = (),
     profile: int = 0,
     reference: Path | None = None,
     python: str = sys.executable,
@@ -44,6 +45,8 @@ def bench_train(
       config: of the run; `model.attention` is replaced.
       variants: of attention; the first is what the others are held against.
       steps, windows: medians over `windows` times `steps` steps.
+      meshes: times every variant on each of them, in place of the mesh of `config`, with
+        `config.batch_size` sequences for each device.
       profile: how many kernels to list of each.
       reference: a folder with the authors' `model_*.py`; GPT-2 only.
       python: has torch, for the reference.
@@ -51,43 +54,73 @@ def bench_train(
 
     Returns:
       `{"rows": {name: what train_step.measure or reference_train.measure returns}, "ratios":
-      {name: {...}}}`. The ratios of a variant are tokens/s `against_first` and, with a reference,
-      `against_reference`, and `watching`: tokens/s with a measurement of the activations every
-      100 steps, against none.
+      {name: {...}}}`. A row is named after its variant and, with several meshes, its mesh. Ratios
+      are tokens/s `against_first` variant (on the same mesh) and, with a reference,
+      `against_reference`; `watching`: tokens/s with a measurement of the activations every 100
+      steps, against none; with meshes, `efficiency`: tokens/s and device, against the first mesh.
 
     Raises:
-      ConfigError: there is no such variant, or the reference has none for it or for this model.
+      ConfigError: there is no such variant, or the reference has none for it or for this model; a
+        mesh has an open axis, or does not divide what it splits.
       UserError: a process fails.
     """
     for name in variants:
         check_in("variants", name, tuple(VARIANTS))
     files = _reference_files(config, variants, reference) if reference else {}
+    runs = _runs(config, variants, meshes)
     rows: dict[str, dict[str, Any]] = {}
-    for name in variants:
+    for name, run in runs.items():
         on_row(name)
-        model = dataclasses.replace(config.model, attention=name)
-        settings = to_json(dataclasses.replace(config, model=model))
         rows[name] = _run([
             *(sys.executable, "-m", "jax_massact.bench.train_step"),
-            *(settings, str(steps), str(windows), str(profile)),
-        ])
+            *(to_json(run), str(steps), str(windows), str(profile)),
+        ]) | {"devices": run.mesh.devices}
     for name, file in files.items():
         on_row(f"reference {name}")
         settings = json.dumps(_reference_settings(config, steps, windows))
         script = str(reference_train.__file__)
         rows[f"reference {name}"] = _run([python, script, str(file), settings])
-    return {"rows": rows, "ratios": {name: _ratios(rows, variants[0], name) for name in variants}}
+    return {"rows": rows, "ratios": _ratios(rows, runs)}
 
 
-def _ratios(rows: dict[str, Any], first: str, name: str) -> dict[str, float]:
+def _runs(
+    config: TrainConfig, variants: Sequence[str], meshes: Sequence[MeshConfig]
+) -> dict[str, TrainConfig]:
+    """By the names of their rows."""
+    runs = {}
+    for name in variants:
+        model = dataclasses.replace(config.model, attention=name)
+        if not meshes:
+            runs[name] = dataclasses.replace(config, model=model)
+        for mesh in meshes:
+            if mesh.open_axis:
+                raise ConfigError(f"mesh is {mesh}; allowed here: no axis of -1")
+            runs[f"{name} {mesh}"] = dataclasses.replace(
+                config, model=model, mesh=mesh, batch_size=config.batch_size * mesh.devices
+            )
+    return runs
+
+
+def _ratios(
+    rows: dict[str, Any], runs: dict[str, TrainConfig]
+) -> dict[str, dict[str, float]]:
     speed = lambda row: rows[row]["tokens_per_second"]
-    ratios = {"against_first": speed(name) / speed(first)}
-    if f"reference {name}" in rows:
-        ratios["against_reference"] = speed(name) / speed(f"reference {name}")
-    if "watch" in rows[name]:
-        steps = WATCH_EVERY * rows[name]["step"]
-        ratios["watching"] = steps / (steps + rows[name]["watch"])
-    return ratios
+    found: dict[str, dict[str, float]] = {}
+    of_mesh: dict[str, str] = {}  # the first row of each mesh, and of each variant
+    of_variant: dict[str, str] = {}
+    for name, run in runs.items():
+        variant = run.model.attention
+        first = of_mesh.setdefault(str(run.mesh), name)
+        alone = of_variant.setdefault(variant, name)
+        ratios = found[name] = {"against_first": speed(name) / speed(first)}
+        if f"reference {variant}" in rows:
+            ratios["against_reference"] = speed(name) / speed(f"reference {variant}")
+        if "watch" in rows[name]:
+            steps = WATCH_EVERY * rows[name]["step"]
+            ratios["watching"] = steps / (steps + rows[name]["watch"])
+        per_device = lambda row: speed(row) / rows[row]["devices"]
+        ratios["efficiency"] = per_device(name) / per_device(alone)
+    return found
 
 
 def _reference_files(

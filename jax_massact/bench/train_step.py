@@ -9,15 +9,13 @@ PROFILE, that many kernels that took most time are listed. Prints one line of JS
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jax_massact.bench.kernels import communication, longest, run_kernels
 from jax_massact.config import from_mapping
 from jax_massact.nn.decoder import from_parameters
 from jax_massact.train.config import TrainConfig
@@ -31,6 +29,8 @@ from jax_massact.train.step import (
 )
 from jax_massact.train.watch import watch
 
+_PROFILED = 5  # steps
+
 
 def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) -> dict[str, Any]:
     """Compiles the step and runs it `windows` times `steps` times.
@@ -39,8 +39,9 @@ def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) 
       `compile` and `watch` (one measurement of the activations, median) in seconds, `step` in
       seconds, median over windows, `windows` of them; `tokens_per_second`; bytes of device memory
       that the compiled step needs beside the state (`temporary`) and the largest ever in use
-      (`peak`, null where the device does not say); `loss` of the last step; with `profile`,
-      `kernels`: name, calls and milliseconds in one step.
+      (`peak`, null where the device does not say), on one device; `loss` of the last step; with
+      `profile`, `kernels`: name, calls and milliseconds in one step; on several accelerators,
+      what `kernels.communication` returns.
     """
     mesh = make_mesh(config.mesh)
     rng = np.random.default_rng(0)
@@ -73,8 +74,19 @@ def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) 
     }
     if config.watch.every:
         found["watch"] = _time_watch(config, state, tokens, mesh)
-    if profile:
-        found["kernels"] = _kernels(update, state, batch, profile)
+    if profile or mesh.size > 1:
+
+        def run():
+            nonlocal state
+            for _ in range(_PROFILED):
+                state, metrics = update(state, batch)
+            return metrics
+
+        kernels = run_kernels(run)
+        if profile:
+            found["kernels"] = longest(kernels, profile, steps=_PROFILED)
+        if kernels and mesh.size > 1:
+            found |= communication(kernels, steps=_PROFILED)
     return found
 
 
@@ -91,34 +103,6 @@ def _time_watch(config: TrainConfig, state: State, tokens: np.ndarray, mesh: Any
             jax.device_get(run(state.params, some))
             seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])
-
-
-def _kernels(update: Any, state: State, batch: jax.Array, count: int) -> list[dict[str, Any]]:
-    steps = 5
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(steps):
-                state, metrics = update(state, batch)
-            jax.block_until_ready(metrics)
-        (path,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(path))
-    total: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    for plane in data.planes:
-        if not plane.name.startswith("/device:"):
-            continue
-        for line in plane.lines:
-            if not line.name.startswith("Stream"):
-                continue
-            for event in line.events:
-                operation = dict(event.stats).get("hlo_op", "")
-                name = f"{operation} ({event.name[:80]})"
-                total[name] += event.duration_ns
-                calls[name] += 1
-    return [
-        {"kernel": name, "calls": calls[name] / steps, "ms": ns / steps / 1e6}
-        for name, ns in total.most_common(count)
-    ]
 
 
 def main(settings: str, steps: str, windows: str, profile: str = "0") -> None:

@@ -240,6 +240,11 @@ def _add_bench_train(kinds: Any) -> None:
         help="of attention; the others are held against the first (%(default)s)",
     )
     train.add_argument(
+        "--meshes", metavar="MESH;...",
+        help="time every variant on each of these meshes, such as 'data=1;data=8;fsdp=8', with "
+        "batch_size sequences on each device: the rest against the first",
+    )
+    train.add_argument(
         "--reference", metavar="FOLDER",
         help="a checkout of https://github.com/locuslab/massive-activations: also time its GPT-2 "
         "models under torch.compile",
@@ -289,6 +294,10 @@ def _add_bench_probe(kinds: Any) -> None:
         metavar="PYTHON",
         help="a Python with torch, transformers, accelerate and gguf: also time the authors' way "
         "(GGUF files only) and compare its numbers",
+    )
+    probe.add_argument(
+        "--mesh", metavar="MESH", default="data=1",
+        help="random weights: the devices that share the model, such as model=2 (one device)",
     )
     probe.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each (3)")
     probe.set_defaults(run=_bench_probe)
@@ -360,7 +369,7 @@ def _bench_train(args: argparse.Namespace, rest: list[str]) -> int:
 
     run_bench_train(
         resolve(TrainConfig, args.config, rest), args.variants.split(","), steps=args.steps,
-        windows=args.windows, profile=args.profile, reference=args.reference,
+        windows=args.windows, meshes=args.meshes, profile=args.profile, reference=args.reference,
         python=args.python, json_file=args.json,
     )
     return 0
@@ -382,6 +391,7 @@ def _bench_probe(args: argparse.Namespace, rest: list[str]) -> int:
 
     config = resolve(ProbeConfig, args.config, rest)
     run_bench_probe(
-        args.model, config, reference=args.reference, repeat=args.repeat, json_file=args.json
+        args.model, config, reference=args.reference, repeat=args.repeat, mesh=args.mesh,
+        json_file=args.json,
     )
     return 0

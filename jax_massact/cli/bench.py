@@ -1,7 +1,7 @@
 """`massact bench`: measurements anyone can repeat."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax_massact.bench.probe import bench_probe
 from jax_massact.bench.train import bench_train
 from jax_massact.config import ProbeConfig, check_int
 from jax_massact.errors import ConfigError, UserError
-from jax_massact.train.config import TrainConfig
+from jax_massact.train.config import MeshConfig, TrainConfig
 
 
 def run_bench_train(
@@ -23,6 +23,7 @@ def run_bench_train(
     *,
     steps: int,
     windows: int,
+    meshes: str | None,
     profile: int,
     reference: str | None,
     python: str,
@@ -34,28 +35,56 @@ def run_bench_train(
     check_int("--profile", profile, 0)
     _check_writable(json_file)
     progress = rich.console.Console(stderr=True, highlight=False)
+    found = [MeshConfig.from_text(text) for text in meshes.split(";")] if meshes else []
+    if found and reference:
+        raise ConfigError("--reference runs on one device; give it without --meshes")
     result = bench_train(
-        config, variants, steps=steps, windows=windows, profile=profile,
+        config, variants, steps=steps, windows=windows, meshes=found, profile=profile,
         reference=Path(reference).expanduser() if reference else None, python=python,
         on_row=lambda name: progress.print(f"{name} ..."),
     )
+    each = " on each device" if found else ""
     table = rich.table.Table(
-        "", "ms", "min - max", "tokens/s", "compilation, s", "peak MiB",
-        f"/ {variants[0]}", "/ reference", "watching",
-        title=f"{config.batch_size} x {config.sequence_length} tokens, {config.model.dtype}, "
-        f"medians of {windows} x {steps} steps",
+        title=f"{config.batch_size} x {config.sequence_length} tokens{each}, "
+        f"{config.model.dtype}, medians of {windows} x {steps} steps",
     )
+    columns = _train_columns(variants[0], bool(found))
+    for heading in columns:
+        table.add_column(heading)
     for name, row in result["rows"].items():
-        ratios = result["ratios"].get(name, {})
-        ratio = lambda key, ratios=ratios: f"{ratios[key]:.3f}" if key in ratios else ""
-        spread = f"{1e3 * min(row['windows']):.2f} - {1e3 * max(row['windows']):.2f}"
-        table.add_row(
-            name, f"{1e3 * row['step']:.2f}", spread, f"{row['tokens_per_second']:,.0f}",
-            f"{row['compile']:.1f}", f"{row['peak'] / 2**20:,.0f}" if row["peak"] else "",
-            ratio("against_first"), ratio("against_reference"), ratio("watching"),
-        )
+        cells = row | result["ratios"].get(name, {}) | {"name": name}
+        table.add_row(*(cell(cells) for cell in columns.values()))
     _finish(table, result, json_file)
     return result
+
+
+def _train_columns(
+    first: str, several: bool
+) -> dict[str, Callable[[dict[str, Any]], str]]:
+    """Heading -> the text of a row; `several`: meshes."""
+    ratio = lambda key: lambda row: f"{row[key]:.3f}" if key in row else ""
+    ms = lambda key: lambda row: f"{1e3 * row[key]:.2f}" if key in row else ""
+    columns = {
+        "": lambda row: row["name"],
+        "ms": ms("step"),
+        "min - max": lambda row: " - ".join(
+            f"{1e3 * f(row['windows']):.2f}" for f in (min, max)
+        ),
+        "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+        "compilation, s": lambda row: f"{row['compile']:.1f}",
+        "peak MiB": lambda row: f"{row['peak'] / 2**20:,.0f}" if row["peak"] else "",
+        f"/ {first}": ratio("against_first"),
+    }
+    if several:
+        return columns | {
+            "efficiency": ratio("efficiency"),
+            "collectives, ms": ms("collectives"),
+            "exposed, ms": ms("exposed"),
+        }
+    return columns | {
+        "/ reference": ratio("against_reference"),
+        "watching": ratio("watching"),
+    }
 
 
 def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> dict[str, Any]:
@@ -84,13 +113,19 @@ def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> dict
 
 
 def run_bench_probe(
-    model: str, config: ProbeConfig, *, reference: str | None, repeat: int, json_file: str | None
+    model: str, config: ProbeConfig, *, reference: str | None, repeat: int, mesh: str,
+    json_file: str | None,
 ) -> dict[str, Any]:
     """Measures, prints a table, and writes the figures as JSON where asked to."""
     check_int("--repeat", repeat, 1, 100)
     _check_writable(json_file)
     if model.startswith(PREFIX):
-        return _run_device_probe(model.removeprefix(PREFIX), config, reference, repeat, json_file)
+        if reference is not None:
+            raise ConfigError("--reference reads a checkpoint; of random weights there is none")
+        shape, devices = model.removeprefix(PREFIX), MeshConfig.from_text(mesh)
+        return _run_device_probe(shape, config, repeat, devices, json_file)
+    if MeshConfig.from_text(mesh) != MeshConfig():
+        raise ConfigError("--mesh is for random weights: the command runs on one device")
     result = bench_probe(model, config, reference=reference, repeat=repeat)
     table = rich.table.Table(
         "run", "seconds", "min - max", "peak MiB", title=f"{model}, whole processes, medians"
@@ -109,15 +144,13 @@ def run_bench_probe(
 
 
 def _run_device_probe(
-    name: str, config: ProbeConfig, reference: str | None, repeat: int, json_file: str | None
+    name: str, config: ProbeConfig, repeat: int, mesh: MeshConfig, json_file: str | None
 ) -> dict[str, Any]:
-    if reference is not None:
-        raise ConfigError("--reference reads a checkpoint; of random weights there is none")
-    result = bench_device_probe(name, config, repeat=repeat)
+    result = bench_device_probe(name, config, repeat=repeat, mesh=mesh)
     table = rich.table.Table(
         "", "ms", "temporary MiB",
         title=f"{name}, random weights, {result['sequences']} x {result['sequence_length']} "
-        f"tokens, {result['dtype']}, {result['device']}",
+        f"tokens, {result['dtype']}, {result['devices']} x {result['device']}",
     )
     for label, row in result["rows"].items():
         memory = "" if row["temporary"] is None else f"{row['temporary'] / 2**20:,.0f}"
