@@ -108,9 +108,7 @@ def run_train(
     Raises:
       UserError: a setting, the data, the folder or the devices do not allow it.
     """
-    # Orbax and its event loops report a failed write several times more, with tracebacks.
-    for name in ("absl", "asyncio", "concurrent.futures"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _say_once()
     quiet = not is_first()
     console = console or rich.console.Console(stderr=True, highlight=False, quiet=quiet)
     if config.tensorboard:
@@ -133,6 +131,21 @@ def run_train(
     else:
         console.print(in_words(trained.summary))
     return trained
+
+
+@functools.cache
+def _say_once() -> None:
+    """Silences what reports a failed write several times more, with tracebacks."""
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        # From TensorStore's threads, which come back to an event loop that Orbax has given up.
+        if found.object is not None or str(found.exc_value) != "Event loop is closed":
+            report(found)
+
+    sys.unraisablehook = hook
 
 
 def in_words(summary: dict[str, Any]) -> str:

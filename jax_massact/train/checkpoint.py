@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ class Checkpoints:
             max_to_keep=config.keep,
             keep_period=config.keep_every or None,
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
         )
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -190,6 +192,19 @@ class Checkpoints:
                 f"cannot write the checkpoint of step {step} to {self._folder} "
                 f"({_cause(error)}); {last}"
             ) from None
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Waits for the other processes, as Orbax does, unless writing has failed on this one.
+
+    Orbax's threads come here in a `finally`, too, while the others wait, somewhere else, until what
+    has failed is written: for 20 minutes, and then nobody says what was wrong.
+    """
+    import orbax.checkpoint as ocp
+
+    if (error := sys.exc_info()[1]) is not None:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _cause(error: BaseException) -> str:

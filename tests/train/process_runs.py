@@ -27,6 +27,8 @@ def get_config():
         "validate_every": 10, "validation_batches": 2,
     })
 '''
+# Mounts of its own, which Linux lets any user make where it is not told otherwise.
+PRIVATE = ("unshare", "--map-root-user", "--mount")
 TIMED = ("seconds", "tokens_per_second", "mfu", "host_wait")
 
 
@@ -41,9 +43,15 @@ class Place:
         np.save(folder / "ids.npy", (steps.cumsum() % 64).astype(np.uint16))
 
     def start(
-        self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None, **variables
+        self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None,
+        disk: int | None = None, **variables,
     ) -> subprocess.Popen:
-        """One process; `limit`: of the size of its files, blocks of 512 or 1024 bytes."""
+        """One process.
+
+        Args:
+          limit: of the size of its files, blocks of 512 or 1024 bytes.
+          disk: KiB of a file system that nobody else sees; in the end it is copied to `workdir`.
+        """
         environment = os.environ | {
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
@@ -58,20 +66,30 @@ class Place:
                    f"--workdir={self.folder / workdir}", *arguments]
         if limit is not None:
             command = ["sh", "-c", f'ulimit -f {limit} && exec "$@"', "sh", *command]
+        if disk is not None:
+            # What is mounted hides the folder, but not what was opened before.
+            script = (
+                f'mkdir -p "$0" && exec 3<"$0" && mount -t tmpfs -o size={disk}k none "$0" && '
+                '{ "$@"; code=$?; cp -a "$0"/. /proc/self/fd/3/; exit $code; }'
+            )
+            command = [*PRIVATE, "sh", "-c", script, str(self.folder / workdir), *command]
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
 
     def start_all(
         self, count: int, workdir: str, *arguments: str, devices: int = 4,
-        last: tuple[str, ...] = (),
+        last: tuple[str, ...] = (), last_limit: int | None = None,
     ) -> list[subprocess.Popen]:
-        """`count` processes that make one run; `last`: arguments of the last of them alone."""
+        """`count` processes that make one run; `last`, `last_limit`: of the last of them alone."""
         address = f"127.0.0.1:{free_port()}"
         several = (f"--coordinator={address}", f"--processes={count}", *arguments)
         more = [()] * (count - 1) + [last]
         return [
-            self.start(workdir, *several, f"--process={i}", *more[i], devices=devices)
+            self.start(
+                workdir, *several, f"--process={i}", *more[i], devices=devices,
+                limit=last_limit if i == count - 1 else None,
+            )
             for i in range(count)
         ]
 
@@ -131,6 +149,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def may_mount() -> bool:
+    """Whether a file system can be mounted that this process alone sees."""
+    try:
+        command = [*PRIVATE, "mount", "-t", "tmpfs", "none", "/tmp"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def child_of(process: subprocess.Popen) -> int:

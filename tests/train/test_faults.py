@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from process_runs import Place, assert_close, child_of, finish, kill
+from process_runs import Place, assert_close, child_of, finish, kill, may_mount
 
 LONG = "--config.steps=20000"
 MESH = ("--config.mesh.data=4",)
@@ -164,20 +164,48 @@ def test_a_second_run_in_the_same_folder(place):
     assert code == 0 and f"taken up at step {saved:,}" in said
 
 
-def test_a_full_disk(place):
-    short = ("--config.watch.every=0", "--config.validate_every=0", "--config.steps=12")
-    assert place.run("full", *short[:2], "--config.steps=5", devices=1)[0] == 0
-    code, said = place.run("full", *short, devices=1, limit=10)
+SHORT = ("--config.watch.every=0", "--config.validate_every=0", "--config.steps=12")
+
+
+def test_files_that_may_not_grow(place):
+    assert place.run("limit", *SHORT[:2], "--config.steps=5", devices=1)[0] == 0
+    code, said = place.run("limit", *SHORT, devices=1, limit=10)
     said = " ".join(said.split())
     assert code == 2, said
-    # Before it, and that differs by version, stands what Orbax's own threads print.
     assert "massact: cannot write the checkpoint of step" in said and "File too large" in said
-    assert "the last good one is of step 5" in said
+    assert "the last good one is of step 5" in said and "Traceback" not in said
+    assert place.checkpoints("limit") == [5]
+    goes_on(place, "limit")
+
+
+@pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mount a small disk")
+def test_a_full_disk(place):
+    """Room for one checkpoint, which stays as it is."""
+    code, said = place.run("full", *SHORT, devices=1, disk=320)
+    said = " ".join(said.split())
+    assert code == 2, said
+    assert "cannot write the checkpoint of step 10" in said and "No space left on device" in said
+    assert "the last good one is of step 5" in said and "Traceback" not in said
     assert place.checkpoints("full") == [5]
-    code, said = place.run("full", *short, devices=1)
+    goes_on(place, "full")
+
+
+def goes_on(place, name):
+    code, said = place.run(name, *SHORT, devices=1)
     assert code == 0 and "taken up at step 5" in said
-    trained = [row for row in place.rows("full") if row["kind"] == "train"]
+    trained = [row for row in place.rows(name) if row["kind"] == "train"]
     assert [row["step"] for row in trained] == list(range(1, 13))
+
+
+def test_one_of_two_that_cannot_write_stops_both(place):
+    two = place.start_all(2, "half", *PAIR, devices=1, last_limit=10)
+    began = time.monotonic()
+    (code, said), (code_of_last, said_of_last) = map(finish, two)
+    assert (code, code_of_last) == (2, 2), (said, said_of_last)
+    why = "cannot write the checkpoint of step 5"
+    assert f"process 1 ended: {why}" in said and f"massact: {why}" in said_of_last
+    assert time.monotonic() - began < 60
+    assert place.checkpoints("half") == []
 
 
 def test_a_folder_that_cannot_be_made(place):
