@@ -44,7 +44,7 @@ class Checkpoints:
       config: how many to keep.
 
     Attributes:
-      damaged: the names that damaged ones have now.
+      damaged: the names that those found damaged by this run have now.
 
     Raises:
       UserError: the folder cannot be written.
@@ -115,9 +115,10 @@ class Checkpoints:
             folder = self._folder / str(step)
             self.damaged.append(on_first(lambda f=folder, why=line: _set_aside(f, why)))
             self._manager.reload()
-        if self.damaged:
+        # Also those that an earlier start has renamed: it was told to remove them first.
+        if lost := on_first(lambda: _all_damaged(self._folder)):
             raise UserError(
-                f"{self._folder}: every checkpoint is damaged ({', '.join(self.damaged)}); "
+                f"{self._folder}: every checkpoint is damaged ({', '.join(lost)}); "
                 "remove them to begin anew"
             )
         return None
@@ -275,6 +276,12 @@ def _set_aside(step: Path, why: str) -> str:
         ) from None
     _log.warning("checkpoint %s is damaged (%s); it is now called %s", step, why, aside.name)
     return aside.name
+
+
+def _all_damaged(folder: Path) -> list[str]:
+    """The names of those that were set aside, newest first."""
+    found = {path.name: path.name.partition(".")[0] for path in folder.glob("*.damaged*")}
+    return sorted(found, key=lambda name: (-int(found[name]), name))
 
 
 def _disagree(stated: Path) -> list[str]:
