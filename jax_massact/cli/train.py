@@ -120,10 +120,16 @@ def run_train(
     )
     with stop_on_signals() as stop, progress(console, config.steps) as show:
         about = functools.partial(show_layout, console)
-        trained = train(config, batches, workdir, on_row=show, on_compiled=about, stop=stop)
+        trained = train(
+            config,
+            batches,
+            workdir,
+            on_row=show,
+            on_resumed=lambda step: console.print(f"taken up at step {step:,}"),
+            on_compiled=about,
+            stop=stop,
+        )
         trained = trained._replace(stopped_by=stop.number)
-    if trained.resumed:
-        console.print(f"taken up at step {trained.resumed:,}")
     if trained.summary is None:
         console.print(
             f"stopped at step {int(trained.state.step):,}; the same command goes on from there"

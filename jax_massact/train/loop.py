@@ -86,6 +86,7 @@ def train(
     workdir: Path,
     *,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_resumed: Callable[[int], None] = lambda step: None,
     on_compiled: Callable[[TrainConfig, jax.sharding.Mesh, Any], None] = lambda *_: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
@@ -108,6 +109,7 @@ def train(
     Args:
       batches: the data; must depend on nothing but its arguments and `config.seed`.
       on_row: called with every row of the metrics.
+      on_resumed: called by process 0 with the step that an earlier run is taken up at.
       on_compiled: called by process 0 before the first update, with what was compiled.
       stop: asked after every update; once true, a checkpoint is written and the run ends.
 
@@ -137,6 +139,8 @@ def train(
             raise ConfigError(
                 f"steps is {config.steps}; the run in {workdir} is already at {start}"
             )
+        if start and is_first():
+            on_resumed(start)
         on_first(lambda: write_text(workdir / CONFIG, to_json(config)))
         with _opened(config, workdir, start, on_row) as (write, before):
             record = _Recorder(config, mesh, before, write)
