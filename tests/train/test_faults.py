@@ -45,7 +45,8 @@ def test_sigterm_to_one_stops_all_at_one_step_and_more_processes_go_on(place, wh
     stopped = place.checkpoints("sigterm")[-1]
     assert place.rows("sigterm")[-1]["step"] == stopped
     last = max(20, stopped + 3)
-    four = place.start_all(4, "sigterm", *MESH, f"--config.steps={last}", devices=1)
+    more = ("--config.mesh=data=-1,fsdp=2", f"--config.steps={last}")
+    four = place.start_all(4, "sigterm", *more, devices=2)
     ends = [finish(process) for process in four]
     assert [code for code, _ in ends] == [0] * 4, ends
     assert f"taken up at step {stopped}" in ends[0][1]
