@@ -110,6 +110,11 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a model with a chosen attention and watch massive activations form",
+        description="""Trains a model, or goes on with the run that is in the folder. Before the
+first update it prints where every parameter lives and what memory the update takes.
+
+Ends with 0; 75: stopped by SIGTERM or without a process that has died, the same command
+goes on from there; 130: stopped by Ctrl-C; 2: something has to be put right.""",
         epilog=describe(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -189,6 +194,11 @@ def _add_plan(commands: Any) -> None:
     plan = commands.add_parser(
         "plan",
         help="memory, traffic and time of a training run on devices that are not here",
+        description="""Compiles one update for as many simulated devices, and runs nothing:
+memory of each device, what is sent between them, bounds of an update's time and of MFU.
+
+The file's mesh, where it is for another number of devices, takes along data what its other
+axes leave. Ends with 0; 1: it does not fit into the memory; 2: something has to be put right.""",
         epilog=describe(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -49,14 +49,25 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
 
 
 def describe(cls: type[Any]) -> str:
-    """The settings of `cls` for `--help`: name, default, and what its docstring says."""
+    """The settings of `cls` for `--help`: names, defaults, and what its docstrings say."""
     defaults = dict(_flatten(dataclasses.asdict(cls())))
     width = max(map(len, defaults)) + 2
     lines = ["settings, each as --config.NAME=VALUE (default):"]
     lines += [f"  {name:<{width}}{value!r}" for name, value in defaults.items()]
-    docstrings = [base.__doc__ for base in reversed(cls.__mro__) if base is not object]
-    attributes = [inspect.cleandoc(d or "").partition("Attributes:\n")[2] for d in docstrings]
-    return "\n".join(lines) + "\n\n" + "\n".join(a.rstrip() for a in attributes if a)
+    attributes = [_attributes(base) for base in reversed(cls.__mro__) if base is not object]
+    groups = [
+        f"{name}: {inspect.cleandoc(kind.__doc__ or '').partition(chr(10))[0]}\n{_attributes(kind)}"
+        for name, kind in get_type_hints(cls).items()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
+    own = "\n".join(filter(None, attributes))
+    return "\n\n".join(["\n".join(lines), *filter(None, [own]), *groups])
+
+
+def _attributes(cls: type[Any]) -> str:
+    """What a docstring says of each setting."""
+    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    return text.partition("\n\n")[0].rstrip()
 
 
 def load_file(spec: str) -> ml_collections.ConfigDict:

@@ -135,7 +135,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
-    """How many devices along each axis of `mesh.make_mesh`; as a text, `data=-1,fsdp=4`.
+    """How many devices along each axis; also as one text, `--config.mesh=data=-1,fsdp=4`.
 
     Attributes:
       dcn: slices of TPUs that a data-center network joins; they split the batch.

@@ -78,7 +78,10 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     config = config.on(len(devices))
     need = config.devices
     if need > len(devices):
-        raise ConfigError(f"mesh is {config}, {need} devices; there are {len(devices)}")
+        raise ConfigError(
+            f"mesh is {config}, {need} devices; there are {len(devices)}; one axis may be -1: all "
+            "that the others leave"
+        )
     if jax.process_count() > 1 and need < len(devices):
         raise ConfigError(
             f"mesh is {config}, {need} devices; with several processes it must have all "

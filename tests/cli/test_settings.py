@@ -7,6 +7,7 @@ import pytest
 from jax_massact.cli.settings import describe, load_file, resolve
 from jax_massact.config import Definition, ProbeConfig, Threshold
 from jax_massact.errors import ConfigError
+from jax_massact.train.config import TrainConfig
 
 
 def refusal(file, *overrides):
@@ -154,3 +155,13 @@ def test_help_lists_every_setting():
                  "definition.min_layers"):
         assert f"\n  {name} " in text
     assert "100.0" in text and "whether every sequence begins with the BOS token" in text
+
+
+def test_help_says_what_the_settings_of_a_group_mean():
+    text = describe(TrainConfig)
+    assert "\n\nmesh: How many devices along each axis; also as one text, --config.mesh=" in (
+        text.replace("`", "")
+    )
+    assert "\n  fsdp: split the batch and every parameter.\n" in text
+    assert "\n  keep: how many of the newest to keep.\n" in text and "Raises" not in text
+    assert text.count("updates of the parameters") == 1

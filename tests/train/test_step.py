@@ -233,5 +233,6 @@ def test_bfloat16_keeps_float32_parameters():
 
 
 def test_too_few_devices():
-    with pytest.raises(ConfigError, match="data=4,fsdp=2,model=2, 16 devices; there are 8"):
+    said = "data=4,fsdp=2,model=2, 16 devices; there are 8; one axis may be -1"
+    with pytest.raises(ConfigError, match=said):
         make_mesh(MeshConfig(data=4, fsdp=2, model=2))
