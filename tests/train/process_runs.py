@@ -44,13 +44,14 @@ class Place:
 
     def start(
         self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None,
-        disk: int | None = None, **variables,
+        disk: str | None = None, **variables,
     ) -> subprocess.Popen:
         """One process.
 
         Args:
           limit: of the size of its files, blocks of 512 or 1024 bytes.
-          disk: KiB of a file system that nobody else sees; in the end it is copied to `workdir`.
+          disk: mount options of a file system in the place of `workdir` that nobody else sees; in
+            the end it is copied to `workdir`.
         """
         environment = os.environ | {
             "JAX_NUM_CPU_DEVICES": str(devices),
@@ -69,7 +70,7 @@ class Place:
         if disk is not None:
             # What is mounted hides the folder, but not what was opened before.
             script = (
-                f'mkdir -p "$0" && exec 3<"$0" && mount -t tmpfs -o size={disk}k none "$0" && '
+                f'mkdir -p "$0" && exec 3<"$0" && mount -t tmpfs -o {disk} none "$0" && '
                 '{ "$@"; code=$?; cp -a "$0"/. /proc/self/fd/3/; exit $code; }'
             )
             command = [*PRIVATE, "sh", "-c", script, str(self.folder / workdir), *command]

@@ -179,10 +179,13 @@ def test_files_that_may_not_grow(place):
     goes_on(place, "limit")
 
 
-@pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mount a small disk")
+MOUNTS = pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mount a small disk")
+
+
+@MOUNTS
 def test_a_full_disk(place):
     """Room for one checkpoint, which stays as it is."""
-    code, said = place.run("full", *SHORT, devices=1, disk=320)
+    code, said = place.run("full", *SHORT, devices=1, disk="size=320k")
     said = " ".join(said.split())
     assert code == 2, said
     assert "cannot write the checkpoint of step 10" in said and "No space left on device" in said
@@ -213,3 +216,10 @@ def test_one_of_two_that_cannot_write_stops_both(place):
 def test_a_folder_that_cannot_be_made(place):
     code, said = place.run("config.py/run", devices=1)
     assert code == 2 and "cannot write to" in said and "Traceback" not in said
+
+
+@MOUNTS
+def test_a_folder_that_is_read_only(place):
+    code, said = place.run("fixed", devices=1, disk="ro")
+    assert code == 2 and "Read-only file system" in said and "Traceback" not in said
+    assert "massact: cannot write to " in said

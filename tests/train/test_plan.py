@@ -93,11 +93,11 @@ def test_time_is_bounded_by_its_parts(spread):
 
 
 def test_the_measured_step_of_one_device_lies_between_the_bounds():
-    """README: GPT-2 124M, 32 x 1,024 tokens, one H200: 61.4 ms."""
+    """README: GPT-2 124M, 32 x 1,024 tokens, one H200: 60.0 ms."""
     config = TrainConfig(model=gpt2(), batch_size=32)
     found = plan(config, 1, "h200")
     seconds = found["seconds"]
-    assert seconds["overlapped"] < 0.0614 < seconds["slow"] < 3.5 * seconds["overlapped"]
+    assert seconds["overlapped"] < 0.0600 < seconds["slow"] < 3.5 * seconds["overlapped"]
     assert found["traffic"] == [] and found["mfu"][1] == pytest.approx(1.0)
     # XLA's attention keeps the weights that a flash kernel computes again: half of [T, T].
     plain = dataclasses.replace(config, model=dataclasses.replace(gpt2(), implementation="xla"))
