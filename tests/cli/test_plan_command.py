@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -79,3 +80,14 @@ def test_large_configurations_are_what_they_say(file, parameters):
     config = resolve(TrainConfig, file, [])
     assert parameter_count(config) == pytest.approx(parameters, rel=1e-3)
     assert config.mesh.open_axis == "data" and config.mesh.on(256).devices == 256
+
+
+def test_the_largest_on_256_devices(tmp_path):
+    file, began = tmp_path / "plan.json", time.monotonic()
+    assert main(["plan", "--config=configs/llama_7b.py:standard", "--devices=256",
+                 "--device=v6e", f"--json={file}"]) == 0
+    assert time.monotonic() - began < 120
+    plan = json.loads(file.read_text())
+    assert plan["mesh"] == {"dcn": 1, "data": 8, "fsdp": 32, "model": 1}
+    # float32, and all but the norms' scales in 32 parts.
+    assert plan["memory"]["parameters"] == pytest.approx(6.738e9 * 4 / 32, rel=2e-3)
