@@ -4,7 +4,7 @@
 #   launch/gke.sh --project=my-project --zone=us-east5-a --cluster=my-cluster --workload=kv-bias \
 #     --tpu-type=v5litepod-16 --slices=2 --processes=8 --image=REGISTRY/massact:tpu \
 #     --storage=runs --config=configs/gpt2_124m.py:kv_bias --workdir=/runs/kv_bias \
-#     --config.mesh.data=32
+#     --config.mesh=dcn=2,data=-1
 #
 # Options, each also a variable of the environment; after `--`, or as --config.NAME=VALUE, settings
 # of `massact train`:

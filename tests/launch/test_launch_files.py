@@ -1,7 +1,9 @@
 """What all launchers have in common: lint, help, flags of XLA, the Dockerfile, the README."""
 
+import dataclasses
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from launch_fakes import LAUNCH, SCRIPTS, Place
+
+from jax_massact.cli.settings import resolve
+from jax_massact.train.config import TrainConfig
 
 ROOT = LAUNCH.parent
 FLAG_FILES = sorted((LAUNCH / "xla_flags").iterdir())
@@ -108,3 +113,30 @@ def test_readme_names_every_file():
     for path in LAUNCH.iterdir():
         if path.name != "README.md" and not path.name.startswith("__"):
             assert f"`{path.name}" in readme, path.name
+
+
+def examples():
+    """Every command line of the README's table and of the scripts' headers."""
+    yield from re.findall(r"^\|[^|]+\| `(.*)` \|$", (LAUNCH / "README.md").read_text(), re.M)
+    for script in SCRIPTS:
+        text = (LAUNCH / script).read_text().replace(" \\\n#", "")
+        (command,) = re.findall(rf"^#   (\S.*{script}.*--workdir=.*)$", text, re.M)
+        yield command
+
+
+def test_the_examples_are_settings_that_a_run_takes():
+    checked = 0
+    for command in examples():
+        words = shlex.split(command)
+        given = dict(re.findall(r"--(\w+)=(\S+)", command))
+        if "config" not in given or "--sweep" in words:
+            continue
+        config = resolve(TrainConfig, given["config"], [w for w in words if "--config." in w])
+        slices = int(given.get("slices", 1))
+        assert config.mesh.dcn == slices, command
+        # Chips of each slice, or one device for every process.
+        kind = re.search(r"type=v5litepod-(\d+)", command)
+        devices = slices * int(kind[1]) if kind else int(given["processes"])
+        assert dataclasses.replace(config, mesh=config.mesh.on(devices)).mesh.devices == devices
+        checked += 1
+    assert checked == 8
