@@ -165,6 +165,8 @@ def in_words(summary: dict[str, Any]) -> str:
         f"{100 * summary['host_wait']:.2g}% of the time, watching took "
         f"{100 * summary['watching']:.2g}%"
     ]
+    if skipped := summary["skipped"]:
+        lines.append(f"{skipped} updates skipped, whose loss or gradient was not finite")
     if (watched := summary["watch"]) is not None:
         largest = lambda name: words.number(max(v for v in watched[name] if v is not None))
         lines.append(

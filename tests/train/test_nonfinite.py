@@ -4,17 +4,19 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from train_runs import MICRO, Counting
 
+from jax_massact.cli.train import in_words
 from jax_massact.errors import UserError
-from jax_massact.train import loop
+from jax_massact.train import loop, nonfinite
 from jax_massact.train.config import MeshConfig
 from jax_massact.train.loop import train
 from jax_massact.train.metrics import of_kind, read_rows
 from jax_massact.train.nonfinite import diagnose
-from jax_massact.train.step import compile_update, make_mesh, new_state, place
+from jax_massact.train.step import compile_update, loss, make_mesh, new_state, place
 
 # Not tied: a token whose embedding is NaN is harmless until it comes.
 UNTIED = dataclasses.replace(
@@ -80,6 +82,7 @@ def test_skipping_counts_and_goes_on(planted, tmp_path, monkeypatch):
     skipped = of_kind(rows, "skipped")
     assert [(row["step"], row["in_a_row"]) for row in skipped] == [(4, 1), (5, 2), (8, 1)]
     assert trained.summary is not None and trained.summary["skipped"] == 3
+    assert "\n3 updates skipped, whose loss or gradient" in in_words(trained.summary)
     assert all(np.isfinite(x).all() for name, x in trained.state.params.items() if name != "embed")
     finite = [row["step"] for row in of_kind(rows, "train") if row["loss"] is not None]
     assert finite == [1, 2, 3, 6, 7, 9, 10]
@@ -133,6 +136,25 @@ def test_where_numbers_become_too_large(name, layer, said):
         tokens = place(Counting().batch(0), UNTIED.accumulate, mesh)
         found = diagnose(params, tokens, UNTIED)
         assert re.search(said, found) and "already" not in found, found
+
+
+def test_a_gradient_that_is_not_finite_where_all_else_is(monkeypatch):
+    def steep(params, tokens, config):
+        """The loss, and where token BAD is a zero whose slope is too large for float32."""
+        x = params["positions"]
+        zero = 1e30 * (x - jax.lax.stop_gradient(x)).sum()
+        return loss(params, tokens, config) + jnp.where((tokens == BAD).any(), 1e30, 0.0) * zero
+
+    monkeypatch.setattr(nonfinite, "loss", steep)
+    config = dataclasses.replace(UNTIED, seed=7)  # nothing else is compiled for it
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        tokens = place(Poisoned().batch(STEP), config.accumulate, mesh)
+        found = diagnose(new_state(config, mesh).params, tokens, config)
+    assert found == (
+        "all activations and logits are finite; the gradient is not, of positions, in rows 4 to 7 "
+        "of the batch"
+    )
 
 
 def test_what_is_finite_is_said_to_be():
