@@ -375,9 +375,19 @@ def _check_count(expected: int, timeout: float) -> None:
     for number in range(expected):
         try:
             told = client.blocking_key_value_get(f"massact/told/{number}", int(1000 * timeout))
-        except jax.errors.JaxRuntimeError:
-            raise UserError(f"process {number} did not come within {timeout:g} s") from None
+        except jax.errors.JaxRuntimeError as error:
+            if str(error).startswith("DEADLINE_EXCEEDED"):
+                raise UserError(f"process {number} did not come within {timeout:g} s") from None
+            raise UserError(
+                "process 0 ended before all were there; it says why, perhaps another --processes"
+            ) from None
+        if number == 0:
+            client.key_value_set(f"massact/heard/{index}", "")
         if int(told) != expected:
+            if index == 0:
+                # It serves the store: were it gone at once, the other could not say the same.
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    client.blocking_key_value_get(f"massact/heard/{number}", int(1000 * timeout))
             raise ConfigError(
                 f"process {index} was told --processes={expected} and process {number} "
                 f"--processes={told}; expected: the same number for all"

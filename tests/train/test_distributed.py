@@ -75,6 +75,41 @@ def test_exit_codes():
     assert codes == [2, 130, 75, 1, 1]
 
 
+class Store:
+    """In the place of JAX's key-value store: what others have set, and what is asked for."""
+
+    def __init__(self, *told):
+        self.values = {f"massact/told/{i}": text for i, text in enumerate(told)}
+        self.asked = []
+
+    def key_value_set(self, key, value):
+        self.values[key] = value
+
+    def blocking_key_value_get(self, key, milliseconds):
+        self.asked.append(key)
+        value = self.values.get(key, "UNAVAILABLE: Connection reset by peer")
+        if not value.isdecimal():
+            raise jax.errors.JaxRuntimeError(value)
+        return value
+
+
+@pytest.mark.parametrize(("index", "told", "said", "last"), [
+    # Process 0 ends only when the other has heard of it, too.
+    (0, ["", "3"], "process 0 was told --processes=2 and process 1 --processes=3", "heard/1"),
+    (1, ["3", ""], "process 1 was told --processes=2 and process 0 --processes=3", "told/0"),
+    (1, ["DEADLINE_EXCEEDED: late", ""], "process 0 did not come within 4 s", "told/0"),
+    (1, ["UNAVAILABLE: gone", ""], "process 0 ended before all were there; it says why", "told/0"),
+])
+def test_processes_that_were_told_different_numbers(monkeypatch, index, told, said, last):
+    store = Store(*told)
+    monkeypatch.setattr(distributed, "_client", lambda: store)
+    monkeypatch.setattr(distributed, "_size", lambda: (2, index))
+    with pytest.raises(UserError, match=said):
+        distributed._check_count(2, 4)
+    assert store.asked[-1] == f"massact/{last}"
+    assert store.values[f"massact/told/{index}"] == "2"
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)])
 def test_rows_are_where_place_puts_them(sizes, parts):
