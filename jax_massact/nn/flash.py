@@ -56,7 +56,7 @@ def _forward(kernel, window, reach, q, k, v, extra):
     if extra.key is not None:
         k = _taken_off(k, extra.key)
     real, lse = kernel.forward(q, k, v, window)
-    logit = _logits(extra, *q.shape[1:3], reach)
+    logit = _logits(extra, q.shape[1], q.shape[2], reach)
     lse_real = _heads_last(lse)
     total = jnp.logaddexp(lse_real, logit)
     kept, weight = _once(jnp.exp(lse_real - total), jnp.exp(logit - total))
@@ -72,7 +72,7 @@ def _backward(kernel, window, reach, residuals, cotangent):
     dq, dk, dv = kernel.backward(q, k, v, out, lse, cotangent, window)
     if extra is None:
         return dq, dk, dv, None
-    (weight,) = _once(jnp.exp(_logits(extra, *q.shape[1:3], reach) - _heads_last(lse)))
+    (weight,) = _once(jnp.exp(_logits(extra, q.shape[1], q.shape[2], reach) - _heads_last(lse)))
     g = cotangent.astype(jnp.float32)
     gain = -out.astype(jnp.float32)
     if extra.value is not None:

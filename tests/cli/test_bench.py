@@ -94,6 +94,51 @@ def test_bench_train_times_each_variant_in_a_process_of_its_own(tmp_path, capsys
     assert "kv_bias" in capsys.readouterr().out
 
 
+def test_bench_train_on_several_meshes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    found = _found(
+        capsys, tmp_path, "train", *TINY, "--variants=kv_bias", "--meshes=data=1;data=2",
+        "--config.watch.every=0", "--steps=1", "--windows=1",
+    )
+    rows = found["rows"]
+    assert list(rows) == ["kv_bias data=1", "kv_bias data=2"]
+    assert [row["devices"] for row in rows.values()] == [1, 2]
+    # As many sequences on each device.
+    for row in rows.values():
+        assert row["tokens_per_second"] * row["step"] == pytest.approx(4 * 16 * row["devices"])
+    one, two = (row["tokens_per_second"] for row in rows.values())
+    assert found["ratios"]["kv_bias data=2"]["efficiency"] == pytest.approx(two / 2 / one)
+    assert "kv_bias data=2" in capsys.readouterr().out
+
+
+def test_each_mesh_has_a_first_variant_and_each_variant_a_first_mesh():
+    from jax_massact.bench.train import _ratios, _runs
+    from jax_massact.train.config import MeshConfig, TrainConfig
+
+    meshes = [MeshConfig(), MeshConfig(fsdp=2)]
+    runs = _runs(TrainConfig(batch_size=8), ["standard", "sink"], meshes)
+    assert [run.batch_size for run in runs.values()] == [8, 16, 8, 16]
+    speeds = (100.0, 150.0, 80.0, 140.0)
+    rows = {
+        name: {"tokens_per_second": speed, "devices": run.mesh.devices}
+        for (name, run), speed in zip(runs.items(), speeds, strict=True)
+    }
+    found = _ratios(rows, runs)
+    assert [r["against_first"] for r in found.values()] == [1, 1, 0.8, 140 / 150]
+    assert [r["efficiency"] for r in found.values()] == [1, 0.75, 1, 140 / 160]
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--meshes=data=-1"], "mesh is data=-1; allowed here: no axis of -1"),
+    (["--meshes=data=2;rows=2"], "mesh is 'rows=2'; expected AXIS=DEVICES"),
+    (["--meshes=data=2", "--reference=."], "--reference runs on one device"),
+    (["--meshes=model=2"], "mesh.model is 2; allowed: a divisor of model.num_heads (1)"),
+])
+def test_meshes_that_bench_train_refuses(capsys, more, said):
+    assert main(["bench", "train", *TINY, *more]) == 2
+    assert said in capsys.readouterr().err
+
+
 REFERENCE = """
 import json, sys
 settings = json.loads(sys.argv[2])
@@ -169,6 +214,10 @@ def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
     assert found["ratios"]["time of the probe, against the forward pass"] == pytest.approx(
         rows["probe"]["seconds"] / rows["forward"]["seconds"]
     )
+    split = _found(capsys, tmp_path, "probe", "random:tiny", *flags, "--mesh=model=2")
+    assert split["devices"] == 2 and found["devices"] == 1
+    assert main(["bench", "probe", "smollm2-135m", "--mesh=model=2"]) == 2
+    assert "--mesh is for random weights" in capsys.readouterr().err
     assert main(["bench", "probe", "random:huge"]) == 2
     assert "no shape 'huge'; allowed: llama2-7b" in capsys.readouterr().err
     assert main(["bench", "probe", "random:tiny", "--json=/nowhere/x.json"]) == 2
