@@ -32,7 +32,8 @@ from jax_massact.train.optimizer import make_optimizer, schedule
 Parameters = dict[str, jax.Array]
 
 # On GPUs XLA joins the products for queries, keys and values to one, and then copies its result
-# apart, which takes longer than it gained.
+# apart, which takes longer than it gained. And it tries kernels of its own for every product, which
+# takes half of the compilation; cuBLAS alone was as fast, and adds a bias while it writes.
 _COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "gpu": {"xla_gpu_dot_merger_threshold_mb": "0", "xla_gpu_enable_triton_gemm": False}
 }
