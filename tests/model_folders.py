@@ -5,14 +5,14 @@ from pathlib import Path
 
 import tokenizers
 
-from jax_massact.nn.decoder import Decoder
-from jax_massact.weights.save import save
+from jax_massact.nn.transformer import Transformer
+from jax_massact.save import save
 
 BOS = 1
 CHARACTERS = ["<unk>", "<s>", *" .,;:!?\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
-def folder_of(model: Decoder, folder: Path) -> Path:
+def folder_of(model: Transformer, folder: Path) -> Path:
     """Writes the model and a tokenizer of as many characters as it has embeddings."""
     save(model, folder)
     characters = CHARACTERS[: model.config.vocab_size]

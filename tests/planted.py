@@ -6,8 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_models import CONFIGS
 
-from jax_massact.config import ModelConfig
-from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.transformer import (
+    Transformer,
+    abstract,
+    from_parameters,
+    parameters,
+)
 
 # One head, so that attention can be written down; token 0 is marked by its position.
 CONFIG = dataclasses.replace(
@@ -59,7 +64,7 @@ class Plant:
             self.p[f"blocks.attn.{name}"] *= factor
         return self
 
-    def build(self) -> Decoder:
+    def build(self) -> Transformer:
         arrays = {n: jnp.asarray(x, jnp.float32) for n, x in self.p.items()}
         return from_parameters(self.config, arrays)
 

@@ -8,15 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import LLAMA
 
-from jax_massact.config import (
-    Definition,
-    ModelConfig,
-    ProbeConfig,
-    RopeConfig,
-    Threshold,
-    from_mapping,
-)
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.settings import from_mapping
+from jax_massact.studies.probe.settings import ProbeConfig
 
 
 def refusal(make) -> str:

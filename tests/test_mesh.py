@@ -9,21 +9,21 @@ import pytest
 from jax.sharding import AxisType
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
+from jax_massact.measure.loss import token_losses
+from jax_massact.measure.magnitudes import magnitudes
+from jax_massact.measure.massive import find_massive
+from jax_massact.measure.mechanism import explain
 from jax_massact.mesh import LAYOUTS, make_mesh, parameter_sharding
-from jax_massact.nn.decoder import (
+from jax_massact.nn.edits import Edits
+from jax_massact.nn.transformer import (
     PARAMETER_KINDS,
-    Decoder,
+    Transformer,
     abstract,
     from_parameters,
     parameter_kind,
     parameters,
 )
-from jax_massact.nn.edits import Edits
 from jax_massact.nn.variants import VARIANTS
-from jax_massact.probe.loss import token_losses
-from jax_massact.probe.magnitudes import magnitudes
-from jax_massact.probe.massive import find_massive
-from jax_massact.probe.mechanism import explain
 
 B, T = 8, 12
 WIDE = dataclasses.replace(LLAMA, num_heads=8, num_kv_heads=4)
@@ -46,7 +46,7 @@ MESHES = {
 }
 
 
-def placed(model: Decoder, mesh: jax.sharding.Mesh) -> Decoder:
+def placed(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
     def put(name, leaf):
         stacked = name.startswith("blocks.")
         sharding = parameter_sharding(mesh, parameter_kind(name), leaf.shape, stacked=stacked)

@@ -6,8 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_massact.config import ModelConfig, RopeConfig
-from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
+from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.transformer import (
+    Transformer,
+    abstract,
+    from_parameters,
+    parameters,
+)
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=64, depth=3, width=16, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -30,7 +35,7 @@ CONFIGS = {
 }
 
 
-def decoder(config: ModelConfig, seed: int = 0, spread: float = 0.3) -> Decoder:
+def decoder(config: ModelConfig, seed: int = 0, spread: float = 0.3) -> Transformer:
     """A decoder in which every parameter matters: no bias is 0, no scale is 1."""
     rng = np.random.default_rng(seed)
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_massact.bench.clock import seconds
-from jax_massact.config import ImplementationKind, check_in, check_int
 from jax_massact.errors import ConfigError
 from jax_massact.nn.attention import KERNELS, attend
+from jax_massact.nn.config import ImplementationKind
 from jax_massact.nn.extra import Extra
+from jax_massact.settings import check_in, check_int
 
 # The fields of the extra key that a variant has.
 EXTRAS: dict[str, tuple[str, ...]] = {

@@ -15,10 +15,16 @@ import numpy as np
 
 from jax_massact import mesh as layout
 from jax_massact.bench.clock import seconds
-from jax_massact.config import ModelConfig, ProbeConfig, RopeConfig
 from jax_massact.errors import ConfigError
-from jax_massact.nn.decoder import Decoder, from_parameters, parameter_kind, parameters
-from jax_massact.probe.magnitudes import magnitudes_tap, residual_streams
+from jax_massact.measure.magnitudes import magnitudes_tap, residual_streams
+from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.transformer import (
+    Transformer,
+    from_parameters,
+    parameter_kind,
+    parameters,
+)
+from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import MeshConfig, gpt2
 from jax_massact.train.step import make_mesh
 
@@ -87,7 +93,7 @@ def _measure(
 
     @jax.jit
     def new(key):
-        arrays = parameters(Decoder(model_config, key))
+        arrays = parameters(Transformer(model_config, key))
         return from_parameters(model_config, {n: place(n, x) for n, x in arrays.items()})
 
     def forward(model, tokens):
@@ -128,12 +134,12 @@ def _measure(
     }
 
 
-def _bytes(model: Decoder) -> int:
+def _bytes(model: Transformer) -> int:
     """Of the weights on one device."""
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(model))
 
 
-def _copied_and_sorted(model: Decoder, tokens: jax.Array) -> float:
+def _copied_and_sorted(model: Transformer, tokens: jax.Array) -> float:
     """Seconds, once: a sort of all layers takes long and hardly varies."""
     streams = jax.jit(residual_streams)
     run = lambda: streams(model, tokens)

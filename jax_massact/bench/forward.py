@@ -12,8 +12,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from jax_massact.config import ProbeConfig, from_mapping
-from jax_massact.probe.checkpoint import compile_while_loading, prepare
+from jax_massact.settings import from_mapping
+from jax_massact.studies.frame import compile_while_loading, prepare
+from jax_massact.studies.probe.settings import ProbeConfig
 
 
 def main(model: str, settings: str) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from jax_massact.bench import measure, reference_probe
-from jax_massact.config import ProbeConfig
 from jax_massact.errors import UserError
-from jax_massact.probe.checkpoint import prepare
+from jax_massact.studies.frame import prepare
+from jax_massact.studies.probe.settings import ProbeConfig
 
 
 @dataclasses.dataclass(frozen=True)

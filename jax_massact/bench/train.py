@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jax_massact.bench import reference_train
-from jax_massact.config import check_in
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.nn.variants import VARIANTS
+from jax_massact.settings import check_in
 from jax_massact.train.config import MeshConfig, TrainConfig, to_json
 
 # Our variant -> the authors' file.

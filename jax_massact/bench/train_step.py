@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from jax_massact.bench.kernels import communication, longest, run_kernels
-from jax_massact.config import from_mapping
-from jax_massact.nn.decoder import from_parameters
+from jax_massact.nn.transformer import from_parameters
+from jax_massact.settings import from_mapping
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.step import (
     Parameters,

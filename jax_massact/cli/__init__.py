@@ -16,7 +16,7 @@ _MODEL_HELP = (
 
 
 class _Run(NamedTuple):
-    """A row of `_RUNS`: `jax_massact.cli.NAME.run_NAME` does it."""
+    """A row of `_RUNS`: `jax_massact.studies.NAME.command.run_NAME` does it."""
 
     about: str
     config: str
@@ -84,14 +84,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: Any, name: str) -> None:
     """A command that runs a model on a text: MODEL, a folder for what is found, and settings."""
-    from jax_massact import config
     from jax_massact.cli.settings import describe
 
     about, config_name, written = _RUNS[name]
     run = commands.add_parser(
         name,
         help=about,
-        epilog=describe(getattr(config, config_name)),
+        epilog=describe(_settings_of(name, config_name)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -101,6 +100,10 @@ def _add_run(commands: Any, name: str) -> None:
     )
     _add_config(run)
     run.set_defaults(run=_run, command=name)
+
+
+def _settings_of(name: str, config: str) -> Any:
+    return getattr(importlib.import_module(f"jax_massact.studies.{name}.settings"), config)
 
 
 def _add_train(commands: Any) -> None:
@@ -129,7 +132,7 @@ goes on from there; 130: stopped by Ctrl-C; 2: something has to be put right."""
 
 
 def _add_processes(train: argparse.ArgumentParser) -> None:
-    from jax_massact.train.distributed import HEARTBEAT, TIMEOUT
+    from jax_massact.cluster.distributed import HEARTBEAT, TIMEOUT
 
     group = train.add_argument_group(
         "several processes",
@@ -187,9 +190,9 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
+    from jax_massact.accelerators import ACCELERATORS
     from jax_massact.cli.settings import describe
     from jax_massact.train.config import TrainConfig
-    from jax_massact.train.devices import ACCELERATORS
 
     plan = commands.add_parser(
         "plan",
@@ -288,7 +291,7 @@ def _add_bench_attention(kinds: Any) -> None:
 
 def _add_bench_probe(kinds: Any) -> None:
     from jax_massact.bench.device_probe import SHAPES
-    from jax_massact.config import ProbeConfig
+    from jax_massact.studies.probe.settings import ProbeConfig
 
     probe = _add_bench_kind(
         kinds, "probe",
@@ -323,11 +326,10 @@ def _add_config(parser: argparse.ArgumentParser, required: bool = False) -> None
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    from jax_massact import config
     from jax_massact.cli.settings import resolve
 
-    settings = resolve(getattr(config, _RUNS[args.command].config), args.config, rest)
-    module = importlib.import_module(f"jax_massact.cli.{args.command}")
+    settings = resolve(_settings_of(args.command, _RUNS[args.command].config), args.config, rest)
+    module = importlib.import_module(f"jax_massact.studies.{args.command}.command")
     getattr(module, f"run_{args.command}")(args.model, settings, args.workdir)
     return 0
 
@@ -337,9 +339,9 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
     from jax_massact.cli.settings import resolve
     from jax_massact.cli.train import train_command
-    from jax_massact.config import check_int
+    from jax_massact.cluster.distributed import find_cluster
+    from jax_massact.settings import check_int
     from jax_massact.train.config import TrainConfig
-    from jax_massact.train.distributed import find_cluster
 
     cluster = find_cluster(args.coordinator, args.processes, args.process)
     check_int("--timeout", args.timeout, 1, 86_400)
@@ -355,7 +357,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
-    from jax_massact.cli.compare import run_compare
+    from jax_massact.studies.compare.command import run_compare
 
     run_compare(
         args.runs, args.config, rest, args.workdir, variants=args.variants, seeds=args.seeds,
@@ -365,7 +367,7 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _plan(args: argparse.Namespace, rest: list[str]) -> int:
-    from jax_massact.cli.plan import run_plan
+    from jax_massact.plan.command import run_plan
 
     return run_plan(
         args.config, rest, devices=args.devices, device=args.device, json_file=args.json
@@ -397,7 +399,7 @@ def _bench_attention(args: argparse.Namespace, rest: list[str]) -> int:
 def _bench_probe(args: argparse.Namespace, rest: list[str]) -> int:
     from jax_massact.cli.bench import run_bench_probe
     from jax_massact.cli.settings import resolve
-    from jax_massact.config import ProbeConfig
+    from jax_massact.studies.probe.settings import ProbeConfig
 
     config = resolve(ProbeConfig, args.config, rest)
     run_bench_probe(

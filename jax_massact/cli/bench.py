@@ -12,8 +12,9 @@ from jax_massact.bench.attention import AttentionShape, bench_attention
 from jax_massact.bench.device_probe import PREFIX, bench_device_probe
 from jax_massact.bench.probe import bench_probe
 from jax_massact.bench.train import bench_train
-from jax_massact.config import ProbeConfig, check_int
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.settings import check_int
+from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import MeshConfig, TrainConfig
 
 

@@ -12,8 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 import jax_massact
-from jax_massact.config import from_mapping, unknown_key
 from jax_massact.errors import ConfigError
+from jax_massact.settings import from_mapping, unknown_key
 
 T = TypeVar("T")
 

@@ -15,13 +15,7 @@ from typing import Any, NoReturn
 import rich.console
 import rich.progress
 
-from jax_massact.cli.supervise import find_parent, supervise
-from jax_massact.errors import UserError
-from jax_massact.report import words
-from jax_massact.report.plan import show_layout
-from jax_massact.train.config import TrainConfig
-from jax_massact.train.data import open_batches
-from jax_massact.train.distributed import (
+from jax_massact.cluster.distributed import (
     TEMPFAIL,
     Cluster,
     exit_code,
@@ -29,6 +23,12 @@ from jax_massact.train.distributed import (
     is_loss,
     join,
 )
+from jax_massact.cluster.supervise import find_parent, supervise
+from jax_massact.errors import UserError
+from jax_massact.plan.report import show_layout
+from jax_massact.report import words
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.data import open_batches
 from jax_massact.train.loop import Trained, train
 from jax_massact.train.metrics import Row
 from jax_massact.train.tensorboard import check_installed

@@ -8,15 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jax_massact.config import check_float, check_in, check_int
 from jax_massact.data.bigram import BigramBackcopy, Drawn
 from jax_massact.data.corpus import open_corpus
-from jax_massact.data.files import called, find_files, is_held_out, is_shard
+from jax_massact.data.files import (
+    called,
+    find_files,
+    is_held_out,
+    is_shard,
+)
 from jax_massact.data.packed import Packed, Windows, split
 from jax_massact.data.shards import open_shards
 from jax_massact.data.token_cache import encoded
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.vocabulary import Vocabulary, open_vocabulary
+from jax_massact.settings import check_float, check_in, check_int
 
 BIGRAM_BACKCOPY = "bigram-backcopy"
 HELD_OUT = 0.1  # the share of a source, from its end, that only validation sees

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jax_massact.config import check_int
 from jax_massact.data.files import LINE_SUFFIXES, open_binary, suffix
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import DataError
+from jax_massact.settings import check_int
 
 TokenKind = Literal["delimiter", "other"]
 

@@ -20,8 +20,8 @@ from tokenizers import (
     processors,
 )
 
-from jax_massact.config import check_in
 from jax_massact.errors import DataError
+from jax_massact.settings import check_in
 
 BOS_SETTINGS = ("auto", "true", "false")
 END_OF_TEXT = "<|endoftext|>"

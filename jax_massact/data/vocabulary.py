@@ -9,11 +9,16 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from jax_massact import resources
-from jax_massact.config import check_int
 from jax_massact.data.cache import new_folder
 from jax_massact.data.corpus import Corpus
-from jax_massact.data.tokenizer import BYTE_PIECES, END_OF_TEXT, Tokenizer, byte_level_text
+from jax_massact.data.tokenizer import (
+    BYTE_PIECES,
+    END_OF_TEXT,
+    Tokenizer,
+    byte_level_text,
+)
 from jax_massact.errors import ConfigError, DataError
+from jax_massact.settings import check_int
 
 _SMALLEST_BPE = 257  # the bytes and the end of text
 # The most text that a BPE is trained on: more changes its merges little and takes long.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
-from jax_massact.config import ImplementationKind
 from jax_massact.errors import ConfigError
+from jax_massact.nn.config import ImplementationKind
 from jax_massact.nn.extra import Extra, extra_logits
 from jax_massact.nn.flash import flash_attend
 from jax_massact.nn.kernels import Cudnn, FlashKernel, Splash

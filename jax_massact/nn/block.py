@@ -7,10 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_massact.config import INIT_STD, ImplementationKind, ModelConfig
 from jax_massact.nn.attention import attend
+from jax_massact.nn.config import INIT_STD, ImplementationKind, ModelConfig
 from jax_massact.nn.extra import Extra, extra_reach
-from jax_massact.nn.layers import MLP, Norm, linear, rotate
+from jax_massact.nn.layers import (
+    MLP,
+    Norm,
+    linear,
+    rotate,
+)
 from jax_massact.nn.variants import VARIANTS
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_massact.config import ModelConfig
+from jax_massact.nn.config import ModelConfig
 
 
 class Extra(NamedTuple):

@@ -12,14 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact import mesh
-from jax_massact.config import (
+from jax_massact.nn.config import (
     INIT_STD,
     ModelConfig,
     NormKind,
     RopeConfig,
-    check_float,
-    check_int,
 )
+from jax_massact.settings import check_float, check_int
 
 
 class Norm(nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact import mesh
-from jax_massact.config import INIT_STD, ModelConfig
+from jax_massact.nn.config import INIT_STD, ModelConfig
 from jax_massact.nn.extra import Extra
 
 
@@ -46,7 +46,7 @@ class Standard(nnx.Module):
 
 class SinkToken(Standard):
     """A learned embedding in front of every sequence, dropped before the final norm (Xiao et al.
-    2023; Sun et al. 2024, section 4.3). It is not a part of any block: `Decoder` holds it."""
+    2023; Sun et al. 2024, section 4.3). It is not a part of any block: `Transformer` holds it."""
 
     tokens_in_front = 1
 

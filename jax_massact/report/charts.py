@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from jax_massact.probe.result import ActivationMap, Massive, ProbeResult
 from jax_massact.report import words
 from jax_massact.report.picture import (
     BLUE,
@@ -26,6 +25,8 @@ from jax_massact.report.picture import (
     map_bin,
     spikes,
 )
+from jax_massact.results import ActivationMap, Massive
+from jax_massact.studies.probe.result import ProbeResult
 
 FONT = {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, sans-serif", "size": 13}
 MAX_CODE = 65535

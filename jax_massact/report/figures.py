@@ -17,13 +17,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from jax_massact.probe.result import (
-    ActivationMap,
-    LayerStats,
-    Massive,
-    ModelInfo,
-    ProbeResult,
-)
 from jax_massact.report import words
 from jax_massact.report.encode import write_bytes
 from jax_massact.report.picture import (
@@ -39,6 +32,13 @@ from jax_massact.report.picture import (
     map_layer,
     spikes,
 )
+from jax_massact.results import (
+    ActivationMap,
+    LayerStats,
+    Massive,
+    ModelInfo,
+)
+from jax_massact.studies.probe.result import ProbeResult
 
 WRITTEN, REMOVED = "^", "X"  # markers of the layer whose sublayer writes, and takes away
 STYLE: dict[Any, Any] = {

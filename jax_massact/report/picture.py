@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
-from jax_massact.probe.result import ActivationMap, LayerStats, Massive, ProbeResult
 from jax_massact.report import words
+from jax_massact.results import ActivationMap, LayerStats, Massive
+from jax_massact.studies.probe.result import ProbeResult
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, GREY = "#E69F00", "#6b7280"

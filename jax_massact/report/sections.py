@@ -3,9 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jax_massact.probe.result import DefinitionInfo, Massive
 from jax_massact.report import words
-from jax_massact.report.html import Section, escape, pairs, paragraphs, render, table
+from jax_massact.report.html import (
+    Section,
+    escape,
+    pairs,
+    paragraphs,
+    render,
+    table,
+)
+from jax_massact.results import DefinitionInfo, Massive
 
 LISTED = 4  # positions and tokens of a record that the table spells out
 

@@ -7,8 +7,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from jax_massact.probe.result import LayerStats, Massive, OutlierFeature, ProbeResult
 from jax_massact.report import words
+from jax_massact.results import LayerStats, Massive, OutlierFeature
+from jax_massact.studies.probe.result import ProbeResult
 
 MAX_ROWS = 10  # records of one kind; a glance takes in no more, and probe.json has them all
 

@@ -7,14 +7,14 @@ never called massive without the word "relaxed".
 import math
 from collections.abc import Mapping, Sequence
 
-from jax_massact.probe.result import (
+from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
     Massive,
     ModelInfo,
-    ProbeResult,
     Writer,
 )
+from jax_massact.studies.probe.result import ProbeResult
 
 SAID_IN_FULL = 3  # records that get a sentence of their own; the others are counted and listed
 KINDS = {"first": "the first token", "delimiter": "delimiter tokens", "other": "other tokens"}

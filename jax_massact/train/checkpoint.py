@@ -14,10 +14,20 @@ from typing import Any
 
 import jax
 
+from jax_massact.cluster.distributed import (
+    is_first,
+    is_loss,
+    on_first,
+    together,
+)
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.train.checksum import checksums
-from jax_massact.train.config import CheckpointConfig, TrainConfig, check_same_run, to_json
-from jax_massact.train.distributed import is_first, is_loss, on_first, together
+from jax_massact.train.config import (
+    CheckpointConfig,
+    TrainConfig,
+    check_same_run,
+    to_json,
+)
 from jax_massact.train.step import State
 
 DIGESTS = "digests.json"

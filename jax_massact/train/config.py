@@ -5,15 +5,10 @@ import json
 import math
 from typing import Any, Literal, get_args
 
-from jax_massact.config import (
-    AttentionKind,
-    Definition,
-    ModelConfig,
-    check_float,
-    check_in,
-    check_int,
-)
 from jax_massact.errors import ConfigError
+from jax_massact.measure.definition import Definition
+from jax_massact.nn.config import AttentionKind, ModelConfig
+from jax_massact.settings import check_float, check_in, check_int
 
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "constant_then_decay"]

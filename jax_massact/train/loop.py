@@ -15,15 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_massact.data.tokenizer import Tokenizer
-from jax_massact.errors import ConfigError, UserError
-from jax_massact.mesh import whole
-from jax_massact.nn.decoder import from_parameters
-from jax_massact.train.checkpoint import Checkpoints
-from jax_massact.train.config import TrainConfig, to_json
-from jax_massact.train.data import place_rows
-from jax_massact.train.devices import peak_flops
-from jax_massact.train.distributed import (
+from jax_massact.accelerators import peak_flops
+from jax_massact.cluster.distributed import (
     Vote,
     check_shared,
     is_first,
@@ -31,7 +24,15 @@ from jax_massact.train.distributed import (
     share,
     together,
 )
-from jax_massact.train.lock import lock
+from jax_massact.cluster.lock import lock
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.mesh import whole
+from jax_massact.nn.transformer import from_parameters
+from jax_massact.save import save
+from jax_massact.train.checkpoint import Checkpoints
+from jax_massact.train.config import TrainConfig, to_json
+from jax_massact.train.data import place_rows
 from jax_massact.train.metrics import (
     FILE,
     MetricsFile,
@@ -57,7 +58,6 @@ from jax_massact.train.step import (
 from jax_massact.train.tensorboard import FOLDER as TENSORBOARD
 from jax_massact.train.tensorboard import check_installed, open_tensorboard
 from jax_massact.train.watch import Watch, emergence, watch
-from jax_massact.weights.save import save
 
 CONFIG, SUMMARY, MODEL = "config.json", "summary.json", "model"
 # Updates that may be on their way to the devices before the host waits for the first of them.

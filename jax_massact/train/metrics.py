@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jax_massact.config import ModelConfig
 from jax_massact.errors import UserError
+from jax_massact.nn.config import ModelConfig
 
 Row = dict[str, Any]
 FILE = "metrics.jsonl"

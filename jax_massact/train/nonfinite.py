@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from jax_massact import mesh
 from jax_massact.nn.block import Acts
-from jax_massact.nn.decoder import from_parameters
+from jax_massact.nn.transformer import from_parameters
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.step import Parameters, loss
 

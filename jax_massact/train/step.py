@@ -18,14 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh as layout
 from jax_massact.errors import ConfigError
-from jax_massact.nn.decoder import (
-    Decoder,
+from jax_massact.nn.loss import cross_entropy
+from jax_massact.nn.transformer import (
+    Transformer,
     abstract,
     from_parameters,
     parameter_kind,
     parameters,
 )
-from jax_massact.nn.loss import cross_entropy
 from jax_massact.train.config import MeshConfig, TrainConfig
 from jax_massact.train.optimizer import make_optimizer, schedule
 
@@ -130,7 +130,7 @@ def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> 
         )
         return jax.reshard(leaf, sharding.spec)
 
-    params = {name: put(name, x) for name, x in parameters(Decoder(config.model, key)).items()}
+    params = {name: put(name, x) for name, x in parameters(Transformer(config.model, key)).items()}
     return State(jnp.int32(0), params, make_optimizer(config).init(params))
 
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_massact import mesh
-from jax_massact.config import Definition, ModelConfig
+from jax_massact.measure.definition import Definition
+from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.nn.attention import causal_logits
 from jax_massact.nn.block import Acts
-from jax_massact.nn.decoder import Decoder
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.extra import Extra, extra_logits, extra_reach
+from jax_massact.nn.transformer import Transformer
 from jax_massact.nn.variants import VARIANTS
-from jax_massact.probe.magnitudes import magnitudes_tap
 from jax_massact.train.config import WatchConfig
 
 
@@ -47,7 +48,7 @@ class Watch(NamedTuple):
     value_drain: Float[Array, " L"]
 
 
-def watch(model: Decoder, tokens: Int[Array, "B T"], config: WatchConfig) -> Watch:
+def watch(model: Transformer, tokens: Int[Array, "B T"], config: WatchConfig) -> Watch:
     """Measures the model on `tokens`. Pure; call it under `jax.jit`; works under any mesh."""
 
     def tap(acts: Acts):

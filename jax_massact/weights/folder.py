@@ -5,7 +5,12 @@ from pathlib import Path
 
 from jax_massact.errors import WeightsError
 from jax_massact.weights.safetensors import open_safetensors, parse_json
-from jax_massact.weights.tensors import Tensor, check_digest, merge, reading
+from jax_massact.weights.tensors import (
+    Tensor,
+    check_digest,
+    merge,
+    reading,
+)
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")

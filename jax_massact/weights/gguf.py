@@ -18,7 +18,14 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from jax_massact.errors import WeightsError
-from jax_massact.weights.tensors import Decode, Tensor, check_digest, merge, reading, size_of
+from jax_massact.weights.tensors import (
+    Decode,
+    Tensor,
+    check_digest,
+    merge,
+    reading,
+    size_of,
+)
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 # Value type -> NumPy type, for those of a fixed size.

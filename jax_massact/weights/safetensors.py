@@ -13,7 +13,13 @@ import ml_dtypes
 import numpy as np
 
 from jax_massact.errors import WeightsError
-from jax_massact.weights.tensors import Decode, Tensor, check_digest, reading, size_of
+from jax_massact.weights.tensors import (
+    Decode,
+    Tensor,
+    check_digest,
+    reading,
+    size_of,
+)
 
 # The format's own limit.
 _MAX_HEADER = 100_000_000

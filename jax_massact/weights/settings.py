@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jax_massact.config import check_float, check_int
 from jax_massact.errors import ConfigError, WeightsError
+from jax_massact.settings import check_float, check_int
 
 # No dimension of a model is larger; array libraries overflow beyond.
 _MAX_SIZE = 2**31 - 1

@@ -10,8 +10,8 @@ import pytest
 from jax_massact.bench.probe import run_process
 from jax_massact.cli import main
 from jax_massact.cli.settings import resolve
-from jax_massact.config import ProbeConfig
 from jax_massact.errors import UserError
+from jax_massact.studies.probe.settings import ProbeConfig
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 MODEL = str(FIXTURES / "gguf" / "smollm2.gguf")

@@ -12,8 +12,9 @@ from planted import LLAMA_CONFIG as CONFIG
 
 import jax_massact as ma
 from jax_massact.cli import main
-from jax_massact.probe.explain_result import ExplainResult, FoldResult
-from jax_massact.probe.intervene_result import InterveneResult
+from jax_massact.studies.explain.result import ExplainResult
+from jax_massact.studies.fold.result import FoldResult
+from jax_massact.studies.interventions_result import InterveneResult
 
 TEXT = "--config.text=" + "abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
 SIZE = [TEXT, "--config.sequence_length=12", "--config.sequences=3"]

@@ -7,7 +7,8 @@ import pytest
 from cli_folders import SMOLLM2, make_folder
 
 from jax_massact.cli import main
-from jax_massact.probe.result import LayerStats, ProbeResult
+from jax_massact.results import LayerStats
+from jax_massact.studies.probe.result import ProbeResult
 
 GGUF = SMOLLM2.parent / "gguf" / "smollm2.gguf"
 SMALL = ["--config.sequences=3", "--config.sequence_length=12", "--config.batch_size=2"]
@@ -150,6 +151,6 @@ def test_interrupts_leave_no_traceback(monkeypatch, folder, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jax_massact.cli.probe.run_probe", stop)
+    monkeypatch.setattr("jax_massact.studies.probe.command.run_probe", stop)
     assert main(["probe", str(folder)]) == 130
     assert capsys.readouterr().err == "massact: stopped\n"

@@ -5,8 +5,9 @@ import textwrap
 import pytest
 
 from jax_massact.cli.settings import describe, load_file, resolve
-from jax_massact.config import Definition, ProbeConfig, Threshold
 from jax_massact.errors import ConfigError
+from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import TrainConfig
 
 

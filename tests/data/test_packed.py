@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from jax_massact.data.packed import Packed, Windows, permuted, split
+from jax_massact.data.packed import (
+    Packed,
+    Windows,
+    permuted,
+    split,
+)
 from jax_massact.errors import DataError
 
 TOKENS = np.arange(1000, dtype=np.uint16)  # every id tells its own place

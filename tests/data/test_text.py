@@ -12,7 +12,12 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from jax_massact.data import text as text_module
-from jax_massact.data.text import Documents, documents, token_kind, windows
+from jax_massact.data.text import (
+    Documents,
+    documents,
+    token_kind,
+    windows,
+)
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError
 

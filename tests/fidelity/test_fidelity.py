@@ -14,8 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
-from jax_massact.train.config import OptimizerConfig, TrainConfig, WatchConfig, gpt2
+from jax_massact.nn.transformer import (
+    Transformer,
+    abstract,
+    from_parameters,
+    parameters,
+)
+from jax_massact.train.config import (
+    OptimizerConfig,
+    TrainConfig,
+    WatchConfig,
+    gpt2,
+)
 from jax_massact.train.optimizer import make_optimizer
 from jax_massact.train.step import State, loss, update
 
@@ -172,7 +182,7 @@ def test_new_parameters(variant):
     """Those of the authors and no others, drawn from the same distributions."""
     config = gpt2(vocab_size=384, depth=3, width=96, num_heads=4, context_length=64,
                   attention=variant)
-    found = parameters(jax.jit(lambda key: Decoder(config, key))(jax.random.key(0)))
+    found = parameters(jax.jit(lambda key: Transformer(config, key))(jax.random.key(0)))
     scales = {"blocks.attn_norm.scale", "blocks.mlp_norm.scale", "final_norm.scale"}
     stds = dict.fromkeys(["embed", "positions", "blocks.attn.q", "blocks.attn.k", "blocks.attn.v",
                           "blocks.mlp.up", *VARIANTS[variant]], 0.02)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from jax_massact.nn import attention
-from jax_massact.nn.attention import MAX_BLOCKS, QUERY_BLOCK, attend, query_blocks
+from jax_massact.nn.attention import (
+    MAX_BLOCKS,
+    QUERY_BLOCK,
+    attend,
+    query_blocks,
+)
 from jax_massact.nn.extra import Extra
 
 

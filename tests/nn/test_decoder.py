@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
-from jax_massact.nn.decoder import Decoder, abstract, from_parameters, parameters
+from jax_massact.nn.transformer import (
+    Transformer,
+    abstract,
+    from_parameters,
+    parameters,
+)
 
 FAMILIES = pytest.mark.parametrize("family", CONFIGS)
 
@@ -167,7 +172,7 @@ def test_wrong_parameters_are_named():
 
 
 def test_new_models_differ_by_key_and_layer():
-    new = jax.jit(lambda key: Decoder(LLAMA, key))
+    new = jax.jit(lambda key: Transformer(LLAMA, key))
     a, b = (new(jax.random.key(i)) for i in range(2))
     for (name, x), y in zip(parameters(a).items(), parameters(b).values(), strict=True):
         if "norm" in name:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import LLAMA
 
-from jax_massact.config import RopeConfig
 from jax_massact.errors import ConfigError
+from jax_massact.nn.config import RopeConfig
 from jax_massact.nn.layers import (
     _ACTIVATIONS,
     MLP,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
-from jax_massact.config import AttentionKind, ModelConfig
-from jax_massact.nn.decoder import Decoder, from_parameters, parameters
+from jax_massact.nn.config import AttentionKind, ModelConfig
+from jax_massact.nn.transformer import Transformer, from_parameters, parameters
 from jax_massact.nn.variants import VARIANTS
 
 EACH = pytest.mark.parametrize("variant", VARIANTS)
@@ -123,7 +123,7 @@ def test_a_new_model_starts_as_gpt2_does(variant):
         LLAMA, width=64, mlp_dim=256, num_heads=8, num_kv_heads=8, vocab_size=512,
         attention=variant,
     )
-    params = parameters(Decoder(config, jax.random.key(0)))
+    params = parameters(Transformer(config, jax.random.key(0)))
     assert set(get_args(AttentionKind)) == set(VARIANTS)
     for name, x in params.items():
         if "norm" in name or name.endswith("logit"):

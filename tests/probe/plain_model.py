@@ -5,7 +5,7 @@ Only what it says: no batching, no blocks of queries, no scan.
 
 import numpy as np
 
-from jax_massact.nn.decoder import parameters
+from jax_massact.nn.transformer import parameters
 
 
 def norm(x, scale, bias, config):

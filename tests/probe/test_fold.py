@@ -11,7 +11,7 @@ from planted import BOS, DIM, VALUE, llama_written_and_removed, written_and_remo
 from tiny_models import CONFIGS, decoder, ids
 
 import jax_massact as ma
-from jax_massact.nn.decoder import from_parameters, parameters
+from jax_massact.nn.transformer import from_parameters, parameters
 
 S, T = 3, 12
 

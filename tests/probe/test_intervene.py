@@ -9,12 +9,12 @@ from model_folders import folder_of
 from planted import BOS, DIM, MARK, REMOVER, WRITER, Plant, llama_written_and_removed
 from planted import LLAMA_CONFIG as CONFIG
 
-from jax_massact.config import InterveneConfig
 from jax_massact.errors import ConfigError, DataError
-from jax_massact.probe.checkpoint import prepare
-from jax_massact.probe.intervene import intervene_checkpoint, split
-from jax_massact.probe.intervene_result import InterveneResult, Rebuilt, Target
-from jax_massact.probe.targets import (
+from jax_massact.studies.frame import prepare
+from jax_massact.studies.intervene.settings import InterveneConfig
+from jax_massact.studies.interventions import intervene_checkpoint, split
+from jax_massact.studies.interventions_result import InterveneResult, Rebuilt, Target
+from jax_massact.studies.targets import (
     TargetPlace,
     choose_control_dims,
     choose_targets,

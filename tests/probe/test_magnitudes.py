@@ -10,11 +10,8 @@ from plain_probe import of_stream
 from planted import CONFIG, DIM, VALUE, WRITER, written_and_removed
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
-from jax_massact.config import Definition, Threshold
-from jax_massact.nn.block import Acts
-from jax_massact.nn.decoder import from_parameters, parameters
-from jax_massact.nn.edits import Edits
-from jax_massact.probe.magnitudes import (
+from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.measure.magnitudes import (
     MAP_BINS,
     MAP_TOKENS,
     NUM_PLACES,
@@ -25,6 +22,9 @@ from jax_massact.probe.magnitudes import (
     map_first_dims,
     residual_streams,
 )
+from jax_massact.nn.block import Acts
+from jax_massact.nn.edits import Edits
+from jax_massact.nn.transformer import from_parameters, parameters
 
 B, T = 3, 11
 LOW = Definition(

@@ -13,9 +13,9 @@ from plain_probe import find
 from planted import CONFIG, DIM, MARK, REMOVER, VALUE, WRITER, Plant, written_and_removed
 from tiny_models import CONFIGS, decoder, ids
 
-from jax_massact.config import Definition, Threshold
-from jax_massact.probe.magnitudes import magnitudes
-from jax_massact.probe.massive import (
+from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.measure.magnitudes import magnitudes
+from jax_massact.measure.massive import (
     SUBLAYERS,
     Moments,
     decide,

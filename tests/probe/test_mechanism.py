@@ -11,13 +11,13 @@ import pytest
 from planted import BOS, CONFIG, DIM, WRITER, llama_written_and_removed, written_and_removed
 from tiny_models import CONFIGS, decoder, ids
 
+from jax_massact.measure.magnitudes import magnitudes
+from jax_massact.measure.massive import find_hits
+from jax_massact.measure.mechanism import explain, massive_tokens, sink_rate
 from jax_massact.nn.attention import QUERY_BLOCK
-from jax_massact.nn.decoder import from_parameters, parameters
-from jax_massact.probe.explain import Totals, mark_tokens
-from jax_massact.probe.magnitudes import magnitudes
-from jax_massact.probe.massive import find_hits
-from jax_massact.probe.mechanism import explain, massive_tokens, sink_rate
-from jax_massact.probe.run import Found
+from jax_massact.nn.transformer import from_parameters, parameters
+from jax_massact.studies.collector import Found
+from jax_massact.studies.explain.run import Totals, mark_tokens
 
 S, T = 3, 11
 EPSILON, LENGTH = 0.12, 6

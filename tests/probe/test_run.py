@@ -10,9 +10,9 @@ import pytest
 from planted import CONFIG, DIM, MARK, REMOVER, WRITER, Plant, written_and_removed
 from tiny_models import LLAMA, ids
 
-from jax_massact.config import Definition, Threshold
-from jax_massact.nn.decoder import abstract
-from jax_massact.probe.run import (
+from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.nn.transformer import abstract
+from jax_massact.studies.collector import (
     MAX_LISTED,
     PROMPT_TOKENS,
     compile_probe,
@@ -20,8 +20,8 @@ from jax_massact.probe.run import (
     outlier_records,
     probe_batch,
     probe_sequences,
-    versions,
 )
+from jax_massact.studies.frame import versions
 
 S, T = 5, 12
 TOKENS = np.array(ids(CONFIG, S, T))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jax_massact.probe.stats import (
+from jax_massact.measure.statistics import (
     counts_above,
     counts_per_dim,
     gather_places,

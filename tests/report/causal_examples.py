@@ -8,10 +8,11 @@ import copy
 import numpy as np
 import report_examples as examples
 
-from jax_massact.config import Definition
-from jax_massact.probe.checkpoint import definition_info
-from jax_massact.probe.explain_result import AttentionMap, ExplainResult, FoldResult
-from jax_massact.probe.intervene_result import InterveneResult
+from jax_massact.measure.definition import Definition
+from jax_massact.studies.explain.result import AttentionMap, ExplainResult
+from jax_massact.studies.fold.result import FoldResult
+from jax_massact.studies.frame import definition_info
+from jax_massact.studies.interventions_result import InterveneResult
 
 DEPTH, HEADS = 6, 2
 NASTY = "</script><script>alert(1)</script>$x_1$"

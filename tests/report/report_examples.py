@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 
-from jax_massact.probe.result import (
+from jax_massact.results import (
     ActivationMap,
     LayerStats,
     Massive,
     OutlierFeature,
-    ProbeResult,
     TopEntry,
     Writer,
 )
+from jax_massact.studies.probe.result import ProbeResult
 
 WORDS = ["<|im_start|>", "Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n"]
 NASTY = [

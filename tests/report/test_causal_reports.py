@@ -16,23 +16,19 @@ from json_schema import read, violations
 from page_reader import read_page
 from rich.console import Console
 
-from jax_massact.probe.explain_result import ExplainResult, FoldResult
-from jax_massact.probe.intervene_result import InterveneResult
-from jax_massact.report import (
-    explain,
-    explain_figures,
-    figures,
-    fold,
-    intervene,
-    intervene_figures,
-    print_explain,
-    print_fold,
-    print_intervene,
-    write_explain_report,
-    write_fold_report,
-    write_intervene_report,
-)
+from jax_massact.report import figures
 from jax_massact.report.sections import render_report
+from jax_massact.studies.explain import figures as explain_figures
+from jax_massact.studies.explain import report as explain
+from jax_massact.studies.explain.report import print_explain, write_explain_report
+from jax_massact.studies.explain.result import ExplainResult
+from jax_massact.studies.fold import report as fold
+from jax_massact.studies.fold.report import print_fold, write_fold_report
+from jax_massact.studies.fold.result import FoldResult
+from jax_massact.studies.intervene import figures as intervene_figures
+from jax_massact.studies.intervene import report as intervene
+from jax_massact.studies.intervene.report import print_intervene, write_intervene_report
+from jax_massact.studies.interventions_result import InterveneResult
 
 FIGURES = {
     "intervene": ["perplexity", "after_zero"],

@@ -10,8 +10,13 @@ import report_examples as examples
 from page_reader import read_page as read
 
 from jax_massact.report import charts
-from jax_massact.report.html import Section, escape, render, script_json
-from jax_massact.report.page import write_probe_page
+from jax_massact.report.html import (
+    Section,
+    escape,
+    render,
+    script_json,
+)
+from jax_massact.studies.probe.page import write_probe_page
 
 
 def write(result, folder: Path) -> Path:

@@ -4,8 +4,8 @@ import pytest
 import report_examples as examples
 from json_schema import read, violations
 
-from jax_massact.probe.result import ProbeResult
-from jax_massact.report import write_probe_report
+from jax_massact.studies.probe.report import write_probe_report
+from jax_massact.studies.probe.result import ProbeResult
 
 
 @pytest.mark.parametrize("name", ["strict_found", "none_found", "relaxed_only", "nasty"])

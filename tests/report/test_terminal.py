@@ -4,7 +4,7 @@ import pytest
 import report_examples as examples
 from rich.console import Console
 
-from jax_massact.report import print_probe
+from jax_massact.report.terminal import print_probe
 
 
 class Terminal(io.StringIO):

@@ -20,16 +20,21 @@ from rich.console import Console
 
 import jax_massact as ma
 from jax_massact.cli import main
-from jax_massact.config import from_mapping
 from jax_massact.errors import UserError
-from jax_massact.report.compare import comparison_table, draw_interventions
+from jax_massact.load import open_checkpoint
 from jax_massact.report.encode import to_json
-from jax_massact.train.compare import INTERVENTIONS, PER_LAYER, Comparison, compare_runs
+from jax_massact.save import save
+from jax_massact.settings import from_mapping
+from jax_massact.studies.compare.interventions import intervene_run
+from jax_massact.studies.compare.report import comparison_table, draw_interventions
+from jax_massact.studies.compare.run import (
+    INTERVENTIONS,
+    PER_LAYER,
+    Comparison,
+    compare_runs,
+)
 from jax_massact.train.config import DataConfig, TrainConfig
 from jax_massact.train.data import open_batches
-from jax_massact.train.interventions import intervene_run
-from jax_massact.weights.load import open_checkpoint
-from jax_massact.weights.save import save
 
 CONFIG = '''
 import ml_collections

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_massact.cluster import distributed
+from jax_massact.cluster.distributed import Cluster, find_cluster
+from jax_massact.cluster.lock import FILE, lock
 from jax_massact.errors import ConfigError, UserError
-from jax_massact.train import distributed
 from jax_massact.train.checksum import checksums
 from jax_massact.train.config import MeshConfig
 from jax_massact.train.data import place_rows
-from jax_massact.train.distributed import Cluster, find_cluster
-from jax_massact.train.lock import FILE, lock
 from jax_massact.train.step import make_mesh, place
 
 

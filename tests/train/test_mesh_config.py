@@ -9,11 +9,11 @@ import pytest
 from train_runs import MICRO
 
 from jax_massact.cli.settings import resolve
-from jax_massact.config import from_mapping
 from jax_massact.errors import ConfigError
 from jax_massact.mesh import arranged, slices
 from jax_massact.mesh import make_mesh as mesh_of
-from jax_massact.nn.decoder import abstract, parameters
+from jax_massact.nn.transformer import abstract, parameters
+from jax_massact.settings import from_mapping
 from jax_massact.train.config import MeshConfig, TrainConfig
 from jax_massact.train.step import compile_update, make_mesh, on_devices
 

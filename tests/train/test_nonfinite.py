@@ -16,7 +16,13 @@ from jax_massact.train.config import MeshConfig
 from jax_massact.train.loop import train
 from jax_massact.train.metrics import of_kind, read_rows
 from jax_massact.train.nonfinite import diagnose
-from jax_massact.train.step import compile_update, loss, make_mesh, new_state, place
+from jax_massact.train.step import (
+    compile_update,
+    loss,
+    make_mesh,
+    new_state,
+    place,
+)
 
 # Not tied: a token whose embedding is NaN is harmless until it comes.
 UNTIED = dataclasses.replace(

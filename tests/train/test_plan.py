@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 from train_runs import MICRO
 
+from jax_massact.accelerators import ACCELERATORS, PEAK_FLOPS, find_accelerator
 from jax_massact.errors import ConfigError
-from jax_massact.nn.decoder import abstract, parameters
 from jax_massact.nn.flash import flash_attend
-from jax_massact.train.collectives import Collective
-from jax_massact.train.config import MeshConfig, TrainConfig, gpt2, to_json
-from jax_massact.train.devices import ACCELERATORS, PEAK_FLOPS, find_accelerator
-from jax_massact.train.layout_table import describe_layout, step_memory
-from jax_massact.train.plan import LEAST_EFFICIENCY, Standin, link_seconds
+from jax_massact.nn.transformer import abstract, parameters
+from jax_massact.plan.collectives import Collective
+from jax_massact.plan.estimate import LEAST_EFFICIENCY, Standin, link_seconds
+from jax_massact.plan.layout import describe_layout, step_memory
+from jax_massact.train.config import (
+    MeshConfig,
+    TrainConfig,
+    gpt2,
+    to_json,
+)
 from jax_massact.train.step import compile_update, make_mesh
 
 HALF = dataclasses.replace(MICRO, model=dataclasses.replace(MICRO.model, dtype="bfloat16"))
@@ -27,7 +32,7 @@ H100 = ACCELERATORS["h100"]
 
 def plan(config, devices, device="h100"):
     done = subprocess.run(
-        [sys.executable, "-m", "jax_massact.train.plan", to_json(config), str(devices), device],
+        [sys.executable, "-m", "jax_massact.plan.estimate", to_json(config), str(devices), device],
         capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr

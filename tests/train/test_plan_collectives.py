@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from jax_massact.train.collectives import find_collectives, mesh_axes, sent
+from jax_massact.plan.collectives import find_collectives, mesh_axes, sent
 
 SIZES = {"data": 4, "model": 2}
 MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -10,10 +10,16 @@ import pytest
 from train_runs import MICRO, Counting
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.decoder import abstract, from_parameters, parameters
+from jax_massact.nn.transformer import abstract, from_parameters, parameters
 from jax_massact.nn.variants import VARIANTS
 from jax_massact.train.config import MeshConfig, OptimizerConfig
-from jax_massact.train.optimizer import MATRICES, MUON_RMS, decays, make_optimizer, schedule
+from jax_massact.train.optimizer import (
+    MATRICES,
+    MUON_RMS,
+    decays,
+    make_optimizer,
+    schedule,
+)
 from jax_massact.train.step import (
     abstract_state,
     compile_update,

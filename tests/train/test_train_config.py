@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from train_runs import MICRO
 
-from jax_massact.config import ModelConfig
+from jax_massact.accelerators import PEAK_FLOPS, peak_flops
 from jax_massact.errors import ConfigError
-from jax_massact.nn.decoder import abstract, parameters
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.train.config import (
     CheckpointConfig,
     DataConfig,
@@ -21,7 +22,6 @@ from jax_massact.train.config import (
     gpt2,
     to_json,
 )
-from jax_massact.train.devices import PEAK_FLOPS, peak_flops
 from jax_massact.train.metrics import flops_per_token
 from jax_massact.train.step import parameter_count
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_models import LLAMA, decoder, ids
 
-from jax_massact.config import Definition, Threshold
+from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.train.config import WatchConfig
 from jax_massact.train.watch import emergence, watch
 

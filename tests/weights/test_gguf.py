@@ -25,8 +25,8 @@ from weight_files import (
 )
 
 from jax_massact.errors import WeightsError
+from jax_massact.load import open_checkpoint
 from jax_massact.weights.gguf import open_gguf
-from jax_massact.weights.load import open_checkpoint
 
 
 @pytest.fixture

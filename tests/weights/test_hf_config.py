@@ -9,9 +9,9 @@ import pytest
 from weight_files import CONFIG, GPT2_CONFIG, hf_arrays, write_folder
 
 from jax_massact.errors import WeightsError
+from jax_massact.families.hf_config import hf_config
+from jax_massact.load import open_checkpoint
 from jax_massact.nn.layers import llama3_factors
-from jax_massact.weights.hf_config import hf_config
-from jax_massact.weights.load import open_checkpoint
 
 MISTRAL = CONFIG | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN2 = CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}

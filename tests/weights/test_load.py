@@ -25,13 +25,13 @@ from weight_files import (
     write_folder,
 )
 
+from jax_massact import load as loading
 from jax_massact import resources
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
+from jax_massact.load import load, open_checkpoint
 from jax_massact.mesh import make_mesh, parameter_sharding
-from jax_massact.nn.decoder import parameter_kind, parameters
-from jax_massact.weights import load as loading
-from jax_massact.weights.load import load, open_checkpoint
+from jax_massact.nn.transformer import parameter_kind, parameters
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
-from jax_massact.config import AttentionKind, ModelConfig, RopeConfig
+from jax_massact import save as saving
 from jax_massact.errors import WeightsError
+from jax_massact.families.halves import with_halves
+from jax_massact.load import load, open_checkpoint
 from jax_massact.mesh import make_mesh
-from jax_massact.nn.decoder import Decoder, from_parameters, parameters
+from jax_massact.nn.config import AttentionKind, ModelConfig, RopeConfig
 from jax_massact.nn.layers import llama3_factors
-from jax_massact.weights import save as saving
+from jax_massact.nn.transformer import Transformer, from_parameters, parameters
+from jax_massact.save import save
 from jax_massact.weights.folder import open_folder
-from jax_massact.weights.halves import with_halves
-from jax_massact.weights.load import load, open_checkpoint
-from jax_massact.weights.save import save
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 HUGGING_FACE = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
@@ -40,7 +40,7 @@ def write(folder: Path, config: ModelConfig) -> Path:
     return folder
 
 
-def same_bits(a: Decoder, b: Decoder) -> None:
+def same_bits(a: Transformer, b: Transformer) -> None:
     ours, theirs = parameters(a), parameters(b)
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
@@ -49,7 +49,7 @@ def same_bits(a: Decoder, b: Decoder) -> None:
 
 
 @jax.jit
-def logits(model: Decoder, tokens: jax.Array) -> jax.Array:
+def logits(model: Transformer, tokens: jax.Array) -> jax.Array:
     return model(tokens)[0]
 
 

@@ -1,0 +1,1 @@
+"""Joining processes, supervising them, locks."""

@@ -1,0 +1,1 @@
+"""What the names in files mean, one family at a time."""

@@ -1,0 +1,133 @@
+"""From the name of a checkpoint to a decoder and its tokenizer."""
+
+import difflib
+import functools
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.errors import WeightsError
+from jax_massact.families.checkpoint import Checkpoint, check_tensors
+from jax_massact.families.gguf_config import gguf_config
+from jax_massact.families.hf_config import hf_config
+from jax_massact.families.names import table_for
+from jax_massact.nn.config import DType, ModelConfig
+from jax_massact.nn.transformer import Transformer
+from jax_massact.resources import RESOURCES, fetch
+from jax_massact.weights.folder import CONFIG, open_folder
+from jax_massact.weights.gguf import open_gguf
+from jax_massact.weights.hub import fetch_from_hub, is_hub_id
+from jax_massact.weights.tensors import Tensor, check_digest
+
+# Where a training run and `massact fold` put the model, beside what they measured.
+RUN_MODEL = "model"
+_MODELS = [n for n, r in RESOURCES.items() if (r.single_file or "").endswith(".gguf")]
+
+
+def load(
+    source: str | Path, *, dtype: DType = "float32", mesh: jax.sharding.Mesh | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """A pretrained decoder and its tokenizer.
+
+    Args:
+      source: a named resource, the path of a GGUF file or of a Hugging Face folder, or the id of a
+        model on the Hugging Face hub.
+      dtype: of the parameters and of the computation.
+      mesh: the devices to lay the parameters out on; None: the default device.
+
+    Raises:
+      WeightsError: there is no such checkpoint, or it is damaged or of a kind not supported.
+      DataError: it has no tokenizer that can be read.
+      ResourceError: a named resource could not be fetched.
+    """
+    checkpoint = open_checkpoint(source)
+    return checkpoint.load_model(dtype, mesh), checkpoint.load_tokenizer()
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Finds a checkpoint and reads its configuration and the list of its tensors.
+
+    Every tensor that the configuration calls for must be there with its shape, and no other.
+
+    Args:
+      source: as for `load`. A path that exists comes before a name; the folder of a training run
+        stands for the model in it.
+
+    Raises:
+      WeightsError: there is no such checkpoint, or it is damaged or of a kind not supported.
+      ResourceError: a named resource could not be fetched.
+    """
+    path = _locate(source)
+    if (path / RUN_MODEL / CONFIG).is_file():
+        path = path / RUN_MODEL
+    return _open_folder_checkpoint(path) if path.is_dir() else _open_gguf_checkpoint(path)
+
+
+def _locate(source: str | Path) -> Path:
+    name = str(source)
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):
+        return path
+    if name in _MODELS:
+        return fetch(name)
+    looks_like_path = path.suffix in (".gguf", ".safetensors") or name.startswith((".", "~"))
+    if is_hub_id(name) and not looks_like_path and not isinstance(source, Path):
+        if path.parent.is_dir():
+            raise WeightsError(f"there is no {path.name!r} in the folder {path.parent}")
+        return fetch_from_hub(name)
+    if looks_like_path or path.name != name or isinstance(source, Path):
+        raise WeightsError(f"{path} does not exist")
+    near = difflib.get_close_matches(name.lower(), _MODELS, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise WeightsError(
+        f"no model is called {name!r}.{hint} Expected: a named resource ({', '.join(_MODELS)}), "
+        f"a .gguf file, a folder with {CONFIG}, or a Hugging Face id such as organisation/model"
+    )
+
+
+def _open_gguf_checkpoint(path: Path) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        raise WeightsError(f"{path} is one file of a model; expected: its folder, with {CONFIG}")
+    file = open_gguf(path)
+    config = gguf_config(path, file)
+    tokenizer = functools.partial(Tokenizer.from_gguf, file.metadata, str(path))
+    return check_tensors(path, path, "gguf", config, file.tensors, tokenizer)
+
+
+def _open_folder_checkpoint(folder: Path) -> Checkpoint:
+    if not (folder / CONFIG).exists():
+        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f". It holds {ggufs[0]}: name that file" if ggufs else ""
+        raise WeightsError(f"{folder} has no {CONFIG}; expected: a Hugging Face folder{hint}")
+    config = hf_config(folder / CONFIG)
+    tensors = _without_tied_head(config, open_folder(folder), folder / CONFIG)
+    tokenizer = functools.partial(_read_tokenizer, folder / "tokenizer.json")
+    return check_tensors(folder, folder / CONFIG, "huggingface", config, tensors, tokenizer)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    check_digest(path)
+    return Tokenizer.from_file(path)
+
+
+def _without_tied_head(
+    config: ModelConfig, tensors: dict[str, Tensor], stated_in: Path
+) -> dict[str, Tensor]:
+    """A tied head may be stored nevertheless, if it is equal to the embedding."""
+    head = tensors.get("lm_head.weight")
+    if head is None or not config.tied_head:
+        return tensors
+    embed = tensors.get(table_for("huggingface", config, tensors)["embed"].template)
+    if embed is None or not _same_bytes(head, embed):
+        raise head.error(
+            f"differs from the embedding and {stated_in.name} has tie_word_embeddings true",
+            "a head equal to the embedding, or tie_word_embeddings false",
+        )
+    return {name: tensor for name, tensor in tensors.items() if tensor is not head}
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and np.array_equal(a.raw(), b.raw())

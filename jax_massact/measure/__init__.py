@@ -1,0 +1,1 @@
+"""Pure functions of arrays: statistics, what is massive, the mechanism, the loss."""

@@ -1,0 +1,156 @@
+"""From the stream to attention: how a massive token becomes a constant key and a small value.
+
+The norm divides a massive token by its own size, so that what is left is nearly the same sparse
+vector whatever the token was; its key and value are then constants of the model.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jax_massact import mesh
+from jax_massact.measure.attention import (
+    SINK_LENGTH,
+    AttentionStats,
+    attention_map,
+    attention_stats,
+)
+from jax_massact.nn.block import Acts
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.extra import extra_reach
+from jax_massact.nn.layers import rotary_angles, rotate
+
+MAP_TOKENS = 48
+
+
+class VectorSums(NamedTuple):
+    """Sums over a sequence's massive tokens, or over its other tokens.
+
+    Attributes:
+      count: how many tokens.
+      norm: of |x|.
+      direction: of x / |x|; with those of other sequences it gives the mean cosine between tokens
+        of different sequences.
+      dims: of (sum x_i^2)^2 / sum x_i^4, the effective number of dimensions of x: 1 for a vector
+        with one entry, D for one whose entries are of equal size.
+    """
+
+    count: Float[Array, " B"]
+    norm: Float[Array, " B"]
+    direction: Float[Array, "B F"]
+    dims: Float[Array, " B"]
+
+
+class VectorPair(NamedTuple):
+    massive: VectorSums
+    other: VectorSums
+
+
+class LayerMechanism(NamedTuple):
+    """One layer's part of the mechanism; `explain` stacks it over layers.
+
+    Attributes:
+      attention: where attention goes, and the value updates.
+      stream, normed: resid_pre, and the norm's result, which attention reads.
+      keys: before rotary positions, all heads in a row.
+      values: all heads in a row.
+      map: attention of the first tokens, averaged over heads.
+    """
+
+    attention: AttentionStats
+    stream: VectorPair
+    normed: VectorPair
+    keys: VectorPair
+    values: VectorPair
+    map: Float[Array, "B M M"]
+
+
+def mechanism_tap(
+    acts: Acts, massive: Bool[Array, "B T"], config: ModelConfig, sink_length: int = SINK_LENGTH
+) -> LayerMechanism:
+    """Reduces one block's activations.
+
+    Args:
+      massive: the massive tokens of every sequence.
+      config: of the model, for its positions and windows.
+    """
+    window, reach = config.sliding_window, extra_reach(config)
+    k = mesh.by_sequence(acts.k)
+    if config.position == "rope":
+        positions = config.first_position + jnp.arange(k.shape[1])
+        # Turned back: a key's position is not a property of its token.
+        k = rotate(k, -rotary_angles(config.rope, config.head_dim, positions), config.rope.pairs)
+    flat = lambda x: mesh.by_sequence(x).reshape(*x.shape[:2], -1)
+    pair = lambda x: VectorPair(_sums(x, massive), _sums(x, ~massive))
+    return LayerMechanism(
+        attention=attention_stats(
+            acts, massive, window=window, reach=reach, sink_length=sink_length
+        ),
+        stream=pair(acts.resid_pre),
+        normed=pair(acts.normed),
+        keys=pair(flat(k)),
+        values=pair(flat(acts.v)),
+        map=attention_map(acts, MAP_TOKENS, window=window, reach=reach),
+    )
+
+
+def _sums(x: Float[Array, "B T F"], mask: Bool[Array, "B T"]) -> VectorSums:
+    x = x.astype(jnp.float32)
+    tiny = jnp.finfo(jnp.float32).tiny
+    norm = jnp.linalg.norm(x, axis=-1)
+    unit = x / jnp.maximum(norm, tiny)[..., None]
+    total = lambda y: jnp.where(mask, y, 0).sum(-1)
+    return VectorSums(
+        count=mask.sum(-1).astype(jnp.float32),
+        norm=total(norm),
+        direction=jnp.where(mask[..., None], unit, 0).sum(1),
+        # Of the unit vector, whose squares add up to 1.
+        dims=total(1 / jnp.maximum((unit**4).sum(-1), tiny)),
+    )
+
+
+def explain(
+    model, tokens, massive: Bool[Array, "B T"], *, sink_length: int = SINK_LENGTH
+) -> LayerMechanism:
+    """Attention, norms and value updates of every layer, reduced inside the forward pass.
+
+    Pure; works under `jax.jit` and any mesh. Everything is per sequence: the caller merges.
+
+    Args:
+      model: a `Transformer`.
+      tokens: ids in [0, V), [B, T].
+      massive: the massive tokens (`massive_tokens`).
+      sink_length: how many queries count for the sink rate.
+
+    Returns:
+      `LayerMechanism` whose arrays have leading axes [L, B].
+
+    Raises:
+      ValueError: `tokens` does not have a shape or dtype that the model takes.
+    """
+    tap = lambda acts: mechanism_tap(acts, massive, model.config, sink_length)
+    return model.residual(tokens, tap=tap)[1]
+
+
+def sink_rate(
+    stats: AttentionStats, epsilon: float
+) -> Float[Array, "..."]:
+    """Share of heads whose mean attention to the first token exceeds epsilon (Gu et al. 2024,
+    equation 8), for every sequence: the last axis of `stats.sink` is averaged over."""
+    return (stats.sink > epsilon).mean(-1, dtype=jnp.float32)
+
+
+def massive_tokens(
+    positions: jax.Array, mask: jax.Array, length: int
+) -> Bool[Array, "B T"]:
+    """The tokens that are marked at any layer.
+
+    Args:
+      positions: of `Places`, [L, B, P].
+      mask: of `Hits`, the same shape.
+      length: T.
+    """
+    hit = (positions[..., None] == jnp.arange(length)) & mask[..., None]
+    return hit.any((0, 2))

@@ -1,0 +1,1 @@
+"""A training run on devices that are not here: memory, traffic, time."""

@@ -1,0 +1,115 @@
+"""Where everything lives: each parameter's layout in words, and what a device holds of it."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from jax_massact.mesh import LAYOUTS
+from jax_massact.nn.transformer import parameter_kind
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.step import State, abstract_state
+
+_AXES = {"d": "width", "n": "heads", "h": "head", "f": "hidden units", "v": "vocabulary",
+         "p": "positions"}
+
+
+class ParameterLayout(NamedTuple):
+    """One parameter.
+
+    Attributes:
+      name: dotted.
+      shape: of all of it; stacked over layers for `blocks.`.
+      layout: which of its axes are split over which mesh axes, in words.
+      bytes: on each device.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+    bytes: int
+
+
+class Layout(NamedTuple):
+    """What each device holds between two updates.
+
+    Attributes:
+      rows: every parameter.
+      parameters: their bytes on each device.
+      optimizer: bytes of its averages on each device.
+    """
+
+    rows: tuple[ParameterLayout, ...]
+    parameters: int
+    optimizer: int
+
+
+class StepMemory(NamedTuple):
+    """What the compiler says that one update needs, bytes on each device.
+
+    Attributes:
+      argument: state and batch.
+      output: the new state and what is measured.
+      alias: of the output, what takes the argument's place.
+      temp: gradients, activations and all else in between.
+    """
+
+    argument: int
+    output: int
+    alias: int
+    temp: int
+
+    @property
+    def total(self) -> int:
+        """All that is needed at once."""
+        return self.argument + self.output - self.alias + self.temp
+
+
+def describe_layout(config: TrainConfig, mesh: jax.sharding.Mesh) -> Layout:
+    """The layout of a run's state on `mesh`; no memory is used."""
+    state: State = abstract_state(config, mesh)
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    rows = tuple(
+        ParameterLayout(name, x.shape, _in_words(name, x, sizes), _bytes(x))
+        for name, x in state.params.items()
+    )
+    optimizer = sum(_bytes(x) for x in jax.tree.leaves(state.optimizer))
+    return Layout(rows, sum(row.bytes for row in rows), optimizer)
+
+
+def step_memory(compiled: Any) -> StepMemory | None:
+    """`compiled.memory_analysis()`, of `compile_update`; None where the device gives none."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return StepMemory(
+        found.argument_size_in_bytes, found.output_size_in_bytes, found.alias_size_in_bytes,
+        found.temp_size_in_bytes,
+    )
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def _in_words(name: str, x: Any, sizes: dict[str, int]) -> str:
+    """`width over fsdp (4), heads over model (2)`; what does not divide is said to be whole."""
+    kind = parameter_kind(name)
+    letters = kind.rpartition("_")[2]
+    # Entries that are left out at the end are None; stacked parameters have layers in front.
+    spec = [*x.sharding.spec, *(None,) * x.ndim][x.ndim - len(letters) : x.ndim]
+    words = []
+    for letter, wanted, entry, length in zip(
+        letters, LAYOUTS[kind], spec, x.shape[-len(letters) :], strict=True
+    ):
+        names = _named(entry, sizes)
+        if names:
+            words.append(f"{_AXES[letter]} over {' x '.join(names)}")
+        elif missing := _named(wanted, sizes):
+            words.append(f"{_AXES[letter]} whole: {' x '.join(missing)} does not divide {length}")
+    return ", ".join(words) or "whole on every device"
+
+
+def _named(entry: Any, sizes: dict[str, int]) -> list[str]:
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    return [f"{name} ({sizes[name]})" for name in names if sizes.get(name, 1) > 1]

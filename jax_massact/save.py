@@ -1,0 +1,208 @@
+"""Writes a decoder as a Hugging Face folder, which `load` reads again to the bit."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.errors import WeightsError
+from jax_massact.families.describe import describe
+from jax_massact.families.halves import with_halves
+from jax_massact.families.names import by_template, letter_sizes, table_for
+from jax_massact.nn.transformer import Transformer, parameters
+from jax_massact.weights.folder import CONFIG, INDEX, WEIGHTS
+
+# More would not fit into memory beside the model, and not onto every file system.
+_SHARD_BYTES = 4 * 10**9
+_SHARDS = "model-*-of-*.safetensors"
+_DTYPES = ("float32", "bfloat16")
+# How a folder is known again as one that may be overwritten.
+_MARK = {"written_by": "jax_massact"}
+# While the files of a folder are being replaced, it is no model.
+_UNFINISHED = {"model_type": "massact-unfinished", **_MARK}
+
+
+def save(
+    model: Transformer, folder: str | Path, *, tokenizer: Tokenizer | None = None
+) -> list[Path]:
+    """Writes a model so that `load` gives it back, and transformers loads it where it knows it.
+
+    Parameters keep their type and every bit. `load` returns an equal configuration but for three
+    things: the compute dtype is the caller's, as always; rotary pairs that were `interleaved`
+    are `halves`, with the coordinates of queries and keys reordered to match, which changes logits
+    by rounding alone; and see `describe.readable` for what means nothing or nothing else.
+
+    A standard LLaMA, Mistral, Qwen2 or GPT-2 becomes what transformers expects under that name. Any
+    other model (another attention, a first position, ...) gets a `model_type` beginning with
+    `massact-`, which transformers refuses, and its settings in the group `massact`.
+
+    Args:
+      folder: made if need be. One that this function wrote before is overwritten; other files in
+        it stay, and a tokenizer, too, unless a new one is given.
+      tokenizer: written beside the model, if given.
+
+    Returns:
+      The files written, `config.json` last.
+
+    Raises:
+      WeightsError: the folder holds a model that something else wrote, or cannot be written; the
+        model is of a family without a file format, or has a parameter that is not finite or
+        neither float32 nor bfloat16.
+      DataError: the tokenizer cannot be written as a `tokenizer.json`.
+    """
+    folder = Path(os.path.expanduser(folder))
+    model = with_halves(model)
+    config = describe(model.config) | _tokens(tokenizer) | _MARK
+    config["torch_dtype"] = _check_parameters(model)
+    files = {} if tokenizer is None else tokenizer.files()
+    try:
+        _check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / CONFIG, _UNFINISHED)
+        written = _write_weights(model, folder)
+        for name, text in files.items():
+            written.append(_write_text(folder / name, text))
+        return [*written, _write_json(folder / CONFIG, config)]
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    # Null rather than absent: transformers' defaults are the ids of another vocabulary.
+    bos, eos = (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
+    return {"bos_token_id": bos, "eos_token_id": eos}
+
+
+def _check_parameters(model: Transformer) -> str:
+    """The type of most parameters, if each is one that `load` would take."""
+    sizes: dict[str, int] = {}
+    for name, array in parameters(model).items():
+        dtype = array.dtype.name
+        if dtype not in _DTYPES:
+            raise WeightsError(f"{name} is of type {dtype}; expected: {' or '.join(_DTYPES)}")
+        if not (array.is_fully_addressable or array.is_fully_replicated):
+            raise WeightsError(
+                f"{name} is spread over several processes; expected: arrays of this process"
+            )
+        if not jnp.isfinite(array).all():
+            raise WeightsError(f"{name} has numbers that are infinite or NaN; expected: finite")
+        sizes[dtype] = sizes.get(dtype, 0) + array.size
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _check_folder(folder: Path) -> None:
+    """That nothing there would be lost but what `save` wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise WeightsError(f"{folder} is a file; expected: a folder, or a name for a new one")
+    names = (CONFIG, WEIGHTS, INDEX, *Tokenizer.FILES)
+    found = [name for name in names if (folder / name).exists()]
+    found += sorted(path.name for path in folder.glob(_SHARDS))
+    if found and not _is_ours(folder / CONFIG):
+        raise WeightsError(
+            f"{folder} holds {found[0]}, which was not written by this package and is not "
+            "overwritten; expected: a new folder, or one without a model"
+        )
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        settings = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and _MARK.items() <= settings.items()
+
+
+def _write_weights(model: Transformer, folder: Path) -> list[Path]:
+    """`model.safetensors`, or shards and their index; what was there before is gone."""
+    before = {folder / WEIGHTS, folder / INDEX, *folder.glob(_SHARDS)}
+    with contextlib.ExitStack() as stack:
+        parts: list[tuple[Path, Mapping[str, int]]] = []
+        for shard in _shards(tensors_of(model)):
+            path = stack.enter_context(_temporary(folder / f"{WEIGHTS}.{len(parts)}"))
+            _write_safetensors(path, shard)
+            parts.append((path, {name: array.nbytes for name, array in shard.items()}))
+            del shard  # before the next is made
+        count = len(parts)
+        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        files = [folder / name for name in (names if count > 1 else [WEIGHTS])]
+        for (path, _), file in zip(parts, files, strict=True):
+            os.replace(path, file)
+    if count > 1:
+        size = sum(sum(tensors.values()) for _, tensors in parts)
+        places = {
+            name: file.name
+            for (_, tensors), file in zip(parts, files, strict=True)
+            for name in tensors
+        }
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        files.append(_write_json(folder / INDEX, index))
+    for path in before.difference(files):
+        path.unlink(missing_ok=True)
+    return files
+
+
+def tensors_of(model: Transformer) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a model under Hugging Face's names, each made when it is its turn."""
+    config, arrays = model.config, parameters(model)
+    table = table_for("huggingface", config)
+    for sharers in by_template({name: table[name] for name in arrays}):
+        sizes = letter_sizes(config, len(sharers))
+        place = next(iter(sharers.values()))
+        parts = [np.asarray(jax.device_get(arrays[name])) for name in sharers]
+        if not place.in_every_block:
+            yield place.tensor(), place.array(parts, sizes)
+            continue
+        for layer in range(config.depth):
+            yield place.tensor(layer), place.array([part[layer] for part in parts], sizes)
+
+
+def _shards(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """Groups of as many tensors as one file takes."""
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, array in tensors:
+        if shard and size + array.nbytes > _SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = array
+        size += array.nbytes
+    yield shard
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        # transformers asks for the name of a framework, whose layout of bytes is the same.
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _write_json(path: Path, value: Any) -> Path:
+    return _write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> Path:
+    with _temporary(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+        os.replace(temporary, path)
+    return path
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A file beside `path`, to be moved to its place when it is whole; gone otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

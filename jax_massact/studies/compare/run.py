@@ -1,0 +1,255 @@
+"""Finished runs side by side: from their folders to one plain result."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from jax_massact.errors import ConfigError, UserError
+from jax_massact.results import DefinitionInfo
+from jax_massact.settings import from_mapping
+from jax_massact.studies.compare.interventions import intervene_run
+from jax_massact.studies.frame import definition_info
+from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.train.config import TrainConfig, to_json
+from jax_massact.train.loop import CONFIG, SUMMARY
+from jax_massact.train.metrics import (
+    FILE,
+    extreme,
+    of_kind,
+    read_rows,
+)
+
+SCHEMA_VERSION = 2
+# What is done to massive activations, and the control.
+INTERVENTIONS = ("zero", "mean", "control_zero")
+# Measured per layer; the last are 0 for variants that have no such thing.
+PER_LAYER = ("top1", "ratio", "kurtosis", "sink_rate", "value_drain", "strict", "relaxed",
+             "sink_token_rate", "extra_rate")
+
+
+class RunRecord(TypedDict):
+    """One finished run.
+
+    Attributes:
+      folder: where it is.
+      seed: of its weights and its data.
+      parameters, steps, tokens: how large and how long.
+      validation_loss, validation_std: over the evaluation batches, in nats.
+      validation_losses: of each.
+      layers: each of PER_LAYER at the last step, by layer.
+      emergence: the step at which each quantity first crossed its threshold, or null.
+      curves: `step`, and each of PER_LAYER over them, the largest of all layers (of `value_drain`
+        the smallest).
+      losses: `step` and `loss` of every validation.
+      seconds, tokens_per_second: how fast.
+      interventions: of `train.interventions`, or null where none were asked for.
+    """
+
+    folder: str
+    seed: int
+    parameters: int
+    steps: int
+    tokens: int
+    validation_loss: float
+    validation_std: float | None
+    validation_losses: list[float]
+    layers: dict[str, list[float | None]]
+    emergence: dict[str, int | None]
+    curves: dict[str, list[float | None]]
+    losses: dict[str, list[float]]
+    seconds: float
+    tokens_per_second: float
+    interventions: InterveneResult | None
+
+
+class Group(TypedDict):
+    """The runs of one variant, which differ in their seeds.
+
+    Attributes:
+      name: the attention variant, or, for runs that differ otherwise too, the folder's name.
+      mean: over the runs, of `validation_loss` and of the last value of each curve.
+      std: the same, standard deviation; null for one run.
+      difference: validation loss minus that of the first group, batch by batch, means over runs:
+        (its mean, its standard error over batches, null for one batch). Null where the runs were
+        not validated on the same number of batches, and for the first group.
+      loss_change: of each of INTERVENTIONS, loss minus that of the same text unchanged, in nats,
+        for each run; null where nothing was massive in that text, and so nothing changed.
+    """
+
+    name: str
+    runs: list[RunRecord]
+    mean: dict[str, float | None]
+    std: dict[str, float | None]
+    difference: tuple[float, float | None] | None
+    loss_change: dict[str, list[float | None]]
+
+
+class Comparison(TypedDict):
+    """`compare.json`.
+
+    Attributes:
+      sink_epsilon, sink_tokens: what the sink rate means here.
+      definition: what strict and relaxed mean here.
+    """
+
+    schema: int
+    sink_epsilon: float
+    sink_tokens: int
+    definition: DefinitionInfo
+    groups: list[Group]
+
+
+def compare_runs(
+    folders: Sequence[Path],
+    *,
+    interventions: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Reads finished runs and puts together those that differ in nothing but the seed.
+
+    Args:
+      folders: of `train`; groups come in the order of their first run.
+      interventions: whether to make them, for which every run's model and data are needed.
+      report: called with a line of text before each.
+
+    Raises:
+      UserError: a folder holds no finished run, one that was not watched, or runs that were
+        watched by different definitions; or a run cannot be intervened on.
+    """
+    if not folders:
+        raise UserError("nothing to compare; expected: folders of finished runs, or --config")
+    configs = [_config(folder) for folder in folders]
+    records = [_record(folder, config) for folder, config in zip(folders, configs, strict=True)]
+    _check_watched_alike(folders, configs)
+    if interventions:
+        for record, folder, config in zip(records, folders, configs, strict=True):
+            report(f"intervening on {folder}")
+            record["interventions"] = intervene_run(folder, config)
+    runs: dict[str, list[RunRecord]] = {}
+    for name, record in zip(_names(folders, configs), records, strict=True):
+        runs.setdefault(name, []).append(record)
+    first = next(iter(runs.values()))
+    watch = configs[0].watch
+    return Comparison(
+        schema=SCHEMA_VERSION,
+        sink_epsilon=watch.sink_epsilon,
+        sink_tokens=watch.sink_tokens,
+        definition=definition_info(watch.definition),
+        groups=[_group(name, those, first) for name, those in runs.items()],
+    )
+
+
+def _config(folder: Path) -> TrainConfig:
+    try:
+        return from_mapping(TrainConfig, _read(folder / CONFIG, folder))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from None
+
+
+def _check_watched_alike(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> None:
+    for folder, config in zip(folders, configs, strict=True):
+        for key in ("sink_epsilon", "sink_tokens", "definition"):
+            if getattr(config.watch, key) != getattr(configs[0].watch, key):
+                raise UserError(
+                    f"{folder} was watched with another watch.{key} than {folders[0]}; such "
+                    "numbers do not compare"
+                )
+
+
+def _names(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
+    """The variants' names, if no two groups would share one; else the folders'."""
+    same = {"seed": 0, "tensorboard": False}
+    without_seed = [to_json(dataclasses.replace(config, **same)) for config in configs]
+    variants = [config.model.attention for config in configs]
+    if len(set(without_seed)) == len(set(variants)):
+        return list(variants)
+    first = {key: folder for folder, key in reversed(list(zip(folders, without_seed, strict=True)))}
+    return [str(first[key]) for key in without_seed]
+
+
+def _record(folder: Path, config: TrainConfig) -> RunRecord:
+    summary = _read(folder / SUMMARY, folder)
+    rows = read_rows(folder / FILE)
+    watched, validated = of_kind(rows, "watch"), of_kind(rows, "validation")
+    if not watched:
+        raise UserError(f"{folder} was not watched; expected: a run with watch.every above 0")
+    validation = summary["validation"]
+    return RunRecord(
+        folder=str(folder),
+        seed=config.seed,
+        parameters=summary["parameters"],
+        steps=summary["steps"],
+        tokens=summary["tokens"],
+        validation_loss=validation["loss"],
+        validation_std=validation["std"],
+        validation_losses=validation["losses"],
+        layers={name: watched[-1][name] for name in PER_LAYER},
+        emergence=summary["emergence"],
+        curves={"step": [row["step"] for row in watched]}
+        | {name: [extreme(name, row[name]) for row in watched] for name in PER_LAYER},
+        losses={key: [row[key] for row in validated] for key in ("step", "loss")},
+        seconds=summary["seconds"],
+        tokens_per_second=summary["tokens_per_second"],
+        interventions=None,
+    )
+
+
+def _group(name: str, runs: list[RunRecord], first: list[RunRecord]) -> Group:
+    mean, std = _over_runs(runs)
+    return Group(
+        name=name,
+        runs=runs,
+        mean=mean,
+        std=std,
+        difference=None if runs is first else _difference(first, runs),
+        loss_change={kind: [_loss_change(run, kind) for run in runs] for kind in INTERVENTIONS},
+    )
+
+
+def _loss_change(run: RunRecord, kind: str) -> float | None:
+    found = run["interventions"]
+    if found is None or not any(target["activations"] for target in found["targets"]):
+        return None
+    return found["loss"][kind]["mean"] - found["loss"]["original"]["mean"]
+
+
+def _over_runs(
+    runs: list[RunRecord]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Mean and standard deviation; null where a run has no number."""
+    columns: dict[str, list[float | None]] = {name: [run["curves"][name][-1] for run in runs]
+                                              for name in PER_LAYER}
+    columns["validation_loss"] = [run["validation_loss"] for run in runs]
+    mean: dict[str, float | None] = dict.fromkeys(columns)
+    std: dict[str, float | None] = dict.fromkeys(columns)
+    for name, values in columns.items():
+        known = [value for value in values if value is not None]
+        if len(known) == len(runs):
+            mean[name] = statistics.fmean(known)
+            std[name] = statistics.stdev(known) if len(known) > 1 else None
+    return mean, std
+
+
+def _difference(first: list[RunRecord], runs: list[RunRecord]) -> tuple[float, float | None] | None:
+    """Validation batches do not depend on the seed, so that losses compare one by one."""
+    if len({len(run["validation_losses"]) for run in (*first, *runs)}) > 1:
+        return None
+    of = lambda runs: zip(*(run["validation_losses"] for run in runs), strict=True)
+    means = zip(map(statistics.fmean, of(first)), map(statistics.fmean, of(runs)), strict=True)
+    by_batch = [b - a for a, b in means]
+    error = statistics.stdev(by_batch) / len(by_batch) ** 0.5 if len(by_batch) > 1 else None
+    return statistics.fmean(by_batch), error
+
+
+def _read(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {path.name}; expected: the --workdir of a finished massact train"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None

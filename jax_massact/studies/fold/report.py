@@ -1,0 +1,153 @@
+"""The report of `massact fold`: whether the folded model is the same, and what remains massive."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from jax_massact.report import words
+from jax_massact.report.encode import to_json, write_text
+from jax_massact.report.html import Section, table
+from jax_massact.report.sections import (
+    massive_tables,
+    render_report,
+    settings_section,
+    verdict_section,
+)
+from jax_massact.report.terminal import (
+    headed,
+    massive_parts,
+    plain_table,
+    section_title,
+    spelled,
+)
+from jax_massact.results import Massive
+from jax_massact.studies.fold.result import FoldResult
+
+
+def verdict(result: FoldResult) -> list[str]:
+    """The findings in sentences."""
+    token = words.token_label(result["first_token"])
+    same = "unchanged" if result["unchanged"] else "CHANGED"
+    lines = [
+        f"The first token {token} (id {result['first_token_id']}) is now k', v' in every head and "
+        f"layer. The other tokens' logits are {same}: the largest difference is "
+        f"{result['logit_difference']:.1e} of the largest logit (allowed: "
+        f"{result['allowed_difference']:.0e})."
+    ]
+    before, after = (words.by_size(result[key], strict=True)
+                     for key in ("massive_before", "massive_after"))
+    if before and not after:
+        lines.append(f"Massive (strict) before: {_dims(before)}; nothing is massive (strict) "
+                     "any more.")
+    elif after:
+        places = "; ".join(f"dim {r['dim']}, {words.layer_span(r['first_layer'], r['last_layer'])}"
+                           for r in after[:words.SAID_IN_FULL])
+        more = len(after) - words.SAID_IN_FULL
+        places += f" and {more} more" if more > 0 else ""
+        lines.append(
+            f"What remains (strict), by dimension and layer: {places}. It sits at tokens that stay "
+            "in the sequence; folding does not touch them."
+        )
+    else:
+        lines.append("No massive activations (strict), neither before nor after.")
+    relaxed = [words.by_size(result[key], strict=False)
+               for key in ("massive_before", "massive_after")]
+    if any(relaxed):
+        lines.append(f"Relaxed only: {_dims(relaxed[0])} before, {_dims(relaxed[1])} after.")
+    return lines
+
+
+def _dims(records: Sequence[Massive]) -> str:
+    """`dim 7`, `3 dimensions (dim 507, 260, 247)`, `none`."""
+    if not records:
+        return "none"
+    dims = words.listed([r["dim"] for r in records], 5)
+    if len(records) == 1:
+        return f"dim {dims}"
+    return f"{words.count(len(records), 'dimension')} (dim {dims})"
+
+
+def _numbers(result: FoldResult) -> list[tuple[str, str, str]]:
+    def dimensions(key: str, strict: bool) -> str:
+        return str(len(words.by_size(result[key], strict=strict)))
+
+    return [
+        ("perplexity", words.number(result["perplexity_original"]),
+         words.number(result["perplexity_folded"])),
+        ("largest |h|", words.number(result["largest_before"]),
+         words.number(result["largest_after"])),
+        *(
+            (f"dimensions, {call}", dimensions("massive_before", strict),
+             dimensions("massive_after", strict))
+            for strict, call in ((True, "strict"), (False, "relaxed only"))
+        ),
+    ]
+
+
+def print_fold(result: FoldResult, console: Console) -> None:
+    """Prints the verdict, both models side by side, and what remains."""
+    ascii_only = console.options.ascii_only
+    spell = spelled if ascii_only else str
+    token_label = words.ascii_label if ascii_only else words.token_label
+    rows = plain_table("", "original", "folded", left=("",))
+    for row in _numbers(result):
+        rows.add_row(*row)
+    style = "bold" if result["unchanged"] else "bold red"
+    parts: list[RenderableType] = [
+        headed("Model", spell(words.model_line(result["model"]))),
+        headed("Data", spell(words.data_line(result["data"], token_label))),
+        headed("Verdict", spell("\n".join(verdict(result))), style),
+        section_title("The model with its first token, and without"),
+        rows,
+        *massive_parts(
+            result["massive_after"], result["data"]["sequences"], ascii_only,
+            ("What remains: massive (strict)", "What remains: relaxed only"),
+        ),
+        Text("\n".join(words.definition(result["definition"])), style="dim"),
+    ]
+    console.print(Group(*parts))
+
+
+def write_fold_report(result: FoldResult, folder: Path) -> list[Path]:
+    """Writes `fold.json` and `fold.html` into `folder`.
+
+    Each file is written whole or not at all; files of the same names are replaced.
+
+    Returns:
+      Both files, `fold.json` first.
+
+    Raises:
+      OSError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{result['model']['name']} without its first token"
+    return [
+        write_text(folder / "fold.json", to_json(result, indent=2) + "\n"),
+        write_text(folder / "fold.html", render_report(title, result, fold_sections(result))),
+    ]
+
+
+def fold_sections(result: FoldResult) -> list[Section]:
+    """The sections of the page, in reading order."""
+    sequences = result["data"]["sequences"]
+    facts = [("Data", words.data_line(result["data"]))]
+    if result["saved_to"] is not None:
+        facts.append(("Folded model", result["saved_to"]))
+    warning = None if result["unchanged"] else (
+        "The folded model is not the same: its logits differ by more than is allowed."
+    )
+    return [
+        verdict_section(
+            words.strength(result["massive_after"]), verdict(result), facts, result["definition"],
+            warning=warning,
+        ),
+        Section("numbers", "With the first token, and without",
+                table(("", "original", "folded"), _numbers(result), text=("",))),
+        Section("massive-before", "Before", massive_tables(result["massive_before"], sequences)),
+        Section("massive-after", "What remains",
+                massive_tables(result["massive_after"], sequences)),
+        settings_section(result),
+    ]

@@ -1,0 +1,238 @@
+"""What every study does with a model and a text: prepare, compile while loading, announce."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.metadata
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+from jaxtyping import Int
+
+from jax_massact.data.text import (
+    Documents,
+    documents,
+    windows,
+)
+from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.errors import DataError, UserError
+from jax_massact.families.checkpoint import Checkpoint
+from jax_massact.load import open_checkpoint
+from jax_massact.measure.definition import Definition
+from jax_massact.nn.config import DType
+from jax_massact.nn.transformer import Transformer, abstract, parameters
+from jax_massact.results import (
+    DataInfo,
+    DefinitionInfo,
+    ModelInfo,
+)
+from jax_massact.studies.settings import RunConfig
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the numbers depend on, and the device."""
+    names = ("jax-massact", "jax", "flax", "numpy", "tokenizers", "gguf", "safetensors")
+    found = {name: importlib.metadata.version(name) for name in names}
+    device = jax.devices()[0]
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **found, "device": f"{device.platform} {device.device_kind}"}
+
+
+class Stopwatch:
+    """Seconds since it was made, or since its last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+
+T = TypeVar("T")
+
+
+class Prepared(NamedTuple):
+    """A checkpoint, opened but not read, and the sequences it is to be run on.
+
+    Attributes:
+      name: as the person gave it.
+      tokens: ids, every one with an embedding in the model.
+      bos: whether every sequence begins with the BOS token.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    text: Documents
+    tokens: Int[np.ndarray, "S T"]
+    bos: bool
+
+
+def prepare(
+    source: str, config: RunConfig, *, sequences: int | None = None, spare: int = 0
+) -> Prepared:
+    """Opens a checkpoint and cuts the text into sequences.
+
+    Args:
+      sequences: how many; None: as `config` says.
+      spare: how many tokens of the model's context to leave free.
+
+    Raises:
+      WeightsError, ResourceError: the checkpoint cannot be used.
+      DataError: the text or the tokenizer cannot be, or the sequences are too long for the model.
+    """
+    checkpoint = open_checkpoint(source)
+    limit = checkpoint.config.context_length - checkpoint.config.first_position - spare
+    if config.sequence_length > limit:
+        raise DataError(
+            f"sequence_length is {config.sequence_length}; allowed for this model: at most {limit}"
+        )
+    tokenizer = checkpoint.load_tokenizer()
+    # k' and v' of a folded model stand for its first token.
+    folded = checkpoint.config.bias_position is not None
+    bos = tokenizer.resolve_bos("false" if folded and config.bos == "auto" else config.bos)
+    text = documents(config.text)
+    tokens = windows(
+        text,
+        tokenizer,
+        sequences=sequences or config.sequences,
+        sequence_length=config.sequence_length,
+        bos=bos,
+    )
+    if tokens.max() >= checkpoint.config.vocab_size:
+        raise DataError(
+            f"the tokenizer gives id {tokens.max()}; the model of {checkpoint.path.name} has "
+            f"embeddings for {checkpoint.config.vocab_size} ids: they do not belong together"
+        )
+    return Prepared(source, checkpoint, tokenizer, text, tokens, bos)
+
+
+def compile_while_loading(
+    checkpoint: Checkpoint, dtype: DType, compile: Callable[[Any], T]
+) -> tuple[T, Transformer]:
+    """What `compile` makes of the model's shapes, and the model: XLA works while weights are read.
+
+    Args:
+      compile: gets a decoder of `jax.ShapeDtypeStruct`.
+    """
+    shapes = abstract(dataclasses.replace(checkpoint.config, dtype=dtype))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(compile, shapes)
+        model = checkpoint.load_model(dtype)
+        return compiling.result(), model
+
+
+def data_info(prepared: Prepared, config: RunConfig, sequences: int) -> DataInfo:
+    """What was run, in plain words and numbers."""
+    return DataInfo(
+        source=prepared.text.description,
+        sequences=sequences,
+        sequence_length=prepared.tokens.shape[1],
+        bos=prepared.bos,
+        bos_setting=config.bos,
+        bos_token=prepared.tokenizer.bos_token,
+    )
+
+
+def model_info(prepared: Prepared, dtype: DType, model: Transformer) -> ModelInfo:
+    """Which model was run."""
+    c = prepared.checkpoint.config
+    return ModelInfo(
+        name=Path(prepared.name).name,
+        source=prepared.checkpoint.path.name,
+        family=c.family,
+        parameters=sum(leaf.size for leaf in parameters(model).values()),
+        depth=c.depth,
+        width=c.width,
+        num_heads=c.num_heads,
+        num_kv_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+        mlp_dim=c.mlp_dim,
+        vocab_size=c.vocab_size,
+        dtype=dtype,
+    )
+
+
+def definition_info(definition: Definition) -> DefinitionInfo:
+    """What counted as massive."""
+    values = dataclasses.asdict(definition)
+    share = values.pop("outlier_share")
+    return DefinitionInfo(**(values | {"outlier": values["outlier"] | {"share": share}}))
+
+
+def say_written(
+    folder: Path, write: Callable[[], list[Path]], console: rich.console.Console
+) -> None:
+    """Writes a report and says what was written.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    try:
+        written = write()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    figures = f" and {len(written) - 2} figures" if len(written) > 2 else ""
+    console.print(f"wrote {written[0]}, {written[1].name}{figures}")
+
+
+def make_folder(workdir: str | None, source: str) -> Path:
+    """The folder for results, made now: a run should not fail after its work is done."""
+    name = re.sub(r"[^\w.-]+", "_", Path(source).name or "model")
+    folder = Path(workdir).expanduser() if workdir else Path("massact_out") / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".writable"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def announce(
+    prepared: Prepared, config: RunConfig, console: rich.console.Console, wanted: int | None = None
+) -> None:
+    """Says what will be run before it is: the sequences, their source, and the choice of BOS."""
+    found, length = prepared.tokens.shape
+    bos = f"{'with' if prepared.bos else 'without'} BOS (bos={config.bos})"
+    console.print(
+        f"{prepared.name}: {found} x {length} tokens of {prepared.text.description}, {bos}"
+    )
+    wanted = wanted or config.sequences
+    if found < wanted and not prepared.text.literal:
+        console.print(f"the text holds {found} of the {wanted} sequences asked for")
+
+
+@contextlib.contextmanager
+def progress_bar(
+    console: rich.console.Console, total: int, verb: str
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every tenth of the way in a log."""
+    if console.is_terminal:
+        columns = rich.progress.Progress.get_default_columns()
+        with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(verb, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    tenth = max(1, total // 10)
+    seen = 0
+
+    def line(done: int) -> None:
+        nonlocal seen
+        if done // tenth > seen // tenth or done == total:
+            console.print(f"{verb} {done} of {total} sequences")
+        seen = done
+
+    yield line

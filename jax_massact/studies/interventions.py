@@ -1,0 +1,374 @@
+"""Interventions on a checkpoint: what the perplexity is when massive activations are changed."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_massact.data.text import token_kind
+from jax_massact.errors import DataError
+from jax_massact.measure.definition import Definition
+from jax_massact.measure.loss import losses_of
+from jax_massact.measure.magnitudes import magnitudes_tap
+from jax_massact.nn.edits import Edits
+from jax_massact.nn.transformer import Transformer
+from jax_massact.results import SCHEMA_VERSION, Massive
+from jax_massact.studies.collector import (
+    BatchProbe,
+    Collector,
+    Probed,
+    batches,
+    compile_probe,
+    in_front,
+    massive_records,
+    reduce_batch,
+)
+from jax_massact.studies.frame import (
+    Prepared,
+    Stopwatch,
+    compile_while_loading,
+    definition_info,
+    model_info,
+    versions,
+)
+from jax_massact.studies.intervene.settings import InterveneConfig
+from jax_massact.studies.interventions_result import (
+    InterveneData,
+    InterveneResult,
+    KindMean,
+    Rebuilt,
+    Spread,
+    Target,
+    Trajectory,
+    Verdict,
+)
+from jax_massact.studies.targets import (
+    Means,
+    Samples,
+    TargetPlace,
+    choose_control_dims,
+    choose_targets,
+    control_places,
+    edits_at,
+    estimate_means,
+    find_places,
+)
+
+# A perplexity that rises by more than this share says that the model needs what was set to zero.
+NEEDED = 0.01
+
+
+class Evaluated(NamedTuple):
+    """One forward pass over a batch of the held-out text.
+
+    Attributes:
+      losses: nats.
+      columns: resid_post in the watched dimensions W.
+      batch: the probe's statistics of the same pass.
+    """
+
+    losses: Float[Array, "B T-1"]
+    columns: Float[Array, "L B T W"]
+    batch: BatchProbe
+
+
+def evaluate(
+    model: Transformer,
+    tokens: Int[Array, "B T"],
+    keep: Bool[Array, " B"],
+    edits: Edits,
+    watched: Int[Array, " W"],
+    *,
+    definition: Definition | None = None,
+) -> Evaluated:
+    """Losses, watched dimensions and the probe's statistics of one edited forward pass. Pure."""
+
+    def tap(acts):
+        stats = magnitudes_tap(acts, top_k=1, definition=definition)
+        return stats, acts.resid_post[..., watched].astype(jnp.float32)
+
+    logits, (stats, columns) = model(tokens, tap=tap, edits=edits)
+    return Evaluated(losses_of(logits, tokens), columns, reduce_batch(stats, keep, definition))
+
+
+class _Runs:
+    """Losses per sequence of every intervention, and what is measured beside them."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[np.ndarray]] = {}
+        self.places = 0
+        self.sums: dict[str, Any] = {}
+
+    def add(self, name: str, losses: np.ndarray) -> None:
+        self.losses.setdefault(name, []).extend(losses.astype(np.float64))
+
+    def add_columns(
+        self, name: str, columns: np.ndarray, tokens: Bool[np.ndarray, "W B T"]
+    ) -> None:
+        """Sums the watched dimensions over the places that are changed."""
+        total = np.einsum("lbtw,wbt->lw", np.float64(columns), tokens)
+        self.sums[name] = self.sums.get(name, 0) + total
+
+
+def intervene_checkpoint(
+    prepared: Prepared,
+    config: InterveneConfig,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> InterveneResult:
+    """Finds massive activations on the calibration text and changes them on the held-out text.
+
+    Args:
+      prepared: with the sequences of both, the calibration text first.
+      progress: called with the number of sequences done, calibration included.
+
+    Raises:
+      WeightsError: a weight cannot be read.
+      ConfigError: `config.layers` names a layer that the model lacks or that holds nothing massive.
+      DataError: the text gives fewer than two sequences.
+    """
+    watch = Stopwatch()
+    calibration, held_out = split(prepared, config)
+    batch = min(config.batch_size, len(calibration))
+    step, model = compile_while_loading(
+        prepared.checkpoint,
+        config.dtype,
+        lambda shapes: compile_probe(
+            shapes, (batch, calibration.shape[1]), top_k=1, definition=config.definition
+        ),
+    )
+    seconds = {"load_and_compile": watch.lap()}
+    samples = Samples()
+    collector = _collector(prepared, config, model)
+    for rows, full, keep in batches(calibration, batch):
+        found = collector.add(jax.device_get(step(model, full, keep)), rows)
+        for row, hits in zip(collector.with_front(rows), found, strict=True):
+            samples.add(hits, lambda position, row=row: collector.kind_of(row, position))
+        progress(collector.sequences)
+    massive = massive_records(collector.probed())
+    targets = choose_targets(massive, config.layers, model.config.depth)
+    means = estimate_means(samples, targets)
+    seconds["calibrate"] = watch.lap()
+    done = len(calibration)
+    measured = _measure(
+        model, held_out, targets, means, collector.probed(), prepared, config,
+        lambda n: progress(done + n),
+    )
+    seconds["intervene"] = watch.lap()
+    loss = {
+        name: Spread(mean=float(np.mean(x)), std=float(np.std(np.mean(x, axis=1))))
+        for name, x in measured.losses.items()
+    }
+    return InterveneResult(
+        schema=SCHEMA_VERSION,
+        model=model_info(prepared, config.dtype, model),
+        data=InterveneData(
+            source=prepared.text.description,
+            calibration_sequences=len(calibration),
+            sequences=len(held_out),
+            window=held_out.shape[1],
+            stride=held_out.shape[1] - prepared.bos,
+            scored_tokens=len(held_out) * (held_out.shape[1] - 1),
+            bos=prepared.bos,
+            bos_setting=config.bos,
+            bos_token=prepared.tokenizer.bos_token,
+        ),
+        definition=definition_info(config.definition),
+        massive=massive,
+        targets=[
+            _target_record(target, mean, measured, e)
+            for e, (target, mean) in enumerate(zip(targets, means, strict=True))
+        ],
+        perplexity={name: _exp(spread["mean"]) for name, spread in loss.items()},
+        loss=loss,
+        after_zero=_rebuilt(targets, measured, loss, config.definition) if targets else None,
+        config=dataclasses.asdict(config),
+        seconds=seconds,
+        versions=versions(),
+    )
+
+
+def split(prepared: Prepared, config: InterveneConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Calibration and held-out sequences; in proportion, where the text holds too few for both.
+
+    Raises:
+      DataError: there are fewer than two.
+    """
+    tokens = prepared.tokens
+    wanted = config.calibration_sequences, config.sequences
+    if len(tokens) < 2:
+        raise DataError(
+            f"{prepared.text.description} fills {len(tokens)} sequence of {tokens.shape[1]} "
+            f"tokens (sequence_length is {config.sequence_length}); needed: one for calibration "
+            "and one held out. Give more text or ask for a smaller sequence_length"
+        )
+    first = wanted[0]
+    if len(tokens) < sum(wanted):
+        first = min(max(1, round(len(tokens) * wanted[0] / sum(wanted))), len(tokens) - 1)
+    return tokens[:first], tokens[first : first + wanted[1]]
+
+
+class _Measured(NamedTuple):
+    losses: dict[str, np.ndarray]  # [S, T-1]
+    activations: np.ndarray  # [E]
+    control_dims: np.ndarray  # [E]
+    control_activations: np.ndarray  # [E]
+    dims: list[int]  # of the targets
+    original: np.ndarray  # [L, dims], means over the changed places
+    zero: np.ndarray
+    after: Probed | None  # of the zeroed run
+
+
+def _measure(
+    model: Transformer,
+    held_out: np.ndarray,
+    targets: Sequence[TargetPlace],
+    means: Sequence[Means],
+    calibrated: Probed,
+    prepared: Prepared,
+    config: InterveneConfig,
+    progress: Callable[[int], None],
+) -> _Measured:
+    """Every intervention on every held-out sequence; all share one compilation."""
+    E = len(targets)
+    dims = sorted({t.dim for t in targets})
+    taken = np.nonzero(calibrated.massive.relaxed | calibrated.tally.outlier.count.any(0))[0]
+    control_dims = choose_control_dims(E, model.config.width, taken, config.seed)
+    watched = np.array([*dims, *control_dims], np.int32)
+    size = min(config.batch_size, len(held_out))
+    front = in_front(model.config)
+    shape = (size, held_out.shape[1] + front)
+    step = jax.jit(evaluate, static_argnames="definition")
+    run = lambda tokens, keep, edits: jax.device_get(
+        step(model, tokens, keep, edits, watched, definition=config.definition)
+    )
+    none = np.zeros((E, *shape), bool)
+    nowhere = edits_at(targets, [t.dim for t in targets], none, np.zeros(none.shape))
+    runs = _Runs()
+    before, after = (_collector(prepared, config, model) for _ in range(2))
+    activations, controls = np.zeros(E, int), np.zeros(E, int)
+    in_dim = np.array([[t.dim == d for t in targets] for d in dims], bool).reshape(len(dims), E)
+    for rows, full, keep in batches(held_out, size):
+        n = len(rows)
+        plain: Any = run(full, keep, nowhere)  # an Evaluated of NumPy arrays
+        runs.add("original", plain.losses[:n])
+        shown = before.with_front(rows)
+        found = before.add(plain.batch, rows)
+        if E:
+            kind_of = lambda b, position, shown=shown: before.kind_of(shown[b], position)
+            places = find_places(targets, means, found, kind_of, shape)
+            layers = [t.layer for t in targets]
+            # [E B T]: every target's control dimension at its layer.
+            ordinary = np.abs(
+                np.stack([plain.columns[l, :, :, len(dims) + e] for e, l in enumerate(layers)])
+            )
+            quantile = plain.batch.sequences.quantile[layers]
+            control = control_places(
+                places.tokens, ordinary, quantile[..., 0], quantile[..., 1],
+                before.sequences - n, config.seed,
+            )
+            activations += places.tokens[:, :n].sum((1, 2))
+            controls += control[:, :n].sum((1, 2))
+            at = lambda value, places=places: edits_at(
+                targets, [t.dim for t in targets], places.tokens, value
+            )
+            changes = {
+                "zero": at(0 * places.mean),
+                "mean": at(places.mean),
+                **{f"fraction_{f:g}": at(f * places.mean) for f in config.fractions},
+                "control_zero": edits_at(
+                    targets, control_dims.tolist(), control, 0 * places.mean
+                ),
+            }
+            changed = np.einsum("we,ebt->wbt", in_dim, places.tokens)
+            runs.places = runs.places + changed.sum((1, 2))
+            runs.add_columns("original", plain.columns[..., : len(dims)], changed)
+            for name, edits in changes.items():
+                result: Any = run(full, keep, edits)
+                runs.add(name, result.losses[:n])
+                if name == "zero":
+                    after.add(result.batch, rows)
+                    runs.add_columns("zero", result.columns[..., : len(dims)], changed)
+        progress(before.sequences)
+    mean_of = lambda name: runs.sums.get(name, np.zeros(0)) / np.maximum(runs.places, 1)
+    return _Measured(
+        losses={name: np.stack(x) for name, x in runs.losses.items()},
+        activations=activations,
+        control_dims=control_dims,
+        control_activations=controls,
+        dims=dims,
+        original=mean_of("original"),
+        zero=mean_of("zero"),
+        after=after.probed() if E else None,
+    )
+
+
+def _collector(prepared: Prepared, config: InterveneConfig, model: Transformer) -> Collector:
+    strings = prepared.tokenizer.token_strings
+    return Collector(config.definition, strings, token_kind, in_front=in_front(model.config))
+
+
+def _target_record(target: TargetPlace, means: Means, measured: _Measured, e: int) -> Target:
+    return Target(
+        layer=target.layer,
+        dim=target.dim,
+        strict=target.strict,
+        means=[
+            KindMean(kind=kind, mean=mean, std=std, count=count)
+            for kind, (mean, std, count) in means.of_kind.items()
+        ],
+        activations=int(measured.activations[e]),
+        control_dim=int(measured.control_dims[e]),
+        control_activations=int(measured.control_activations[e]),
+    )
+
+
+def _rebuilt(
+    targets: Sequence[TargetPlace],
+    measured: _Measured,
+    loss: dict[str, Spread],
+    definition: Definition,
+) -> Rebuilt:
+    """Needed, or written again: what the zeroed run shows downstream of the last edit."""
+    after = measured.after
+    assert after is not None
+    share = definition.min_share * after.tally.sequences
+    strict_steady = after.tally.strict > share
+    relaxed_steady = after.tally.value.count > share
+    dims = []
+    for dim in measured.dims:
+        own = [t for t in targets if t.dim == dim]
+        steady = strict_steady if own[0].strict else relaxed_steady
+        if steady[max(t.layer for t in own) + 1 :, dim].any():
+            dims.append(dim)
+    first = min(t.layer for t in targets)
+    needed = loss["zero"]["mean"] - loss["original"]["mean"] > math.log1p(NEEDED)
+    verdicts: dict[tuple[bool, bool], Verdict] = {
+        (True, False): "needed",
+        (False, True): "rebuilt",
+        (True, True): "needed and rebuilt",
+        (False, False): "not needed",
+    }
+    later: list[Massive] = [r for r in massive_records(after) if r["last_layer"] >= first]
+    return Rebuilt(
+        verdict=verdicts[needed, bool(dims)],
+        dims=dims,
+        massive=later,
+        trajectories=[
+            Trajectory(
+                dim=dim,
+                original=measured.original[:, i].tolist(),
+                zero=measured.zero[:, i].tolist(),
+            )
+            for i, dim in enumerate(measured.dims)
+        ],
+    )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 709 else math.inf

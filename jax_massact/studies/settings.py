@@ -1,0 +1,43 @@
+"""The settings that all studies of a model on a text share."""
+
+import dataclasses
+
+from jax_massact.errors import ConfigError
+from jax_massact.measure.definition import Definition
+from jax_massact.nn.config import DType
+from jax_massact.settings import check_in, check_int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The settings of every command that runs a model on a text.
+
+    Attributes:
+      text: `pydoc` (English that every CPython carries), a text or JSONL file, `tfds:NAME[:SPLIT]`,
+        or the text itself.
+      bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
+        model's own tokenizer does.
+      sequences: how many to run.
+      sequence_length: tokens in each, BOS included.
+      batch_size: sequences in one forward pass.
+      dtype: of the weights and the computation.
+      definition: what counts as massive.
+    """
+
+    text: str = "pydoc"
+    bos: str = "auto"
+    sequences: int = 10
+    sequence_length: int = 512
+    batch_size: int = 1
+    dtype: DType = "float32"
+    definition: Definition = Definition()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ConfigError(f"text is {self.text!r}; allowed: a text, a file, a named source")
+        object.__setattr__(self, "bos", str(self.bos).lower())
+        check_in("bos", self.bos, ("auto", "true", "false"))
+        check_int("sequences", self.sequences, 1, 1_000_000)
+        check_int("sequence_length", self.sequence_length, 1, 1 << 20)
+        check_int("batch_size", self.batch_size, 1, 65_536)
+        check_in("dtype", self.dtype, ("float32", "bfloat16"))
