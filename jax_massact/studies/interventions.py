@@ -18,6 +18,7 @@ from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import SCHEMA_VERSION, Massive
+from jax_massact.studies.changes import ORIGINAL, Met, with_fractions
 from jax_massact.studies.collector import (
     BatchProbe,
     Collector,
@@ -36,7 +37,6 @@ from jax_massact.studies.frame import (
     model_info,
     versions,
 )
-from jax_massact.studies.intervene.settings import InterveneConfig
 from jax_massact.studies.interventions_result import (
     InterveneData,
     InterveneResult,
@@ -47,6 +47,7 @@ from jax_massact.studies.interventions_result import (
     Trajectory,
     Verdict,
 )
+from jax_massact.studies.settings import InterveneConfig
 from jax_massact.studies.targets import (
     Means,
     Samples,
@@ -54,7 +55,6 @@ from jax_massact.studies.targets import (
     choose_control_dims,
     choose_targets,
     control_places,
-    edits_at,
     estimate_means,
     find_places,
 )
@@ -248,20 +248,21 @@ def _measure(
         step(model, tokens, keep, edits, watched, definition=config.definition)
     )
     none = np.zeros((E, *shape), bool)
-    nowhere = edits_at(targets, [t.dim for t in targets], none, np.zeros(none.shape))
+    nothing = Met(targets, none, np.zeros(none.shape, np.float32), control_dims, none)
+    changes = with_fractions(config.fractions) if E else {}
     runs = _Runs()
     before, after = (_collector(prepared, config, model) for _ in range(2))
     activations, controls = np.zeros(E, int), np.zeros(E, int)
     in_dim = np.array([[t.dim == d for t in targets] for d in dims], bool).reshape(len(dims), E)
     for rows, full, keep in batches(held_out, size):
         n = len(rows)
-        plain: Any = run(full, keep, nowhere)  # an Evaluated of NumPy arrays
+        plain: Any = run(full, keep, ORIGINAL.edits(nothing))  # an Evaluated of NumPy arrays
         runs.add("original", plain.losses[:n])
         shown = before.with_front(rows)
         found = before.add(plain.batch, rows)
         if E:
             kind_of = lambda b, position, shown=shown: before.kind_of(shown[b], position)
-            places = find_places(targets, means, found, kind_of, shape)
+            tokens, mean = find_places(targets, means, found, kind_of, shape)
             layers = [t.layer for t in targets]
             # [E B T]: every target's control dimension at its layer.
             ordinary = np.abs(
@@ -269,27 +270,17 @@ def _measure(
             )
             quantile = plain.batch.sequences.quantile[layers]
             control = control_places(
-                places.tokens, ordinary, quantile[..., 0], quantile[..., 1],
+                tokens, ordinary, quantile[..., 0], quantile[..., 1],
                 before.sequences - n, config.seed,
             )
-            activations += places.tokens[:, :n].sum((1, 2))
+            activations += tokens[:, :n].sum((1, 2))
             controls += control[:, :n].sum((1, 2))
-            at = lambda value, places=places: edits_at(
-                targets, [t.dim for t in targets], places.tokens, value
-            )
-            changes = {
-                "zero": at(0 * places.mean),
-                "mean": at(places.mean),
-                **{f"fraction_{f:g}": at(f * places.mean) for f in config.fractions},
-                "control_zero": edits_at(
-                    targets, control_dims.tolist(), control, 0 * places.mean
-                ),
-            }
-            changed = np.einsum("we,ebt->wbt", in_dim, places.tokens)
+            met = Met(targets, tokens, mean, control_dims, control)
+            changed = np.einsum("we,ebt->wbt", in_dim, tokens)
             runs.places = runs.places + changed.sum((1, 2))
             runs.add_columns("original", plain.columns[..., : len(dims)], changed)
-            for name, edits in changes.items():
-                result: Any = run(full, keep, edits)
+            for name, change in changes.items():
+                result: Any = run(full, keep, change.edits(met))
                 runs.add(name, result.losses[:n])
                 if name == "zero":
                     after.add(result.batch, rows)

@@ -5,12 +5,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.edits import Edits
 from jax_massact.results import Massive
 from jax_massact.settings import check_int
 from jax_massact.studies.collector import Found
@@ -104,26 +102,14 @@ def estimate_means(samples: Samples, targets: Sequence[TargetPlace]) -> list[Mea
     return result
 
 
-class Places(NamedTuple):
-    """Where the targets are met in a batch, and what their mean is there.
-
-    Attributes:
-      tokens: which activations to change.
-      mean: of the kind of token; 0 where nothing is changed.
-    """
-
-    tokens: Bool[np.ndarray, "E B T"]
-    mean: Float[np.ndarray, "E B T"]
-
-
 def find_places(
     targets: Sequence[TargetPlace],
     means: Sequence[Means],
     found: Sequence[Sequence[Found]],
     kind_of: Callable[[int, int], str],
     shape: tuple[int, int],
-) -> Places:
-    """The places of a batch.
+) -> tuple[Bool[np.ndarray, "E B T"], Float[np.ndarray, "E B T"]]:
+    """Where the targets are massive in a batch, and their mean there (0 elsewhere).
 
     Args:
       found: of each sequence.
@@ -137,24 +123,7 @@ def find_places(
             for position in {h.position for h in hits if target.is_met_by(h)}:
                 tokens[e, b, position] = True
                 mean[e, b, position] = means[e].of(kind_of(b, position))
-    return Places(tokens, mean)
-
-
-def edits_at(
-    targets: Sequence[TargetPlace],
-    dims: Sequence[int],
-    tokens: Bool[np.ndarray, "E B T"],
-    value: Float[np.ndarray, "E B T"],
-) -> Edits:
-    """Edits that set `dims` at these places to `value`; one compilation serves all of a shape."""
-    E = len(targets)
-    return Edits(
-        layer=jnp.array([t.layer for t in targets], jnp.int32).reshape(E),
-        tokens=jnp.asarray(tokens),
-        dim=jnp.array(dims, jnp.int32).reshape(E),
-        scale=jnp.zeros(E),
-        add=jnp.asarray(value, jnp.float32),
-    )
+    return tokens, mean
 
 
 def choose_control_dims(

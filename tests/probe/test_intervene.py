@@ -11,9 +11,9 @@ from planted import LLAMA_CONFIG as CONFIG
 
 from jax_massact.errors import ConfigError, DataError
 from jax_massact.studies.frame import prepare
-from jax_massact.studies.intervene.settings import InterveneConfig
 from jax_massact.studies.interventions import intervene_checkpoint, split
 from jax_massact.studies.interventions_result import InterveneResult, Rebuilt, Target
+from jax_massact.studies.settings import InterveneConfig
 from jax_massact.studies.targets import (
     TargetPlace,
     choose_control_dims,

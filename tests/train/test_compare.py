@@ -25,10 +25,10 @@ from jax_massact.load import open_checkpoint
 from jax_massact.report.encode import to_json
 from jax_massact.save import save
 from jax_massact.settings import from_mapping
+from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.compare.report import comparison_table, draw_interventions
 from jax_massact.studies.compare.run import (
-    INTERVENTIONS,
     PER_LAYER,
     Comparison,
     compare_runs,
@@ -138,7 +138,7 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
     result = json.loads(to_json(compare_runs([quiet, run])))
     assert violations(result, Comparison) == []
     nothing, group = result["groups"]
-    assert nothing["loss_change"] == dict.fromkeys(INTERVENTIONS, [None])
+    assert nothing["loss_change"] == dict.fromkeys(CHANGES, [None])
     assert nothing["runs"][0]["interventions"]["targets"] == []
 
     found = group["runs"][0]["interventions"]
@@ -157,7 +157,7 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
         edits = ma.Edits.set_to(layer=WRITER, tokens=first, dim=DIM, value=value)
         expected = loss(edits) - loss(None)
         np.testing.assert_allclose(group["loss_change"][kind], [expected], rtol=1e-3, atol=2e-6)
-    zero, to_mean, control = (group["loss_change"][kind][0] for kind in INTERVENTIONS)
+    zero, to_mean, control = (group["loss_change"][kind][0] for kind in CHANGES)
     assert abs(zero) > 50 * max(abs(to_mean), abs(control))
 
     console = Console(width=100, record=True, file=io.StringIO())
@@ -169,7 +169,7 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
     (axes,) = figure.axes
     heights = sorted(float(line.get_ydata()[0]) for line in axes.lines)
     original = nothing["runs"][0]["interventions"]["loss"]["original"]["mean"]
-    losses = [found["loss"][kind]["mean"] for kind in ("original", *INTERVENTIONS)]
+    losses = [found["loss"][kind]["mean"] for kind in ("original", *CHANGES)]
     np.testing.assert_allclose(heights, sorted([original, *losses]))
     assert [text.get_text() for text in axes.texts] == ["nothing\nmassive"]
 

@@ -11,9 +11,9 @@ from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import UserError
 from jax_massact.load import RUN_MODEL, open_checkpoint
 from jax_massact.studies.frame import Prepared
-from jax_massact.studies.intervene.settings import InterveneConfig
 from jax_massact.studies.interventions import intervene_checkpoint
 from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.studies.settings import InterveneConfig
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
 

@@ -18,24 +18,18 @@ from rich.text import Text
 from jax_massact.report import words
 from jax_massact.report.figures import save_figures
 from jax_massact.report.picture import GREY, LAYER_AXIS, PALETTE
+from jax_massact.studies.changes import CHANGES, ORIGINAL
 from jax_massact.studies.compare.run import (
-    INTERVENTIONS,
     Comparison,
     Group,
     RunRecord,
 )
-from jax_massact.studies.intervene import report as intervene
 
 PANELS = {
     "top1": "top-1 magnitude",
     "ratio": "top-1 / median",
     "kurtosis": "kurtosis",
     "sink_rate": "sink rate",
-}
-CHANGES = {
-    "zero": "  set to zero",
-    "mean": "  set to the mean",
-    "control_zero": "  control",
 }
 
 
@@ -67,8 +61,8 @@ def comparison_table(result: Comparison, *, ascii_only: bool = False) -> Rendera
         row("massive", _massive)
     if _changed(groups):
         row("  loss unchanged", lambda group: _loss_unchanged(group, plus_minus))
-        for kind, label in CHANGES.items():
-            row(label, lambda group, kind=kind: _loss_change(group, kind, plus_minus))
+        for kind, change in CHANGES.items():
+            row(f"  {change.short}", lambda group, kind=kind: _loss_change(group, kind, plus_minus))
     notes = [
         "Loss in nats per token; minus the first: on the same batches, with its standard error.",
         f"{plus_minus} elsewhere: standard deviation over seeds." if seeds > 1 else "One seed.",
@@ -161,7 +155,7 @@ def draw_interventions(result: Comparison) -> Figure:
     A run without massive activations has the first alone.
     """
     groups = result["groups"]
-    kinds = ("original", *INTERVENTIONS)
+    kinds = {"original": ORIGINAL} | CHANGES
     figure = Figure(figsize=(2.6 + 1.5 * len(groups), 3.4), layout="constrained")
     axes = figure.subplots()
     for index, group in enumerate(groups):
@@ -169,7 +163,7 @@ def draw_interventions(result: Comparison) -> Figure:
             losses = _losses(run)
             for kind, offset in zip(kinds, _spread(len(kinds)), strict=True):
                 if kind in losses:
-                    axes.plot(index + offset, losses[kind], color=intervene.color(kind), marker="o",
+                    axes.plot(index + offset, losses[kind], color=kinds[kind].color, marker="o",
                               markersize=5, alpha=0.8)
         if not _changed([group]):
             axes.annotate("nothing\nmassive", (index, 0.97), color=GREY, ha="center", va="top",
@@ -179,8 +173,8 @@ def draw_interventions(result: Comparison) -> Figure:
     axes.margins(y=0.25)
     axes.grid(visible=False, axis="x")
     axes.set_title("massive activations changed")
-    keys = [Line2D([], [], color=intervene.color(k), marker="o", linestyle="") for k in kinds]
-    names = [intervene.intervention(kind).partition(":")[0] for kind in kinds]
+    keys = [Line2D([], [], color=c.color, marker="o", linestyle="") for c in kinds.values()]
+    names = [change.short for change in kinds.values()]
     figure.legend(keys, names, loc="outside lower center", ncols=len(kinds), fontsize=8)
     return figure
 

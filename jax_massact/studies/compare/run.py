@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.results import DefinitionInfo
 from jax_massact.settings import from_mapping
+from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.frame import definition_info
 from jax_massact.studies.interventions_result import InterveneResult
@@ -23,8 +24,6 @@ from jax_massact.train.metrics import (
 )
 
 SCHEMA_VERSION = 2
-# What is done to massive activations, and the control.
-INTERVENTIONS = ("zero", "mean", "control_zero")
 # Measured per layer; the last are 0 for variants that have no such thing.
 PER_LAYER = ("top1", "ratio", "kurtosis", "sink_rate", "value_drain", "strict", "relaxed",
              "sink_token_rate", "extra_rate")
@@ -75,7 +74,7 @@ class Group(TypedDict):
       difference: validation loss minus that of the first group, batch by batch, means over runs:
         (its mean, its standard error over batches, null for one batch). Null where the runs were
         not validated on the same number of batches, and for the first group.
-      loss_change: of each of INTERVENTIONS, loss minus that of the same text unchanged, in nats,
+      loss_change: of each of CHANGES, loss minus that of the same text unchanged, in nats,
         for each run; null where nothing was massive in that text, and so nothing changed.
     """
 
@@ -205,7 +204,7 @@ def _group(name: str, runs: list[RunRecord], first: list[RunRecord]) -> Group:
         mean=mean,
         std=std,
         difference=None if runs is first else _difference(first, runs),
-        loss_change={kind: [_loss_change(run, kind) for run in runs] for kind in INTERVENTIONS},
+        loss_change={kind: [_loss_change(run, kind) for run in runs] for kind in CHANGES},
     )
 
 

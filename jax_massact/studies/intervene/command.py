@@ -10,9 +10,9 @@ from jax_massact.studies.frame import (
     say_written,
 )
 from jax_massact.studies.intervene.report import print_intervene, write_intervene_report
-from jax_massact.studies.intervene.settings import InterveneConfig
 from jax_massact.studies.interventions import intervene_checkpoint
 from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.studies.settings import InterveneConfig
 
 
 def run_intervene(source: str, config: InterveneConfig, workdir: str | None) -> InterveneResult:

@@ -13,12 +13,11 @@ from jax_massact.report.figures import (
     save_figures,
 )
 from jax_massact.report.picture import GREY, LAYER_AXIS, PALETTE
+from jax_massact.studies.changes import change_of
 from jax_massact.studies.intervene.report import (
     PLACES,
     bar_ends,
-    color,
     edited_layers,
-    intervention,
     largest_trajectories,
 )
 from jax_massact.studies.interventions_result import InterveneResult
@@ -39,12 +38,12 @@ def draw_perplexity(result: InterveneResult) -> Figure:
     figure = Figure(figsize=(6.4, 1.0 + 0.4 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(names)), np.array(ends) - low, left=low, height=0.62,
-              color=[color(n) for n in names])
+              color=[change_of(n).color for n in names])
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     for i, value in enumerate(values):
         axes.text(ends[i] * 1.15, i, words.number(value), va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [intervention(n).replace(": ", ":\n") for n in names])
+    axes.set_yticks(range(len(names)), [change_of(n).words.replace(": ", ":\n") for n in names])
     axes.set_axisbelow(True)
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()

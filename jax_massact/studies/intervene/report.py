@@ -19,10 +19,7 @@ from jax_massact.report.html import (
     table,
 )
 from jax_massact.report.picture import (
-    BLUE,
-    GREEN,
     GREY,
-    ORANGE,
     PALETTE,
 )
 from jax_massact.report.sections import (
@@ -41,6 +38,7 @@ from jax_massact.report.terminal import (
     spelled,
     verdict_style,
 )
+from jax_massact.studies.changes import change_of
 from jax_massact.studies.interventions_result import (
     InterveneResult,
     Spread,
@@ -50,27 +48,6 @@ from jax_massact.studies.interventions_result import (
 
 AFTER_ROWS = 5  # of what is over the thresholds once the targets are zero
 PLACES = 4  # that the verdict names
-_NAMES = {
-    "original": "original",
-    "zero": "set to zero",
-    "mean": "set to the mean",
-    "control_zero": "control: ordinary activations set to zero",
-}
-_COLORS = {"original": GREY, "zero": ORANGE, "control_zero": GREEN}
-
-
-def intervention(name: str) -> str:
-    """`set to zero`, `set to 0.5 of the mean`."""
-    if name.startswith("fraction_"):
-        return f"set to {name.removeprefix('fraction_')} of the mean"
-    return _NAMES.get(name, name)
-
-
-def color(name: str) -> str:
-    """The colour of an intervention: the mean and its fractions share one."""
-    return _COLORS.get(name, BLUE)
-
-
 def change(value: float, original: float) -> str:
     """`x 9,400` or `+0.4%`: a factor from 2 on, below it a percentage; `-` without a ratio."""
     ratio = _ratio(value, original)
@@ -212,7 +189,7 @@ def _perplexities(result: InterveneResult) -> Table:
     for name, value in result["perplexity"].items():
         loss = result["loss"][name]
         rows.add_row(
-            intervention(name), words.number(value),
+            change_of(name).words, words.number(value),
             "" if name == "original" else change(value, original),
             f"{loss['mean']:.4f}", *(() if single else (f"{loss['std']:.4f}",)),
         )
@@ -285,7 +262,7 @@ def _perplexity_body(result: InterveneResult) -> str:
     original, sequences = result["perplexity"]["original"], result["data"]["sequences"]
     rows = [
         [
-            escape(intervention(name)), words.number(value),
+            escape(change_of(name).words), words.number(value),
             "" if name == "original" else change(value, original),
             _loss(result["loss"][name], sequences),
         ]
@@ -339,8 +316,8 @@ def perplexity_chart(result: InterveneResult) -> dict:
     label = [words.number(v) for v in values]
     return {
         "data": [{
-            "type": "bar", "orientation": "h", "y": [intervention(n) for n in names], "x": ends,
-            "marker": {"color": [color(n) for n in names]}, "text": label,
+            "type": "bar", "orientation": "h", "y": [change_of(n).words for n in names], "x": ends,
+            "marker": {"color": [change_of(n).color for n in names]}, "text": label,
             "textposition": "outside", "cliponaxis": False,
             "hovertemplate": "%{text}<extra></extra>",
         }],
