@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import FIELDS, dense, operands
+from oracle import FIELDS, dense, operands
 
 from jax_massact import mesh
 from jax_massact.errors import ConfigError

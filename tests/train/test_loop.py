@@ -20,6 +20,8 @@ from jax_massact.train.loop import train
 from jax_massact.train.metrics import MetricsFile, of_kind, read_rows
 from jax_massact.train.prefetch import prefetch
 
+SCRIPT = Path(__file__).parents[1] / "kill_train.py"
+
 
 def numbers(folder: Path):
     """Every row without what depends on the clock."""
@@ -85,13 +87,12 @@ def test_a_run_killed_twenty_times_goes_on_bit_for_bit(tmp_path):
     # As in this process: the host's threads decide in what order a sum is made.
     env = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
-        "PYTHONPATH": str(Path(__file__).parent),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    script = [sys.executable, str(Path(__file__).parent / "kill_train.py"), str(broken), "0"]
+    script = [sys.executable, str(SCRIPT), str(broken), "0"]
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     killed, active = map(int, done.stdout.split())

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 
-SCRIPT = Path(__file__).with_name("fuzz_files.py")
+SCRIPT = Path(__file__).parents[1] / "fuzz_files.py"
 
 
 @pytest.mark.parametrize(("kind", "count"), [("gguf", 500), ("safetensors", 500)])

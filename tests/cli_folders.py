@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tokenizers
 
-SMOLLM2 = Path(__file__).parents[1] / "parity" / "fixtures" / "smollm2"
+SMOLLM2 = Path(__file__).parent / "parity" / "fixtures" / "smollm2"
 VOCABULARY = 97
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-LAUNCH = Path(__file__).parents[2] / "launch"
+LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_vm.sh", "gke.sh")
 
 
