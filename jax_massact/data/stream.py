@@ -128,7 +128,7 @@ def open_stream(
       same_first_token: every row begins with the tokenizer's BOS, or its end of text where it has
         no BOS, in place of the token that stood there.
       cache: folder for tokenized text, which is then memory-mapped, and for trained tokenizers,
-        such as one in `resources.cache_folder()`; None: nothing is written and tokens are kept in
+        such as one in `cache.cache_folder()`; None: nothing is written and tokens are kept in
         memory.
       report: called with a line of text before anything that takes time.
 

@@ -1,15 +1,15 @@
-"""A text's ids: made once, kept on disk, read by memory-mapping."""
+"""Token ids of a text: made once, kept on disk, read by memory-mapping."""
 
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from jax_massact.data.cache import new_folder
+from jax_massact.cache import Report, make_once, why_unwritable
 from jax_massact.data.corpus import Corpus
 from jax_massact.data.packed import Packed
 from jax_massact.data.tokenizer import Tokenizer
@@ -24,21 +24,21 @@ _BATCH = 1 << 22  # characters that are encoded at once
 
 
 def encoded(
-    corpus: Corpus, vocabulary: Vocabulary, cache: Path | None, say: Callable[[str], None]
+    corpus: Corpus, vocabulary: Vocabulary, cache: Path | None, say: Report
 ) -> Packed:
     """The ids of a corpus, the end of text after every document; a part for each of its parts.
 
-    In the cache they lie raw, in 16 or 32 bits each, so that they can be written as they come; what
-    names the folder is a digest of the corpus' stamp and of the tokenizer. A copy is taken as sound
-    without reading it while its size and time of modification are those that were noted when it
-    was made; otherwise its digest decides. A damaged copy is made again.
+    In the cache they are raw, 16 or 32 bits each; the folder's name is a digest of the corpus'
+    stamp and of the tokenizer. A copy is taken as sound without reading it while its size and
+    time of modification are those that were noted when it was made; otherwise its digest decides.
 
     Args:
-      cache: None: the ids are kept in memory.
+      cache: None: the ids are kept in memory, as they are when the cache cannot be written.
       say: called with a line of text before anything that takes time.
 
     Raises:
-      DataError: the text or the cache is not what it has to be.
+      DataError: the text cannot be read, or there is no tokenizer for it.
+      ResourceError: the disk of the cache is full.
     """
     tokenizer = vocabulary.tokenizer
     if tokenizer is None:
@@ -47,20 +47,30 @@ def encoded(
         )
     dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
     parts = (_ids(part.texts, tokenizer, vocabulary.end_of_text) for part in corpus.parts)
+    key = f"{_FORMAT} {vocabulary.end_of_text} {tokenizer.digest()} {corpus.stamp}"
+    name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if cache is not None:
+        found = _read(cache / name, dtype)
+        if found is not None:
+            return found
+        if why := why_unwritable(cache):
+            say(f"{why}. Until then tokens are kept in memory")
+            cache = None
+    doing = f"tokenizing {corpus.name} with {vocabulary.name}"
     if cache is None:
+        say(doing)
         empty = np.empty(0, dtype)
         return Packed([np.concatenate([empty, *(c.astype(dtype) for c in p)]) for p in parts])
-    key = f"{_FORMAT} {vocabulary.end_of_text} {tokenizer.digest()} {corpus.stamp}"
-    folder = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    found = _read(folder, dtype, say)
-    if found is None:
-        say(f"tokenizing {corpus.name} with {vocabulary.name}")
+
+    def fill(folder: Path) -> None:
+        say(doing)
         started = time.perf_counter()
-        with new_folder(cache, folder.name) as new:
-            count = _write(parts, new, dtype)
+        count = _write(parts, folder, dtype)
         seconds = time.perf_counter() - started
         say(f"{count:,} tokens in {seconds:.1f} s ({count / seconds:,.0f} tokens/s)")
-        found = _read(folder, dtype, say)
+
+    folder = make_once(cache, name, fill, lambda found: _read(found, dtype) is not None, say)
+    found = _read(folder, dtype)
     if found is None:
         raise DataError(f"{folder} cannot be read back; check the disk, or choose another cache")
     return found
@@ -133,19 +143,16 @@ def _write(parts: Iterable[Iterable[np.ndarray]], folder: Path, dtype: np.dtype)
     return count
 
 
-def _read(folder: Path, dtype: np.dtype, say: Callable[[str], None]) -> Packed | None:
-    """What the cache holds, or None if that is nothing or damaged."""
-    if not folder.is_dir():
-        return None
+def _read(folder: Path, dtype: np.dtype) -> Packed | None:
+    """The ids in the cache, or None if there are none or they are damaged."""
     path = folder / _IDS
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         ends = manifest["ends"]
         if not _is_sound(path, manifest) or manifest["dtype"] != dtype.str:
-            raise ValueError("its digest is not that of what was written")
+            return None
         ids = np.memmap(path, dtype, mode="r") if ends[-1] else np.empty(0, dtype)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        say(f"the cached tokens in {folder} are damaged and are made again: {error}")
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     return Packed(np.split(ids, ends[:-1]))
 

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from jax_massact import resources
-from jax_massact.data.cache import new_folder
+from jax_massact.cache import Report, make_once, why_unwritable
 from jax_massact.data.corpus import Corpus
 from jax_massact.data.tokenizer import (
     BYTE_PIECES,
@@ -48,7 +48,7 @@ def open_vocabulary(
     name: str | Tokenizer,
     corpus: Corpus | None,
     cache: Path | None,
-    say: Callable[[str], None],
+    say: Report,
 ) -> Vocabulary:
     """Opens a tokenizer.
 
@@ -175,23 +175,29 @@ def _chars(corpus: Corpus) -> Tokenizer:
     return _with_end(backend, "chars", lambda piece: piece)
 
 
-def _trained(
-    corpus: Corpus, size: int, cache: Path | None, say: Callable[[str], None]
-) -> Tokenizer:
+def _trained(corpus: Corpus, size: int, cache: Path | None, say: Report) -> Tokenizer:
+    def train() -> Tokenizer:
+        say(f"training a BPE of {size} tokens on {corpus.name}")
+        return _train(corpus.texts, size)
+
     key = hashlib.sha256(f"bpe {size} {corpus.stamp}".encode()).hexdigest()[:16]
-    folder = None if cache is None else cache / f"tokenizer-{key}"
-    if folder is not None and folder.is_dir():
-        try:
-            return Tokenizer.from_file(folder / Tokenizer.FILES[0])
-        except DataError as error:
-            say(f"the cached tokenizer is damaged and is made again: {error}")
-    say(f"training a BPE of {size} tokens on {corpus.name}")
-    tokenizer = _train(corpus.texts, size)
-    if cache is not None and folder is not None:
-        with new_folder(cache, folder.name) as new:
-            for name, text in tokenizer.files().items():
-                (new / name).write_text(text, encoding="utf-8")
-    return tokenizer
+    if cache is None or (not (cache / f"tokenizer-{key}").is_dir() and why_unwritable(cache)):
+        return train()
+
+    def fill(folder: Path) -> None:
+        for name, text in train().files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    folder = make_once(cache, f"tokenizer-{key}", fill, _is_tokenizer, say)
+    return Tokenizer.from_file(folder / Tokenizer.FILES[0])
+
+
+def _is_tokenizer(folder: Path) -> bool:
+    try:
+        Tokenizer.from_file(folder / Tokenizer.FILES[0])
+    except DataError:
+        return False
+    return True
 
 
 def _train(texts: Iterable[str], size: int) -> Tokenizer:

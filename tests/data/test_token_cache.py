@@ -1,7 +1,9 @@
 """Packing against encoding one document after the other, and what the cache keeps."""
 
+import errno
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from jax_massact.data.corpus import Corpus, Part
 from jax_massact.data.packed import Packed
 from jax_massact.data.token_cache import encoded, pieces_of
 from jax_massact.data.vocabulary import Vocabulary, open_vocabulary
-from jax_massact.errors import DataError
+from jax_massact.errors import DataError, ResourceError
 
 TEXTS = ["the cat sat", "na\u00efve\n\nmat\n", " \n ", "the dog"]
 CORPUS = Corpus("a test", [Part(TEXTS[:1]), Part([]), Part(TEXTS[1:])], "stamp")
@@ -26,6 +28,11 @@ def quiet(line: str) -> None: ...
 @pytest.fixture(scope="module")
 def bpe() -> Vocabulary:
     return open_vocabulary("bpe:270", CORPUS, None, quiet)
+
+
+def entries(cache: Path) -> list[Path]:
+    """What a cache holds, but for lock files."""
+    return [path for path in cache.iterdir() if path.suffix != ".lock"]
 
 
 def parts(tokens: Packed) -> list[list[int]]:
@@ -51,7 +58,7 @@ def test_documents_are_packed_with_an_end_after_each(
     tokens = encoded(CORPUS, bpe, tmp_path if cached else None, quiet)
     assert parts(tokens) == expected(bpe)
     assert all(part.dtype == np.uint16 for part in tokens.parts)
-    assert list(tmp_path.iterdir()) == [] or cached
+    assert entries(tmp_path) == [] or cached
 
 
 def test_long_documents_are_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +108,7 @@ def test_another_text_or_tokenizer_is_another_entry(tmp_path: Path, bpe: Vocabul
     encoded(Corpus("a test", CORPUS.parts, "other"), bpe, tmp_path, quiet)
     encoded(CORPUS, open_vocabulary("bpe:260", CORPUS, None, quiet), tmp_path, quiet)
     encoded(CORPUS, open_vocabulary("bytes", None, None, quiet), tmp_path, quiet)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(entries(tmp_path)) == 4
 
 
 def flip(path: Path) -> None:
@@ -137,12 +144,12 @@ def test_a_damaged_entry_is_made_again(
     tmp_path: Path, bpe: Vocabulary, damage  # type: ignore
 ) -> None:
     encoded(CORPUS, bpe, tmp_path, quiet)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = entries(tmp_path)
     damage(folder)
     said: list[str] = []
     assert parts(encoded(CORPUS, bpe, tmp_path, said.append)) == expected(bpe)
-    assert "are damaged and are made again" in said[0] and said[1].startswith("tokenizing")
-    assert list(tmp_path.iterdir()) == [folder]
+    assert "is damaged and is made again" in said[0] and said[1].startswith("tokenizing")
+    assert entries(tmp_path) == [folder]
     said.clear()
     encoded(EMPTY, bpe, tmp_path, said.append)
     assert said == []
@@ -150,7 +157,7 @@ def test_a_damaged_entry_is_made_again(
 
 def test_a_copied_entry_is_sound(tmp_path: Path, bpe: Vocabulary) -> None:
     encoded(CORPUS, bpe, tmp_path, quiet)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = entries(tmp_path)
     os.utime(folder / "tokens.bin", ns=(1, 1))
     assert parts(encoded(EMPTY, bpe, tmp_path, quiet)) == expected(bpe)
 
@@ -158,22 +165,29 @@ def test_a_copied_entry_is_sound(tmp_path: Path, bpe: Vocabulary) -> None:
 def test_an_error_or_a_kill_leaves_no_entry(tmp_path: Path, bpe: Vocabulary) -> None:
     def broken():  # type: ignore
         yield "some text"
-        assert [path.name[:9] for path in tmp_path.iterdir()] == [".partial-"]
+        assert [path.name[:9] for path in entries(tmp_path)] == [".partial-"]
         raise DataError("a bad line")
 
     with pytest.raises(DataError, match="^a bad line$"):
         encoded(Corpus("a test", [Part(broken())], "stamp"), bpe, tmp_path, quiet)
-    assert list(tmp_path.iterdir()) == []
+    assert entries(tmp_path) == []
 
 
-def test_of_two_at_once_both_have_the_ids(tmp_path: Path, bpe: Vocabulary) -> None:
-    def slow():  # type: ignore
-        yield TEXTS[0]
-        encoded(CORPUS, bpe, tmp_path, quiet)  # another process, that is done before
+def test_of_two_at_once_one_makes_the_ids(tmp_path: Path, bpe: Vocabulary) -> None:
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[Future] = []
 
-    both = Corpus("a test", [Part(slow()), *CORPUS.parts[1:]], "stamp")
-    assert parts(encoded(both, bpe, tmp_path, quiet)) == expected(bpe)
-    assert len(list(tmp_path.iterdir())) == 1
+        def slow():  # type: ignore
+            waiting.append(pool.submit(encoded, EMPTY, bpe, tmp_path, said.append))
+            while not said:
+                assert not waiting[0].done()
+            yield from TEXTS[:1]
+
+        slowly = Corpus("a test", [Part(slow()), *CORPUS.parts[1:]], "stamp")
+        assert parts(encoded(slowly, bpe, tmp_path, quiet)) == expected(bpe)
+        assert parts(waiting[0].result()) == expected(bpe)
+    assert len(said) == 1 and said[0].startswith("waiting for another process that is making")
 
 
 def test_a_text_of_nothing_is_kept_too(tmp_path: Path, bpe: Vocabulary) -> None:
@@ -184,7 +198,7 @@ def test_a_text_of_nothing_is_kept_too(tmp_path: Path, bpe: Vocabulary) -> None:
 
 def test_the_manifest_tells_the_layout(tmp_path: Path, bpe: Vocabulary) -> None:
     encoded(CORPUS, bpe, tmp_path, quiet)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = entries(tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     ids = np.fromfile(folder / "tokens.bin", manifest["dtype"])
     assert ids.tolist() == sum(expected(bpe), [])
@@ -195,6 +209,35 @@ def test_what_cannot_be_done_is_named(tmp_path: Path, bpe: Vocabulary) -> None:
     alone = open_vocabulary("ids:300", None, None, quiet)
     with pytest.raises(DataError, match="a test is text, and the tokenizer is ids below 300"):
         encoded(CORPUS, alone, None, quiet)
+
+
+def test_where_nothing_can_be_kept_ids_are_in_memory(tmp_path: Path, bpe: Vocabulary) -> None:
+    said: list[str] = []
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cache folder .*/file.*cannot be written"):
-        encoded(CORPUS, bpe, tmp_path / "file" / "cache", quiet)
+    cache = tmp_path / "file" / "cache"
+    assert parts(encoded(CORPUS, bpe, cache, said.append)) == expected(bpe)
+    assert said[0].startswith(f"cache folder {cache}: ") and "Set MASSACT_CACHE" in said[0]
+    assert "kept in memory" in said[0] and said[1].startswith("tokenizing")
+    assert open_vocabulary("bpe:270", CORPUS, cache, quiet).size == bpe.size
+
+
+def test_a_cache_that_is_read_only_serves_what_it_has(
+    tmp_path: Path, bpe: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded(CORPUS, bpe, tmp_path, quiet)
+    monkeypatch.setattr(token_cache, "why_unwritable", lambda cache: "read-only")
+    said: list[str] = []
+    assert isinstance(encoded(EMPTY, bpe, tmp_path, said.append).parts[0], np.memmap)
+    assert said == []
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, bpe: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(token_cache, "_write", full)
+    with pytest.raises(ResourceError, match="no room is left on its disk. Set MASSACT_CACHE"):
+        encoded(CORPUS, bpe, tmp_path, quiet)
+    assert entries(tmp_path) == []
