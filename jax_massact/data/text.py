@@ -270,7 +270,7 @@ def _from_tfds(source: str) -> Documents:
             "install it with: pip install 'jax-massact[tfds]'"
         ) from error
     try:
-        builder = tfds.builder(name)
+        builder: Any = tfds.builder(name)
         splits = dict(builder.info.splits)
     except Exception as error:  # its errors share no narrower base class
         raise DataError(f"text source {source}: {_first_line(error)}") from error

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from jax_massact import mesh as layout
-from jax_massact.data.stream import Stream, open_stream
 from jax_massact.cache import cache_folder
+from jax_massact.data.stream import Stream, open_stream
 from jax_massact.train.config import TrainConfig
 
 Rows = Callable[[int, int], np.ndarray]
