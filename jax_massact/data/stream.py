@@ -1,7 +1,7 @@
 """Training data: batches of token ids as a function of (seed, step)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,8 @@ class Stream:
       first_token: what every row begins with, or None if rows begin where they fall.
       end_of_text: the id that stands after every document.
       description: the source, the tokenizer, and what is held out, in a line.
+      digests: of the content of `training data`, `validation data` and `tokenizer`: a run that
+        resumes on other digests sees other numbers. They depend on neither paths nor caches.
       tokenizer: for the trained model: it puts `first_token` in front. None where the source holds
         ids of which only their number is known.
     """
@@ -62,6 +64,7 @@ class Stream:
     first_token: int | None
     end_of_text: int
     description: str
+    digests: Mapping[str, str]
     tokenizer: Tokenizer | None
 
     def batch(self, step: int) -> Int[np.ndarray, "B T+1"]:
@@ -160,6 +163,7 @@ def open_stream(
         first_token=first,
         end_of_text=read.vocabulary.end_of_text,
         description=parts.description,
+        digests={**parts.digests, "tokenizer": read.vocabulary.digest()},
         tokenizer=_in_front(read.vocabulary, first),
     )
 
@@ -167,6 +171,7 @@ def open_stream(
 class _Parts(NamedTuple):
     training: Examples
     held_out: Examples
+    digests: dict[str, str]
     description: str
 
 
@@ -175,6 +180,7 @@ def _task(read: "_Read", seed: int, length: int) -> _Parts:
     return _Parts(
         Drawn(task, length, (seed, 0)),
         Drawn(task, length, (_VALIDATION_SEED, 1)),
+        dict.fromkeys(("training data", "validation data"), read.tokens.digest()),
         f"Bigram-Backcopy with the statistics of {read.name}, {read.vocabulary.name}",
     )
 
@@ -191,6 +197,7 @@ def _windows(read: "_Read", seed: int, length: int, first: int | None, share: fl
             held_out, f"{read.name}, for validation",
             seed=_VALIDATION_SEED, length=length, first_token=first, vocab_size=size, shift=False,
         ),
+        {"training data": training.digest(), "validation data": held_out.digest()},
         f"{read.name}, {read.vocabulary.name}: {len(training):,} tokens for training, "
         f"{len(held_out):,} for validation ({how})",
     )

@@ -264,6 +264,11 @@ class Tokenizer:
         """A digest of all that decides which ids a text gets."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
+    def pieces(self) -> list[tuple[int, str]]:
+        """Every id of the vocabulary and its spelling, in order."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return sorted((i, piece) for piece, i in vocabulary.items())
+
     def with_end_of_text(self) -> "Tokenizer":
         """This tokenizer, if it has a BOS or an EOS; else a copy whose EOS is `<|endoftext|>`.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Vocabulary:
     end_of_text: int
     first: int
     tokenizer: Tokenizer | None
+
+    def digest(self) -> str:
+        """A digest of what every id stands for."""
+        pieces = [] if self.tokenizer is None else self.tokenizer.pieces()
+        text = json.dumps([self.size, self.end_of_text, self.first, pieces])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_vocabulary(

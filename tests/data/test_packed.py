@@ -32,6 +32,19 @@ def test_parts_read_as_one_array(sizes: list[int]) -> None:
             assert packed.read(start, count).tolist() == whole[start : start + count].tolist()
 
 
+def test_a_digest_is_of_the_ids_however_they_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.arange(1000) % 97
+    for block, blocks in ((1 << 14, 1024), (10, 7)):
+        monkeypatch.setattr("jax_massact.data.packed._BLOCK", block)
+        monkeypatch.setattr("jax_massact.data.packed._BLOCKS", blocks)
+        digest = Packed([ids]).digest()
+        assert Packed([part.astype("<u2") for part in np.split(ids, [3, 500])]).digest() == digest
+        others = [ids[:-1], np.append(ids, 0), np.append(5, ids), np.append(5, ids[:-1])]
+        others += [np.where(np.arange(1000) == i, 98, ids) for i in (0, 999)]
+        assert len({Packed([other]).digest() for other in others} | {digest}) == 7
+    assert Packed([]).digest() == Packed([ids[:0]]).digest() != digest
+
+
 def test_a_window_is_consecutive_tokens() -> None:
     cut = windows()
     rows = cut(0, 3 * cut.count)

@@ -80,6 +80,30 @@ def test_a_batch_depends_on_seed_and_step_alone(text: str) -> None:
     assert stream(text, seed=2).validation(1).tolist() == made.validation(1).tolist()
 
 
+def test_digests_follow_the_content_alone(tmp_path: Path) -> None:
+    def digests(name: str, text: str, **settings: object) -> dict[str, str]:
+        (tmp_path / name).write_text(text)
+        return dict(stream(tmp_path / name, **settings).digests)
+
+    words = " ".join(DOCUMENTS)
+    first = digests("a.txt", words)
+    assert first.keys() == {"training data", "validation data", "tokenizer"}
+    assert digests("b.txt", words) == first  # another place and time
+    assert digests("a.txt", words, cache=tmp_path / "cache", seed=5, batch_size=3) == first
+    changed = digests("a.txt", "%&" + words)
+    assert all(changed[part] != first[part] for part in ("training data", "validation data"))
+    assert changed["tokenizer"] == first["tokenizer"]
+    last = digests("a.txt", words[:-1] + "!")
+    assert {k for k in last if last[k] != first[k]} == {"validation data"}
+    for tokenizer in ("chars", "bpe:300"):
+        before, after = (digests("a.txt", text, tokenizer=tokenizer) for text in (
+            words, "\u00a9\u00ae" + "thethe " * 99 + words))
+        assert all(after[key] != before[key] for key in before)
+    task = [open_stream(f"bigram-backcopy:{tmp_path}/{n}", tokenizer="chars", seed=0, batch_size=1,
+                        sequence_length=8).digests for n in ("a.txt", "b.txt", "b.txt")]
+    assert task[0] != task[1] == task[2]
+
+
 @pytest.mark.parametrize("source", ["text", "bigram-backcopy"])
 @pytest.mark.parametrize("hosts", [1, 2, 3])
 def test_the_hosts_rows_make_the_batch(text: str, source: str, hosts: int) -> None:
@@ -158,7 +182,7 @@ def test_the_cache_changes_nothing(text: str, tmp_path: Path, tokenizer: str) ->
         for cache in (None, tmp_path, tmp_path)
     ]
     assert rows[0] == rows[1] == rows[2]
-    assert sum(line.startswith("tokenizing") for line in said) == 1
+    assert sum(line.startswith("tokenizing") for line in said) == 2  # in memory, and once on disk
 
 
 def test_pydoc_and_given_text_are_sources() -> None:
