@@ -16,11 +16,9 @@ import jax
 import numpy as np
 
 from jax_massact.bench.kernels import communication, longest, run_kernels
-from jax_massact.nn.transformer import from_parameters
 from jax_massact.settings import from_mapping
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.step import (
-    Parameters,
     State,
     compile_update,
     make_mesh,
@@ -91,16 +89,13 @@ def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) 
 
 
 def _time_watch(config: TrainConfig, state: State, tokens: np.ndarray, mesh: Any) -> float:
-    @jax.jit
-    def run(params: Parameters, tokens: jax.Array):
-        return watch(from_parameters(config.model, params), tokens, config.watch)
-
+    run = jax.jit(lambda model, tokens: watch(model, tokens, config.watch))
     some = tokens[: config.watch.sequences, :-1]
     seconds = []
     with jax.set_mesh(mesh):
         for _ in range(4):
             begin = time.perf_counter()
-            jax.device_get(run(state.params, some))
+            jax.device_get(run(state.model, some))
             seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])
 

@@ -132,7 +132,7 @@ goes on from there; 130: stopped by Ctrl-C; 2: something has to be put right."""
 
 
 def _add_processes(train: argparse.ArgumentParser) -> None:
-    from jax_massact.cluster.distributed import HEARTBEAT, TIMEOUT
+    from jax_massact.cluster.joining import HEARTBEAT, TIMEOUT
 
     group = train.add_argument_group(
         "several processes",
@@ -339,7 +339,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
     from jax_massact.cli.settings import resolve
     from jax_massact.cli.train import train_command
-    from jax_massact.cluster.distributed import find_cluster
+    from jax_massact.cluster.joining import find_cluster
     from jax_massact.settings import check_int
     from jax_massact.train.config import TrainConfig
 

@@ -15,14 +15,9 @@ from typing import Any, NoReturn
 import rich.console
 import rich.progress
 
-from jax_massact.cluster.distributed import (
-    TEMPFAIL,
-    Cluster,
-    exit_code,
-    is_first,
-    is_loss,
-    join,
-)
+from jax_massact.cluster.exits import TEMPFAIL, exit_code, is_loss
+from jax_massact.cluster.joining import Cluster, join
+from jax_massact.cluster.sharing import is_first
 from jax_massact.cluster.supervise import find_parent, supervise
 from jax_massact.errors import UserError
 from jax_massact.plan.report import show_layout
@@ -48,7 +43,7 @@ def train_command(
     Args:
       argv: the command's arguments, for the child.
       cluster: None for a run of one process.
-      timeout, heartbeat: seconds, of `distributed.join`.
+      timeout, heartbeat: seconds, as for `joining.join`.
 
     Raises:
       UserError: as `run_train`.
@@ -87,7 +82,7 @@ def _leave(error: BaseException) -> NoReturn:
     if is_loss(error):
         line = str(error).splitlines()[0]
         print(f"massact: another process of this run has died ({line}). Started again, the run "
-              "goes on from its last checkpoint", file=sys.stderr)
+              "resumes from its last checkpoint", file=sys.stderr)
     elif isinstance(error, UserError):
         print(f"massact: {error}", file=sys.stderr)
     elif not isinstance(error, SystemExit | KeyboardInterrupt):

@@ -1,4 +1,8 @@
-"""One run at a time in a folder."""
+"""One run at a time in a folder.
+
+The library `filelock` takes the same lock, but does not tell who holds it, and where a file system
+has no locks it fails or leaves a file that outlives a killed run. Hence `flock` itself.
+"""
 
 import contextlib
 import errno
@@ -18,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds `folder/lock`, which says who writes here; the system lets go of it when we die.
+    """Holds `folder/lock`, which names its holder; the system releases it when the process dies.
 
     The lock is `flock`'s, which Linux passes on to NFS and most cluster file systems, so that it
-    holds between hosts, too. Where a file system has none, the run goes on with a warning.
+    also holds between hosts. Where a file system has no locks, the run continues with a warning.
 
     Raises:
       UserError: another process holds it, or the folder cannot be written.

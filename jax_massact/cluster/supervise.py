@@ -1,4 +1,4 @@
-"""The parent of one of several processes: whatever becomes of that, an exit code that says it.
+"""The parent of one of several processes, which turns any end of it into the right exit code.
 
 When another process of a run is gone, JAX aborts this one from a thread of C++ (SIGABRT), whatever
 Python is doing, so that nothing inside could choose the exit code. The parent does nothing but
@@ -15,14 +15,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jax_massact.cluster.distributed import TEMPFAIL, USER_ERROR, Cluster
+from jax_massact.cluster.exits import TEMPFAIL, USER_ERROR
+from jax_massact.cluster.joining import Cluster
 
 _VARIABLE = "MASSACT_SUPERVISED"
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Parent:
-    """What the child knows of the process that waits for it."""
+    """The child's side of the pipes to its parent."""
 
     def __init__(self, says: int, lives: int):
         self._says = says
@@ -35,11 +36,11 @@ class Parent:
         os._exit(TEMPFAIL)
 
     def say_joined(self) -> None:
-        """Every process is there."""
+        """Reports that every process has joined."""
         self._write({"joined": True})
 
     def say_failed(self, code: int, line: str) -> None:
-        """Another process ended by itself, with this exit code."""
+        """Reports that another process ended by itself, with this exit code."""
         self._write({"code": code, "line": line})
 
     def _write(self, said: dict[str, object]) -> None:
@@ -47,16 +48,16 @@ class Parent:
 
 
 def find_parent() -> Parent | None:
-    """The parent, if this process is a child of `supervise`."""
+    """The parent of this process if it is a child of `supervise`."""
     found = os.environ.pop(_VARIABLE, None)
     return None if found is None else Parent(*map(int, found.split(",")))
 
 
 def supervise(argv: Sequence[str], cluster: Cluster, timeout: int, heartbeat: int) -> int:
-    """Runs `massact` with these arguments as a child, and gives the exit code for both.
+    """Runs `massact` with these arguments as a child process; returns the exit code for both.
 
-    That of the child, unless a signal ended it. Then 75 if another process of the run is gone, that
-    of the other one if it had said why it ends, and 2 if they never came together.
+    It is the child's, unless a signal ended the child: then 75 if another process of the run is
+    gone, that process's own code if it reported why it ended, and 2 if they never came together.
     """
     says, ours = os.pipe()
     theirs, lives = os.pipe()
@@ -107,7 +108,7 @@ def _verdict(heard: list[dict], cluster: Cluster, timeout: int, heartbeat: int) 
     return _Verdict(
         TEMPFAIL,
         "another process of this run has died, or could not be reached for "
-        f"{heartbeat} s. Started again, the run goes on from its last checkpoint",
+        f"{heartbeat} s. Started again, the run resumes from its last checkpoint",
     )
 
 

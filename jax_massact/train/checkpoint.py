@@ -14,13 +14,10 @@ from typing import Any
 
 import jax
 
-from jax_massact.cluster.distributed import (
-    is_first,
-    is_loss,
-    on_first,
-    together,
-)
+from jax_massact.cluster.exits import is_loss
+from jax_massact.cluster.sharing import is_first, on_first, together
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.nn.transformer import from_parameters
 from jax_massact.train.checksum import checksums
 from jax_massact.train.config import (
     CheckpointConfig,
@@ -94,7 +91,7 @@ class Checkpoints:
         if step in self.steps:
             return
         self._finish()
-        arrays = _named(state)
+        arrays = _named(_saved(state))
         with self._writing(step):
             self._manager.save(
                 step,
@@ -144,15 +141,21 @@ class Checkpoints:
 
         before = read(config=ocp.args.JsonRestore())["config"]
         check_same_run(config, before, str(self._folder.parent))
-        arrays = read(state=ocp.args.StandardRestore(_named(abstract)))["state"]
+        wanted = _saved(abstract)
+        arrays = read(state=ocp.args.StandardRestore(_named(wanted)))["state"]
         # Runs of earlier versions have none.
         if (self._folder / str(step) / "checksums").exists():
             stated = read(checksums=ocp.args.JsonRestore())["checksums"]
             found = checksums(arrays)
             if wrong := sorted(name for name in arrays if found[name] != stated.get(name)):
                 raise UserError(f"not as they were saved: {', '.join(wrong)}")
-        return jax.tree.unflatten(
-            jax.tree.structure(abstract), [arrays[name] for name in _named(abstract)]
+        leaves = [arrays[name] for name in _named(wanted)]
+        found = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+        return State(
+            step=found["step"],
+            halted=jax.device_put(False, abstract.halted.sharding),
+            model=from_parameters(config.model, found["params"]),
+            optimizer=found["optimizer"],
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -228,9 +231,14 @@ def _first_line(error: BaseException, most: int = 300) -> str:
     return lines[0][:most] if lines else type(error).__name__
 
 
-def _named(state: State) -> dict[str, Any]:
+def _saved(state: State) -> dict[str, Any]:
+    """What a checkpoint holds of a state; one that is saved was not halted."""
+    return {"step": state.step, "params": state.params, "optimizer": state.optimizer}
+
+
+def _named(tree: Any) -> dict[str, Any]:
     """Every array by its path: what is on disk does not depend on the classes of the optimizer."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 

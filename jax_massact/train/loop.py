@@ -16,19 +16,13 @@ import jax
 import numpy as np
 
 from jax_massact.accelerators import peak_flops
-from jax_massact.cluster.distributed import (
-    Vote,
-    check_shared,
-    is_first,
-    on_first,
-    share,
-    together,
-)
 from jax_massact.cluster.lock import lock
+from jax_massact.cluster.sharing import check_shared, is_first, on_first, share, together
+from jax_massact.cluster.vote import Vote
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.mesh import whole
-from jax_massact.nn.transformer import from_parameters
+from jax_massact.nn.transformer import Transformer
 from jax_massact.save import save
 from jax_massact.train.checkpoint import Checkpoints
 from jax_massact.train.config import TrainConfig, to_json
@@ -45,7 +39,6 @@ from jax_massact.train.metrics import (
 from jax_massact.train.nonfinite import diagnose
 from jax_massact.train.prefetch import Batches, prefetch
 from jax_massact.train.step import (
-    Parameters,
     State,
     abstract_state,
     compile_update,
@@ -197,19 +190,13 @@ def export(
     Raises:
       WeightsError: the folder cannot be written.
     """
-    params = state.params
-    if jax.process_count() > 1:
-        params = _on_all(params)
-
-    def write() -> None:
-        save(from_parameters(config.model, params), folder, tokenizer=tokenizer)
-
-    on_first(write)
+    model = _on_all(state.model) if jax.process_count() > 1 else state.model
+    on_first(lambda: save(model, folder, tokenizer=tokenizer))
 
 
 @jax.jit
-def _on_all(params: Parameters) -> Parameters:
-    return {name: whole(x) for name, x in params.items()}
+def _on_all(model: Transformer) -> Transformer:
+    return jax.tree.map(whole, model)
 
 
 def _shown(
@@ -295,7 +282,7 @@ class _Run:
 
     def _explained(self, found: "NotFinite", state: State) -> UserError:
         """What was wrong where; `state` is as it was before the update that went wrong."""
-        where = diagnose(state.params, self._batch(found.step), self.compute)
+        where = diagnose(state.model, self._batch(found.step), self.compute)
         saved = self.checkpoints.steps
         kept = f"the checkpoint of step {saved[-1]} stays" if saved else "there is no checkpoint"
         return UserError(
@@ -308,12 +295,12 @@ class _Run:
         if config.watch.every and (not done or _due(config.watch.every, done, config.steps)):
             self.record.flush()
             began = time.perf_counter()
-            found = jax.device_get(_watch(state.params, self.watched, self.compute))
+            found = jax.device_get(_watch(state.model, self.watched, self.compute))
             self.record.watched(done, found, time.perf_counter() - began)
         if done and _due(config.validate_every, done, config.steps):
             self.record.flush()
             losses = [
-                validation_loss(state.params, self._held_out(i), self.compute)
+                validation_loss(state.model, self._held_out(i), self.compute)
                 for i in range(config.validation_batches)
             ]
             self.record.validated(done, np.asarray(jax.device_get(losses)))
@@ -325,8 +312,8 @@ class _Run:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _watch(params: Parameters, tokens: jax.Array, config: TrainConfig) -> Watch:
-    return watch(from_parameters(config.model, params), tokens, config.watch)
+def _watch(model: Transformer, tokens: jax.Array, config: TrainConfig) -> Watch:
+    return watch(model, tokens, config.watch)
 
 
 def _due(every: int, done: int, last: int) -> bool:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Int
 
 from jax_massact import mesh
 from jax_massact.nn.block import Acts
-from jax_massact.nn.transformer import from_parameters
+from jax_massact.nn.transformer import Transformer, parameters
 from jax_massact.train.config import TrainConfig
-from jax_massact.train.step import Parameters, loss
+from jax_massact.train.step import loss
 
 # Of a block, in the order in which they are computed.
 ACTIVATIONS = ("resid_pre", "normed", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out",
@@ -22,7 +22,7 @@ _NAMED = 5
 
 
 class Seen(NamedTuple):
-    """Of the A parts of a batch.
+    """Where numbers are not finite in the A micro-batches of a batch.
 
     Attributes:
       activations: for each of ACTIVATIONS and each row the first token with a number that is not
@@ -34,31 +34,31 @@ class Seen(NamedTuple):
     logits: Int[Array, "A B"]
 
 
-def diagnose(params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> str:
+def diagnose(model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> str:
     """Says in words what is the first thing in a batch that is not finite.
 
     Looked at in this order: the parameters, every block's activations, the logits, and the gradient
     of each parameter.
 
     Args:
-      params: before the update that went wrong.
+      model: as it was before the update that went wrong.
       tokens: its batch, as `step.place` gives it; every process has to call this.
     """
-    bad = jax.device_get(_bad_parameters(params))
+    bad = jax.device_get(_bad_parameters(model))
     if names := sorted(name for name, is_bad in bad.items() if is_bad):
         where = f"the parameters {_listed(names)} already hold numbers that are not finite; "
     else:
         where = ""
-    seen = jax.device_get(_look(params, tokens, config))
+    seen = jax.device_get(_look(model, tokens, config))
     return where + (_in_activations(seen, tokens.shape[-1] - 1)
-                    or _in_gradient(params, tokens, config))
+                    or _in_gradient(model, tokens, config))
 
 
 def _in_activations(seen: Seen, length: int) -> str | None:
     # [L, F, A, B] -> [L, F, A x B]: rows as they are numbered in the batch.
-    parts, layers, fields, rows = seen.activations.shape
+    micro, layers, fields, rows = seen.activations.shape
     places = np.asarray(seen.activations).transpose(1, 2, 0, 3)
-    places = places.reshape(layers, fields, parts * rows)
+    places = places.reshape(layers, fields, micro * rows)
     for layer, field in np.ndindex(layers, fields):
         if (places[layer, field] < length).any():
             what = f"the first activation that is not finite is {ACTIVATIONS[field]} of layer "
@@ -69,11 +69,12 @@ def _in_activations(seen: Seen, length: int) -> str | None:
     return None
 
 
-def _in_gradient(params: Parameters, tokens: jax.Array, config: TrainConfig) -> str:
-    for part in range(tokens.shape[0]):
-        bad = jax.device_get(_bad_gradients(params, tokens, part, config))
+def _in_gradient(model: Transformer, tokens: jax.Array, config: TrainConfig) -> str:
+    size = tokens.shape[1]
+    for index in range(tokens.shape[0]):
+        bad = jax.device_get(_bad_gradients(model, tokens, index, config))
         if names := sorted(name for name, is_bad in bad.items() if is_bad):
-            rows = f"rows {part * tokens.shape[1]} to {(part + 1) * tokens.shape[1] - 1}"
+            rows = f"rows {index * size} to {(index + 1) * size - 1}"
             return (
                 "all activations and logits are finite; the gradient is not, of "
                 f"{_listed(names)}, in {rows} of the batch"
@@ -97,22 +98,20 @@ def _listed(names: Iterable[str]) -> str:
 
 
 @jax.jit
-def _bad_parameters(params: Parameters) -> dict[str, Bool[Array, ""]]:
-    return {name: ~jnp.isfinite(x).all() for name, x in params.items()}
+def _bad_parameters(model: Transformer) -> dict[str, Bool[Array, ""]]:
+    return {name: ~jnp.isfinite(x).all() for name, x in parameters(model).items()}
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _look(params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> Seen:
-    model = from_parameters(config.model, params)
-
+def _look(model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> Seen:
     def tap(acts: Acts):
         return jnp.stack([_first_token(getattr(acts, name)) for name in ACTIVATIONS])
 
-    def part(rows):
+    def look(rows):
         logits, activations = model(rows[:, :-1], tap=tap)
         return Seen(mesh.whole(activations), mesh.whole(_first_token(logits)))
 
-    return jax.lax.map(part, tokens)
+    return jax.lax.map(look, tokens)
 
 
 def _first_token(x: jax.Array) -> Int[Array, " B"]:
@@ -124,6 +123,6 @@ def _first_token(x: jax.Array) -> Int[Array, " B"]:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _bad_gradients(
-    params: Parameters, tokens: jax.Array, part: int, config: TrainConfig
+    model: Transformer, tokens: jax.Array, index: int, config: TrainConfig
 ) -> dict[str, Bool[Array, ""]]:
-    return _bad_parameters(jax.grad(loss)(params, tokens[part], config))
+    return _bad_parameters(jax.grad(loss)(model, tokens[index], config))

@@ -1,7 +1,6 @@
-"""One update of the parameters, compiled once: its loss, its gradient, and where all of it lives.
+"""One update of a model, compiled once: its loss, its gradient, and where all of it lives.
 
-Parameters are named arrays (`nn.decoder.parameters`), always float32; the model is put together
-from them inside the compiled functions and computes in `config.model.dtype`.
+Parameters are always float32; the model computes in `config.model.dtype`.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_massact import mesh as layout
 from jax_massact.errors import ConfigError
@@ -29,8 +28,6 @@ from jax_massact.nn.transformer import (
 from jax_massact.train.config import MeshConfig, TrainConfig
 from jax_massact.train.optimizer import make_optimizer, schedule
 
-Parameters = dict[str, jax.Array]
-
 # On GPUs XLA joins the products for queries, keys and values to one, and then copies its result
 # apart, which takes longer than it gained. And it tries kernels of its own for every product, which
 # takes half of the compilation; cuBLAS alone was as fast, and adds a bias while it writes.
@@ -43,16 +40,22 @@ class State(NamedTuple):
     """Everything that an update changes.
 
     Attributes:
-      step: updates made so far; the next one is made from batch `step`. Where a loss or gradient
-        was not finite and that is to stop the run: minus one, minus that number; such a state stays
-        as it is.
-      params: by their dotted names.
-      optimizer: the averages that the optimizer keeps, laid out as their parameters.
+      step: updates made so far; the next one is made from batch `step`.
+      halted: whether a loss or gradient was not finite and `on_nonfinite` is `stop`; further
+        updates leave such a state as it is.
+      model: its parameters in float32.
+      optimizer: the optimizer's averages by parameter name, laid out as the parameters.
     """
 
     step: Int[Array, ""]
-    params: Parameters
+    halted: Bool[Array, ""]
+    model: Transformer
     optimizer: Any
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The model's parameters by their dotted names."""
+        return parameters(self.model)
 
 
 class StepMetrics(NamedTuple):
@@ -131,7 +134,8 @@ def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> 
         return jax.reshard(leaf, sharding.spec)
 
     params = {name: put(name, x) for name, x in parameters(Transformer(config.model, key)).items()}
-    return State(jnp.int32(0), params, make_optimizer(config).init(params))
+    model = from_parameters(config.model, params)
+    return State(jnp.int32(0), jnp.bool_(False), model, make_optimizer(config).init(params))
 
 
 def place(batch: Int[np.ndarray, "B T"], parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
@@ -146,10 +150,9 @@ def _batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def loss(
-    params: Parameters, tokens: Int[Array, "B T+1"], config: TrainConfig
+    model: Transformer, tokens: Int[Array, "B T+1"], config: TrainConfig
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the next token in nats, in float32."""
-    model = from_parameters(config.model, params)
     unroll = config.model.depth if config.unroll else 1
     logits, _ = model(tokens[:, :-1], unroll=unroll, remat=config.remat)
     return cross_entropy(logits, tokens[:, 1:]).mean()
@@ -158,37 +161,37 @@ def loss(
 def update(
     state: State, tokens: Int[Array, "A B T+1"], config: TrainConfig
 ) -> tuple[State, StepMetrics]:
-    """One update, by the gradient of the mean over all parts of the batch.
+    """One update, by the gradient of the mean over all micro-batches.
 
     Where the loss or the gradient is not finite, parameters and averages stay as they were. The
     counts go on, so that the learning rate remains a function of the step.
     """
 
-    def add_part(total, part):
-        return jax.tree.map(jnp.add, total, gradient(state.params, part, config)), None
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, gradient(state.model, micro_batch, config)), None
 
     gradient = jax.value_and_grad(loss)
     if config.accumulate == 1:
-        value, grads = gradient(state.params, tokens[0], config)
+        value, grads = gradient(state.model, tokens[0], config)
     else:
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = jax.lax.scan(add_part, zeros, tokens)
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.model))
+        total, _ = jax.lax.scan(add, zeros, tokens)
         value, grads = jax.tree.map(lambda x: x / config.accumulate, total)
-    changes, optimizer = make_optimizer(config).update(grads, state.optimizer, state.params)
+    params = state.params
+    changes, optimizer = make_optimizer(config).update(parameters(grads), state.optimizer, params)
     metrics = StepMetrics(
         loss=value,
         grad_norm=optax.tree.norm(grads),
         lr=jnp.asarray(schedule(config)(state.step), jnp.float32),
     )
-    params = jax.tree.map(jnp.add, state.params, changes)
-    good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm) & (state.step >= 0)
+    good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm) & ~state.halted
     # Free: both are at hand in the pass over memory that writes the new one.
     keep = lambda new, old: jnp.where(good, new, old) if new.ndim else new
-    params, optimizer = jax.tree.map(keep, (params, optimizer), (state.params, state.optimizer))
-    step = state.step + 1
-    if config.on_nonfinite == "stop":
-        step = jnp.where(good, step, jnp.minimum(state.step, ~state.step))
-    return State(step, params, optimizer), metrics
+    changed = jax.tree.map(jnp.add, params, changes)
+    params, optimizer = jax.tree.map(keep, (changed, optimizer), (params, state.optimizer))
+    halted = ~good if config.on_nonfinite == "stop" else state.halted
+    step = state.step + ~halted
+    return State(step, halted, from_parameters(config.model, params), optimizer), metrics
 
 
 @functools.lru_cache(maxsize=8)
@@ -212,10 +215,10 @@ def lower_update(config: TrainConfig, mesh: jax.sharding.Mesh) -> jax.stages.Low
 
 @functools.partial(jax.jit, static_argnums=2)
 def validation_loss(
-    params: Parameters, tokens: Int[Array, "A B T+1"], config: TrainConfig
+    model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainConfig
 ) -> Float[Array, ""]:
-    """Mean loss of one batch, one part after the other."""
-    return jax.lax.map(lambda part: loss(params, part, config), tokens).mean()
+    """Mean loss of one batch, one micro-batch after the other."""
+    return jax.lax.map(lambda rows: loss(model, rows, config), tokens).mean()
 
 
 def parameter_count(config: TrainConfig) -> int:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_massact.cluster import distributed
-from jax_massact.cluster.distributed import Cluster, find_cluster
+from jax_massact.cluster import joining, sharing, store
+from jax_massact.cluster.exits import exit_code
+from jax_massact.cluster.joining import Cluster, find_cluster
 from jax_massact.cluster.lock import FILE, lock
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.train.checksum import checksums
@@ -41,9 +42,9 @@ def test_flags_and_environment():
     (("host:1", "2", None), "--processes=2 without --process or MASSACT_PROCESS"),
     ((None, "2", "1"), "--process=1 without --coordinator or MASSACT_COORDINATOR"),
     ((None, None, "1"), "--process=1 without --coordinator"),
-    (("host:1", "2", "2"), "--process is '2'; allowed: a whole number from 0 to 1"),
-    (("host:1", "0", "0"), "--processes is '0'; allowed"),
-    ((None, "two", None), "--processes is 'two'; allowed"),
+    (("host:1", "2", "2"), "--process is '2'; expected: a whole number from 0 to 1"),
+    (("host:1", "0", "0"), "--processes is '0'; expected"),
+    ((None, "two", None), "--processes is 'two'; expected"),
     (("host", "2", "1"), "--coordinator is 'host'; expected: HOST:PORT"),
     (("host:99999", "2", "1"), "--coordinator is 'host:99999'"),
 ])
@@ -53,15 +54,15 @@ def test_what_is_refused(given, said):
 
 
 def test_one_process_agrees_with_itself(tmp_path):
-    assert distributed.gather({"a": 1}) == [{"a": 1}] and distributed.share(3) == 3
-    assert distributed.on_first(lambda: [1]) == [1]
-    assert distributed.together(lambda: tmp_path) == tmp_path
-    distributed.check_shared(tmp_path)
+    assert sharing.gather({"a": 1}) == [{"a": 1}] and sharing.share(3) == 3
+    assert sharing.on_first(lambda: [1]) == [1]
+    assert sharing.together(lambda: tmp_path) == tmp_path
+    sharing.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no"):
-        distributed.on_first(refuse)
+        sharing.on_first(refuse)
     with pytest.raises(UserError, match="no"):
-        distributed.together(refuse)
+        sharing.together(refuse)
 
 
 def refuse():
@@ -69,7 +70,7 @@ def refuse():
 
 
 def test_exit_codes():
-    codes = [distributed.exit_code(error) for error in (
+    codes = [exit_code(error) for error in (
         ConfigError("x"), KeyboardInterrupt(), SystemExit(75), RuntimeError(),
         jax.errors.JaxRuntimeError("UNKNOWN: in a run of one process"))]
     assert codes == [2, 130, 75, 1, 1]
@@ -101,13 +102,13 @@ class Store:
     (1, ["UNAVAILABLE: gone", ""], "process 0 ended before all were there; it says why", "told/0"),
 ])
 def test_processes_that_were_told_different_numbers(monkeypatch, index, told, said, last):
-    store = Store(*told)
-    monkeypatch.setattr(distributed, "_client", lambda: store)
-    monkeypatch.setattr(distributed, "_size", lambda: (2, index))
+    told_by_all = Store(*told)
+    monkeypatch.setattr(store, "client", lambda: told_by_all)
+    monkeypatch.setattr(store, "size", lambda: (2, index))
     with pytest.raises(UserError, match=said):
-        distributed._check_count(2, 4)
-    assert store.asked[-1] == f"massact/{last}"
-    assert store.values[f"massact/told/{index}"] == "2"
+        joining._check_count(2, 4)
+    assert told_by_all.asked[-1] == f"massact/{last}"
+    assert told_by_all.values[f"massact/told/{index}"] == "2"
 
 
 @pytest.mark.parametrize("parts", [1, 2])

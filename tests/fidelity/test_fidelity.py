@@ -116,7 +116,9 @@ def test_logits_loss_and_gradients(variant):
     config, params, tokens = run_of(variant), weights_of(variant), stored()["tokens"][0]
     logits, _ = jax.jit(lambda p: from_parameters(config.model, p)(tokens[:, :-1]))(params)
     close(logits, stored()[f"{variant}/logits"], 1e-5)
-    value, grads = jax.jit(jax.value_and_grad(loss), static_argnums=2)(params, tokens, config)
+    model = from_parameters(config.model, params)
+    value, grads = jax.jit(jax.value_and_grad(loss), static_argnums=2)(model, tokens, config)
+    grads = parameters(grads)
     close(value, stored()[f"{variant}/losses"][0], 1e-5)
     expected = transplanted(below(f"{variant}/grads/"))
     assert grads.keys() == expected.keys()
@@ -128,7 +130,12 @@ def test_logits_loss_and_gradients(variant):
 def test_updates(variant):
     """Warm-up, cosine and what follows it; decay, clipping and Adam's averages."""
     config, params = run_of(variant), weights_of(variant)
-    state = State(jnp.int32(0), params, make_optimizer(config).init(params))
+    state = State(
+        step=jnp.int32(0),
+        halted=jnp.bool_(False),
+        model=from_parameters(config.model, params),
+        optimizer=make_optimizer(config).init(params),
+    )
     one_update, losses = jax.jit(update, static_argnums=2), []
     for tokens in stored()["tokens"]:
         state, metrics = one_update(state, tokens[None], config)

@@ -90,7 +90,7 @@ def test_the_others_of_a_dead_host_end_in_time_and_the_run_goes_on(place, whole,
     assert code == 75, said
     assert seconds < STOPS_WITHIN
     assert "another process of this run has died" in said
-    assert "goes on from its last checkpoint" in said
+    assert "resumes from its last checkpoint" in said
     if victim and how == signal.SIGKILL:
         saved = place.checkpoints(name)[-1]
         last = saved + 2

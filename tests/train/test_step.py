@@ -10,7 +10,7 @@ import pytest
 from train_runs import MICRO, Counting
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.transformer import abstract, from_parameters, parameters
+from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.nn.variants import VARIANTS
 from jax_massact.train.config import MeshConfig, OptimizerConfig
 from jax_massact.train.optimizer import (
@@ -42,9 +42,9 @@ def start(seed=0):
 def run(config, steps=20):
     """The losses of the first updates, and the last state."""
     mesh = make_mesh(config.mesh)
-    state = jax.tree.map(
-        lambda x, like: jax.device_put(x, like.sharding), start(), abstract_state(config, mesh)
-    )
+    likes, structure = jax.tree.flatten(abstract_state(config, mesh))
+    leaves = zip(jax.tree.leaves(start()), likes, strict=True)
+    state = jax.tree.unflatten(structure, [jax.device_put(x, like.sharding) for x, like in leaves])
     update = compile_update(config, mesh)
     losses = []
     with jax.set_mesh(mesh):
@@ -106,13 +106,13 @@ def test_remat_and_unrolled_layers_change_nothing(plain):
 
 def test_remat_keeps_less_memory():
     config = dataclasses.replace(MICRO.model, depth=8)
-    params = parameters(abstract(config))
+    model = abstract(config)
     tokens = jax.ShapeDtypeStruct((8, 17), jnp.int32)
 
     def temporary(remat):
         settings = dataclasses.replace(MICRO, model=config, remat=remat)
-        grad = jax.jit(jax.grad(lambda p, t: loss(p, t, settings)))
-        return grad.lower(params, tokens).compile().memory_analysis().temp_size_in_bytes
+        grad = jax.jit(jax.grad(lambda model, tokens: loss(model, tokens, settings)))
+        return grad.lower(model, tokens).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(True) < 0.7 * temporary(False)
 
@@ -219,15 +219,15 @@ def test_constant_then_decay():
 
 
 def test_loss_is_the_mean_cross_entropy():
-    params = jax.tree.map(jnp.asarray, start().params)
+    model = jax.tree.map(jnp.asarray, start().model)
     batch = DATA.batch(0)
-    logits, _ = from_parameters(MICRO.model, params)(batch[:, :-1])
+    logits, _ = model(batch[:, :-1])
     logits = np.asarray(logits, np.float64)
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_probability, batch[:, 1:, None], -1).mean()
-    np.testing.assert_allclose(loss(params, batch, MICRO), expected, rtol=1e-6)
+    np.testing.assert_allclose(loss(model, batch, MICRO), expected, rtol=1e-6)
     parts = batch.reshape(4, 2, -1)
-    np.testing.assert_allclose(validation_loss(params, parts, MICRO), expected, rtol=1e-6)
+    np.testing.assert_allclose(validation_loss(model, parts, MICRO), expected, rtol=1e-6)
 
 
 def test_bfloat16_keeps_float32_parameters():
