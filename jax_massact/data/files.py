@@ -1,5 +1,6 @@
 """Which files a data source means, and how they are opened."""
 
+import bz2
 import contextlib
 import glob
 import gzip
@@ -12,12 +13,24 @@ from pathlib import Path
 from typing import IO
 
 from jax_massact.errors import DataError
+from jax_massact.weights.lfs import HEAD_BYTES, pointer_problem
 
 SHARD_SUFFIXES = frozenset((".bin", ".npy"))
-LINE_SUFFIXES = frozenset((".jsonl", ".ndjson"))
-# What is taken from a folder; a file that is named may be called anything.
+LINE_SUFFIXES = frozenset((".jsonl", ".ndjson", ".json"))
+# Files that are taken from a folder; a file that is named may be called anything.
 _TEXT_SUFFIXES = LINE_SUFFIXES | {".txt", ".text", ".md", ".rst"}
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+# Formats that are not read: suffix, first bytes, and what to do about it.
+_TO_JSON = (
+    "python -c \"import pandas; "
+    "pandas.{}('{}').to_json('{}.jsonl', orient='records', lines=True)\""
+)
+_NOT_READ = (
+    (".zst", b"\x28\xb5\x2f\xfd", "packed with zstandard", "zstd -d {path}"),
+    (".parquet", b"PAR1", "a Parquet table", _TO_JSON.format("read_parquet", "{path}", "{path}")),
+    (".arrow", b"ARROW1", "an Arrow table", _TO_JSON.format("read_feather", "{path}", "{path}")),
+    (".zip", b"PK\x03\x04", "a zip archive", "unzip {path}"),
+)
 _NOT_DATA = re.compile(r"\.|readme|licen[cs]e", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(^|[_-])val(id|idation)?([_.-]|$)", re.IGNORECASE)
 
@@ -37,6 +50,9 @@ def find_files(source: str) -> list[Path]:
     if os.path.isdir(path):
         files = [p for p in _walk(Path(path)) if suffix(p) in _TEXT_SUFFIXES | SHARD_SUFFIXES]
         if not files:
+            for found in _walk(Path(path)):
+                with open_binary(found):
+                    pass  # which says how to convert it, if that is known
             wanted = ", ".join(sorted(_TEXT_SUFFIXES | SHARD_SUFFIXES))
             raise DataError(f"folder {source} has no file to read; expected: any of {wanted}")
     elif glob.has_magic(path) and not any(c.isspace() for c in path):
@@ -89,14 +105,30 @@ def stamp(paths: Iterable[Path]) -> str:
     return "".join(lines)
 
 
+def check_format(path: str | os.PathLike[str], head: bytes) -> None:
+    """Raises DataError if a file that begins with `head` is of a format that is not read."""
+    name = os.fspath(path)
+    if problem := pointer_problem(head):
+        raise DataError(f"{name} {problem}")
+    for _, mark, what, command in _NOT_READ:
+        if head.startswith(mark):
+            raise DataError(
+                f"{name} is {what}, which is not read; expected: text, or JSON lines. This makes "
+                f"it readable: {command.format(path=name)}"
+            )
+
+
 @contextlib.contextmanager
 def open_binary(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a file for reading, unpacking `.xz` and `.gz`.
+    """Opens a file for reading, unpacking `.xz`, `.gz` and `.bz2`.
 
     Raises:
-      DataError: it cannot be read, also later, while it is being read.
+      DataError: it cannot be read, also later, while it is being read, or is of a format that is
+        not read.
     """
     with readable(path):
+        with open(path, "rb") as file:
+            check_format(path, file.read(HEAD_BYTES))
         opener = _OPENERS.get(os.path.splitext(os.fspath(path))[1].lower(), open)
         with opener(path, "rb") as file:
             yield file  # pyright: ignore[reportReturnType]

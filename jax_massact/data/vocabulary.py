@@ -12,12 +12,9 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from jax_massact import resources
 from jax_massact.cache import Report, make_once, why_unwritable
 from jax_massact.data.corpus import Corpus
-from jax_massact.data.tokenizer import (
-    BYTE_PIECES,
-    END_OF_TEXT,
-    Tokenizer,
-    byte_level_text,
-)
+from jax_massact.data.pieces import BYTE_PIECES, byte_level_text
+from jax_massact.data.tokenizer import END_OF_TEXT, Tokenizer
+from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.errors import ConfigError, DataError
 from jax_massact.settings import check_int
 
@@ -106,7 +103,7 @@ def open_vocabulary(
         )
     if path.is_dir():
         path = path / Tokenizer.FILES[0]
-    return _of(Tokenizer.from_file(path), str(path))
+    return _of(read_tokenizer(path), str(path))
 
 
 def _of(tokenizer: Tokenizer, name: str) -> Vocabulary:
@@ -196,12 +193,12 @@ def _trained(corpus: Corpus, size: int, cache: Path | None, say: Report) -> Toke
             (folder / name).write_text(text, encoding="utf-8")
 
     folder = make_once(cache, f"tokenizer-{key}", fill, _is_tokenizer, say)
-    return Tokenizer.from_file(folder / Tokenizer.FILES[0])
+    return read_tokenizer(folder / Tokenizer.FILES[0])
 
 
 def _is_tokenizer(folder: Path) -> bool:
     try:
-        Tokenizer.from_file(folder / Tokenizer.FILES[0])
+        read_tokenizer(folder / Tokenizer.FILES[0])
     except DataError:
         return False
     return True

@@ -17,12 +17,9 @@ import rich.console
 import rich.progress
 from jaxtyping import Int
 
-from jax_massact.data.text import (
-    Documents,
-    documents,
-    windows,
-)
+from jax_massact.data.text import Documents, documents
 from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.data.windows import windows
 from jax_massact.errors import DataError, UserError
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.load import open_checkpoint

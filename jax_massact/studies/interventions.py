@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_massact.data.text import token_kind
+from jax_massact.data.pieces import token_kind
 from jax_massact.errors import DataError
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.loss import losses_of

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jax_massact.errors import WeightsError
+from jax_massact.weights.lfs import HEAD_BYTES, pointer_problem
 
 # Raw bytes, uint8 [n], to numbers, [m].
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -79,15 +80,21 @@ def reading(path: Path) -> io.BufferedReader:
     """Opens a file for reading its bytes.
 
     Raises:
-      WeightsError: it does not exist, is not a plain file, or may not be read.
+      WeightsError: it does not exist, is not a plain file, may not be read, or is a pointer of
+        Git LFS.
     """
     if path.exists() and not path.is_file():
         # Opening a pipe would wait for a writer.
         raise WeightsError(f"{path} is not a plain file; expected: a file of weights")
     try:
-        return path.open("rb")
+        file = path.open("rb")
+        problem = pointer_problem(file.peek(HEAD_BYTES))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    if problem:
+        file.close()
+        raise WeightsError(f"{path} {problem}")
+    return file
 
 
 def size_of(path: Path) -> int:

@@ -1,5 +1,6 @@
 """What a text source means, and how windows are cut from it."""
 
+import gzip
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,12 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from jax_massact.data import text as text_module
-from jax_massact.data.text import (
-    Documents,
-    documents,
-    token_kind,
-    windows,
-)
+from jax_massact.data import windows as windows_module
+from jax_massact.data.gguf_tokenizer import gguf_tokenizer
+from jax_massact.data.pieces import token_kind
+from jax_massact.data.text import Documents, documents
 from jax_massact.data.tokenizer import Tokenizer
+from jax_massact.data.windows import windows
 from jax_massact.errors import ConfigError, DataError
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -28,7 +28,7 @@ BOS = 0
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """One token for each byte, and BOS."""
-    return Tokenizer.from_gguf(
+    return gguf_tokenizer(
         {
             "tokenizer.ggml.model": "gpt2",
             "tokenizer.ggml.pre": "gpt-2",
@@ -105,7 +105,7 @@ def test_a_cut_text_gives_the_same_windows_as_the_whole(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first guess is too short and has to be doubled, and cuts fall inside tokens.
-    monkeypatch.setattr(text_module, "_CHARACTERS_PER_TOKEN", 1)
+    monkeypatch.setattr(windows_module, "_CHARACTERS_PER_TOKEN", 1)
     for length in range(120, 140):
         assert cut(["<s>" * 2_000], tokenizer, 1, length) == ["<s>" * length]
 
@@ -208,11 +208,13 @@ def test_jsonl_is_a_document_per_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "line 2 is not a JSON object"),
-        (b"\xff", "line 2 is not a JSON object"),
+        (b"{", "line 2 is not JSON in UTF-8"),
+        (b"\xff", "line 2 is not JSON in UTF-8"),
         (b"[1]", "line 2 holds a list"),
-        (b'{"body": "x"}', "line 2 has no string in a field 'text'; its fields: 'body'"),
-        (b'{"text": 3}', "line 2 has no string"),
+        (b'{"body": "x", "n": 1}', "line 2: the field 'text' is missing; expected: an object with "
+         "a text in the field 'text'; text_field can name 'body'$"),
+        (b'{"text": 3}', "line 2: the field 'text' is 3;.* in the field 'text'$"),
+        (b'{"text": null, "id": "a"}', "the field 'text' is null; .*; text_field can name 'id'$"),
         (b'{"text": "\\ud800"}', "line 2 holds a lone surrogate"),
     ],
 )
@@ -223,10 +225,37 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
         list(documents(str(path)).texts)
 
 
-def test_a_json_file_is_plain_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({"text": "raw"}), encoding="utf-8")
-    assert list(documents(str(path)).texts) == ['{"text": "raw"}']
+def test_a_json_file_is_lines_too(tmp_path: Path) -> None:
+    """C4's own files are called c4-train.00000-of-01024.json.gz."""
+    lines = b"".join(json.dumps({"text": text, "body": text * 2}).encode() + b"\n" for text in "ab")
+    (tmp_path / "a.json").write_bytes(lines)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(lines))
+    for name in ("a.json", "a.json.gz"):
+        assert list(documents(str(tmp_path / name)).texts) == ["a", "b"]
+        assert list(documents(str(tmp_path / name), "body").texts) == ["aa", "bb"]
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}], indent=1))
+    with pytest.raises(DataError, match="a.json, line 1 is not JSON .*; expected: an object with"):
+        list(documents(str(tmp_path / "a.json")).texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "message"),
+    [
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "is packed with zstandard, .* not read; .* zstd -d"),
+        ("a.parquet", b"PAR1", "is a Parquet table, .*pandas.read_parquet.'.*/a.parquet'"),
+        ("a.txt", b"PAR1", "is a Parquet table"),
+        ("a.arrow", b"ARROW1", "is an Arrow table, .*read_feather"),
+        ("a.jsonl", b"PK\x03\x04", "is a zip archive, which is not read; .* unzip"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        ("a.txt.gz", b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(
+    tmp_path: Path, name: str, head: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(head + bytes(99))
+    with pytest.raises(DataError, match=message):
+        list(documents(str(tmp_path / name)).texts)
 
 
 # tensorflow_datasets, of which only the few calls in use are imitated
@@ -282,9 +311,9 @@ def test_tfds_reads_the_text_of_a_split(fake_tfds: SimpleNamespace) -> None:
     [
         ("tfds:", "names no data set"),
         ("tfds:none", "Dataset none not found.$"),
-        ("tfds:tales:dev", "no split 'dev'; its splits: test, train"),
-        ("tfds:two", "its string features: a, b"),
-        ("tfds:numbers", "its string features: none"),
+        ("tfds:tales:dev", "no split 'dev'; expected: one of test, train"),
+        ("tfds:two", "no text in a feature 'text'; expected: .*: a, b"),
+        ("tfds:numbers", "that hold a text: there are none"),
         ("tfds:bare", "not prepared in /data/tales"),
     ],
 )

@@ -10,7 +10,9 @@ from tokenizers import models, pre_tokenizers
 
 from jax_massact import resources
 from jax_massact.data.corpus import Corpus, Part
-from jax_massact.data.tokenizer import BYTE_PIECES, END_OF_TEXT, Tokenizer
+from jax_massact.data.pieces import BYTE_PIECES
+from jax_massact.data.tokenizer import END_OF_TEXT, Tokenizer
+from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.data.vocabulary import Vocabulary, open_vocabulary
 from jax_massact.errors import ConfigError, DataError
 
@@ -129,7 +131,7 @@ def word_level(folder: Path, *words: str, **config: object) -> Path:
 
 def test_a_file_or_its_folder_with_its_own_ends(tmp_path: Path) -> None:
     path = word_level(tmp_path, "the", "<s>", "</s>", bos_token="<s>", eos_token="</s>")
-    for name in (str(path), str(tmp_path), Tokenizer.from_file(path)):
+    for name in (str(path), str(tmp_path), read_tokenizer(path)):
         made = vocabulary(name, corpus=None)
         assert (made.size, made.first, made.end_of_text) == (3, 1, 2)
 
@@ -142,7 +144,7 @@ def test_one_end_serves_as_the_other(tmp_path: Path, key: str, piece: str) -> No
 
 def test_without_ends_one_is_added_under_a_new_id(tmp_path: Path) -> None:
     path = word_level(tmp_path, "the", "cat")
-    original = Tokenizer.from_file(path)
+    original = read_tokenizer(path)
     made = vocabulary(original)
     assert (made.size, made.first, made.end_of_text) == (3, 2, 2)
     assert made.tokenizer is not None and made.tokenizer.token_strings([0, 2]) == [
@@ -162,7 +164,7 @@ def test_bos_in_front_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
     assert made is not None
     for name, text in made.with_bos(256).files().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    read = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    read = read_tokenizer(tmp_path / "tokenizer.json")
     assert read.adds_bos and read.bos_id == 256 and not made.adds_bos
     assert read.encode("ab", bos=True).tolist() == [256, 97, 98]
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jax_massact.data.text import token_kind, windows
+from jax_massact.data.pieces import token_kind
+from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.measure.mechanism import LayerMechanism, explain
 from jax_massact.nn.transformer import Transformer

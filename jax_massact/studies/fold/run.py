@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_massact.data.text import token_kind
+from jax_massact.data.pieces import token_kind
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import DataError
 from jax_massact.measure.fold import fold

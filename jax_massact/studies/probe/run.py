@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from jax_massact.data.text import (
-    token_kind,
-)
+from jax_massact.data.pieces import token_kind
 from jax_massact.results import (
     SCHEMA_VERSION,
     ActivationMap,
