@@ -98,7 +98,7 @@ def prepare(
     # k' and v' of a folded model stand for its first token.
     folded = checkpoint.config.bias_position is not None
     bos = tokenizer.resolve_bos("false" if folded and config.bos == "auto" else config.bos)
-    text = documents(config.text)
+    text = documents(config.text, config.text_field)
     tokens = windows(
         text,
         tokenizer,
@@ -201,12 +201,19 @@ def make_folder(workdir: str | None, source: str) -> Path:
 def announce(
     prepared: Prepared, config: RunConfig, console: rich.console.Console, wanted: int | None = None
 ) -> None:
-    """Says what will be run before it is: the sequences, their source, and the choice of BOS."""
+    """Says what will be run: the sequences, their source, the choice of BOS and where it is from.
+
+    What is doubtful about the tokenizer or the beginning of the sequences is noted.
+    """
     found, length = prepared.tokens.shape
-    bos = f"{'with' if prepared.bos else 'without'} BOS (bos={config.bos})"
+    tokenizer = prepared.tokenizer
+    bos = tokenizer.bos_words(config.bos, prepared.bos)
     console.print(
         f"{prepared.name}: {found} x {length} tokens of {prepared.text.description}, {bos}"
     )
+    twice = tokenizer.second_bos(prepared.tokens) if prepared.bos else None
+    for note in filter(None, (*tokenizer.notes, twice)):
+        console.print(f"note: {note}", markup=False)
     wanted = wanted or config.sequences
     if found < wanted and not prepared.text.literal:
         console.print(f"the text holds {found} of the {wanted} sequences asked for")

@@ -15,6 +15,7 @@ class RunConfig:
     Attributes:
       text: `pydoc` (English that every CPython carries), a text or JSONL file, `tfds:NAME[:SPLIT]`,
         or the text itself.
+      text_field: the field of a JSONL file, or the feature of a data set, that holds the text.
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
       sequences: how many to run.
@@ -25,6 +26,7 @@ class RunConfig:
     """
 
     text: str = "pydoc"
+    text_field: str = "text"
     bos: str = "auto"
     sequences: int = 10
     sequence_length: int = 512
@@ -35,6 +37,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ConfigError(f"text is {self.text!r}; allowed: a text, a file, a named source")
+        if not isinstance(self.text_field, str):
+            raise ConfigError(f"text_field is {self.text_field!r}; allowed: the name of a field")
         object.__setattr__(self, "bos", str(self.bos).lower())
         check_in("bos", self.bos, ("auto", "true", "false"))
         check_int("sequences", self.sequences, 1, 1_000_000)

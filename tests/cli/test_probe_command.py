@@ -69,7 +69,7 @@ def test_probe_writes_a_whole_result(run, folder, tmp_path):
     assert "layer" in out.lower() and len(out.splitlines()) > len(result["layers"])
     # Lines are broken to the width of the terminal.
     err = "".join(err.split())
-    for part in ("3x12tokens", "withoutBOS(bos=auto)", "probed3of3sequences", "probe.json"):
+    for part in ("3x12tokens", "withoutBOS(bos=auto:", "probed3of3sequences", "probe.json"):
         assert part in err
     assert (out_folder / "report.html").stat().st_size > 10_000
     assert [*(out_folder / "figures").glob("*.png")]
@@ -79,11 +79,28 @@ def test_probe_writes_a_whole_result(run, folder, tmp_path):
 def test_bos_is_honoured_and_stored(run, folder, tmp_path):
     code, _, err = run("probe", folder, *SMALL, "--workdir=out", "--config.bos=True",
                        "--config.text=A text of twelve or more characters")
-    assert code == 0 and "withBOS(bos=true)" in "".join(err.split())
+    assert code == 0 and "withBOS<s>(bos=true" in "".join(err.split())
     result = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert result["data"]["bos"] is True and result["data"]["bos_setting"] == "true"
     assert result["config"]["bos"] == "true"
     assert result["prompt"]["tokens"] == ["<s>", *"A text of t"]
+
+
+def test_a_second_bos_is_said(run, folder):
+    for text, twice in (("<s>A text of twelve or more", True), ("A text <s> of twelve", False)):
+        code, _, err = run("probe", folder, *SMALL, "--config.bos=true", f"--config.text={text}")
+        assert code == 0 and ("begin with <s> twice" in " ".join(err.split())) is twice
+
+
+def test_the_field_of_json_lines_can_be_named(run, folder, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "A text of twelve or more characters"}\n')
+    args = ("probe", folder, *SMALL, "--config.text=a.jsonl")
+    code, _, err = run(*args)
+    assert code == 2 and "text_field can name 'body'" in " ".join(err.split())
+    code, _, _ = run(*args, "--config.text_field=body", "--workdir=out")
+    assert code == 0
+    result = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert result["prompt"]["tokens"] == [*"A text of tw"] and result["config"]["text_field"] == "body"
 
 
 def test_the_folder_is_named_after_the_model(run, tmp_path):
