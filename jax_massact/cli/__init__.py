@@ -27,24 +27,24 @@ _RUNS = {
     "probe": _Run(
         "does a model have massive activations: where, since which layer, how large, who writes "
         "them",
-        "ProbeConfig",
+        "probe.settings.ProbeConfig",
         "probe.json, report.html and figures",
     ),
     "intervene": _Run(
         "what the perplexity is when they are set to zero, to their mean, to a part of it, and "
         "whether the model needs them",
-        "InterveneConfig",
+        "settings.InterveneConfig",
         "intervene.json, intervene.html and figures",
     ),
     "explain": _Run(
         "what attention makes of them: sink rate, norms, keys and values, value updates, locations",
-        "ExplainConfig",
+        "explain.settings.ExplainConfig",
         "explain.json, explain.html and figures",
     ),
     "fold": _Run(
         "write the keys and values of a fixed first token as explicit k', v', drop the token, and "
         "compare",
-        "FoldConfig",
+        "fold.settings.FoldConfig",
         "fold.json, fold.html and the folded model",
     ),
 }
@@ -90,7 +90,7 @@ def _add_run(commands: Any, name: str) -> None:
     run = commands.add_parser(
         name,
         help=about,
-        epilog=describe(_settings_of(name, config_name)),
+        epilog=describe(_settings_of(config_name)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -102,8 +102,9 @@ def _add_run(commands: Any, name: str) -> None:
     run.set_defaults(run=_run, command=name)
 
 
-def _settings_of(name: str, config: str) -> Any:
-    return getattr(importlib.import_module(f"jax_massact.studies.{name}.settings"), config)
+def _settings_of(config: str) -> Any:
+    module, _, name = config.rpartition(".")
+    return getattr(importlib.import_module(f"jax_massact.studies.{module}"), name)
 
 
 def _add_train(commands: Any) -> None:
@@ -113,18 +114,18 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a model with a chosen attention and watch massive activations form",
-        description="""Trains a model, or goes on with the run that is in the folder. Before the
-first update it prints where every parameter lives and what memory the update takes.
+        description="""Trains a model, or resumes the run that is in the folder. Before the first
+update it prints where every parameter lives and how much memory the update takes.
 
-Ends with 0; 75: stopped by SIGTERM or without a process that has died, the same command
-goes on from there; 130: stopped by Ctrl-C; 2: something has to be put right.""",
+Exit codes: 0; 75: stopped by SIGTERM or because another process died, the same command
+resumes the run; 130: stopped by Ctrl-C; 2: an error that you can fix.""",
         epilog=describe(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     train.add_argument(
         "--workdir", metavar="DIR", required=True,
-        help="where the run is written; one that is there is taken up again",
+        help="folder for the run; resumes the run that is already there",
     )
     _add_processes(train)
     _add_config(train, required=True)
@@ -141,21 +142,22 @@ def _add_processes(train: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--coordinator", metavar="HOST:PORT",
-        help="where process 0 listens, reached by all (or MASSACT_COORDINATOR)",
+        help="address on which process 0 listens (or MASSACT_COORDINATOR)",
     )
     group.add_argument(
-        "--processes", metavar="N", help="how many make the run (or MASSACT_PROCESSES)"
+        "--processes", metavar="N", help="number of processes (or MASSACT_PROCESSES)"
     )
     group.add_argument(
-        "--process", metavar="I", help="which one this is, from 0 (or MASSACT_PROCESS)"
+        "--process", metavar="I", help="number of this process, from 0 (or MASSACT_PROCESS)"
     )
     group.add_argument(
         "--timeout", type=int, default=TIMEOUT, metavar="SECONDS",
-        help="within which all have to come (%(default)s)",
+        help="seconds within which all processes have to join (%(default)s)",
     )
     group.add_argument(
         "--heartbeat", type=int, default=HEARTBEAT, metavar="SECONDS",
-        help="of silence after which a process counts as dead and the others end (%(default)s)",
+        help="seconds without a heartbeat after which a process is considered dead and the run "
+        "stops (%(default)s)",
     )
 
 
@@ -201,7 +203,7 @@ def _add_plan(commands: Any) -> None:
 memory of each device, what is sent between them, bounds of an update's time and of MFU.
 
 The file's mesh, where it is for another number of devices, takes along data what its other
-axes leave. Ends with 0; 1: it does not fit into the memory; 2: something has to be put right.""",
+axes leave. Ends with 0; 1: it does not fit into the memory; 2: an error that you can fix.""",
         epilog=describe(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -328,7 +330,7 @@ def _add_config(parser: argparse.ArgumentParser, required: bool = False) -> None
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from jax_massact.cli.settings import resolve
 
-    settings = resolve(_settings_of(args.command, _RUNS[args.command].config), args.config, rest)
+    settings = resolve(_settings_of(_RUNS[args.command].config), args.config, rest)
     module = importlib.import_module(f"jax_massact.studies.{args.command}.command")
     getattr(module, f"run_{args.command}")(args.model, settings, args.workdir)
     return 0
@@ -338,9 +340,9 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     from pathlib import Path
 
     from jax_massact.cli.settings import resolve
-    from jax_massact.cli.train import train_command
     from jax_massact.cluster.joining import find_cluster
     from jax_massact.settings import check_int
+    from jax_massact.train.command import train_command
     from jax_massact.train.config import TrainConfig
 
     cluster = find_cluster(args.coordinator, args.processes, args.process)
@@ -367,10 +369,13 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from jax_massact.cli.settings import resolve
     from jax_massact.plan.command import run_plan
+    from jax_massact.train.config import TrainConfig
 
     return run_plan(
-        args.config, rest, devices=args.devices, device=args.device, json_file=args.json
+        resolve(TrainConfig, args.config, rest), devices=args.devices, device=args.device,
+        keep_mesh=any(o.lstrip("-").startswith("config.mesh") for o in rest), json_file=args.json,
     )
 
 

@@ -1,17 +1,15 @@
-"""`massact plan`: memory, traffic and time of a training run on devices that are not here."""
+"""`massact plan`: memory, traffic and time of a training run on devices that are not present."""
 
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
 
 from jax_massact.accelerators import find_accelerator
-from jax_massact.cli.settings import resolve
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.plan.estimate import MAX_DEVICES, Plan
 from jax_massact.plan.report import plan_table
@@ -21,24 +19,27 @@ from jax_massact.train.metrics import write_text
 
 
 def run_plan(
-    config: str, overrides: Sequence[str], *, devices: int, device: str, json_file: str | None
+    settings: TrainConfig, *, devices: int, device: str, keep_mesh: bool, json_file: str | None
 ) -> int:
-    """Plans, prints tables, and writes the plan as JSON where asked to.
+    """Makes a plan, prints its tables, and writes it as JSON to `json_file`.
 
-    The configuration's mesh is used as it is if it has so many devices; else, unless an override
-    says otherwise, with all devices that its other axes leave along `data`.
+    Args:
+      settings: the run's.
+      devices: number of devices.
+      device: a row of `accelerators.ACCELERATORS`.
+      keep_mesh: whether the mesh must be used as it is; otherwise a mesh of another size gets all
+        devices that its other axes leave along `data`.
+      json_file: None: the plan is only printed.
 
     Returns:
       The process's exit code: 0, or 1 where the run does not fit in the devices' memory.
 
     Raises:
-      ConfigError: a setting is wrong, or the mesh does not suit so many devices.
+      ConfigError: a setting is wrong, or the mesh does not suit that many devices.
     """
     check_int("--devices", devices, 1, MAX_DEVICES)
     find_accelerator(device)
-    settings = resolve(TrainConfig, config, overrides)
-    is_named = any(o.lstrip("-").startswith("config.mesh") for o in overrides)
-    if settings.mesh.open_axis is None and settings.mesh.devices != devices and not is_named:
+    if settings.mesh.open_axis is None and settings.mesh.devices != devices and not keep_mesh:
         settings = dataclasses.replace(settings, mesh=dataclasses.replace(settings.mesh, data=-1))
     plan = plan_in_process(settings, devices, device)
     if json_file:
@@ -48,10 +49,10 @@ def run_plan(
 
 
 def plan_in_process(settings: TrainConfig, devices: int, device: str) -> Plan:
-    """`plan.estimate.make_plan`, in a process with so many simulated devices.
+    """Runs `plan.estimate.make_plan` in a process with as many simulated devices.
 
     Raises:
-      ConfigError: the mesh does not suit so many devices.
+      ConfigError: the mesh does not suit that many devices.
       UserError: the process failed.
     """
     command = [sys.executable, "-m", "jax_massact.plan.estimate"]

@@ -47,9 +47,9 @@ from jax_massact.plan.collectives import (
     mesh_axes,
     sent,
 )
-from jax_massact.plan.layout import describe_layout, step_memory
 from jax_massact.settings import check_int, from_mapping
 from jax_massact.train.config import TrainConfig
+from jax_massact.train.layout import describe_layout, step_memory
 from jax_massact.train.metrics import flops_per_token
 from jax_massact.train.step import lower_update, make_mesh, parameter_count
 

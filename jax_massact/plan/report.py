@@ -1,51 +1,15 @@
-"""A run's layout and a plan, as tables in the terminal."""
+"""A plan as tables in the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from jax_massact.plan.estimate import LEAST_EFFICIENCY, Memory, Plan
-from jax_massact.plan.layout import (
-    Layout,
-    StepMemory,
-    describe_layout,
-    step_memory,
-)
 from jax_massact.report import words
 from jax_massact.report.terminal import headed, plain_table, section_title
-from jax_massact.train.config import TrainConfig
-
-
-def layout_table(layout: Layout, step: StepMemory | None) -> RenderableType:
-    """Every parameter's name, shape, layout and bytes on a device; then all that a device holds.
-
-    Args:
-      step: what the compiler says of the update; None: nothing.
-    """
-    table = plain_table(
-        "parameter", "shape", "layout", "on a device", left=("parameter", "layout")
-    )
-    for row in layout.rows:
-        shape = " x ".join(map(str, row.shape))
-        table.add_row(row.name, shape, row.layout, amount(row.bytes))
-    lines = [
-        f"on each device: parameters {amount(layout.parameters)}, "
-        f"optimizer state {amount(layout.optimizer)}"
-    ]
-    if step is not None:
-        lines.append(
-            f"one update, as compiled: arguments {amount(step.argument)}, outputs "
-            f"{amount(step.output)} (of these {amount(step.alias)} in the arguments' place), "
-            f"temporary {amount(step.temp)}; {amount(step.total)} in all"
-        )
-    return Group(table, *map(Text, lines))
-
-
-def show_layout(console: Console, config: TrainConfig, mesh: Any, compiled: Any) -> None:
-    """Prints `layout_table` of a run whose update is `compiled`."""
-    console.print(layout_table(describe_layout(config, mesh), step_memory(compiled)))
+from jax_massact.train.report import amount
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -64,15 +28,6 @@ def plan_table(plan: Plan) -> RenderableType:
     parts += [Text(f"Note: {note}", style="dim") for note in plan["notes"]]
     parts += [Text(f"Figures of the device: {plan['source']}", style="dim"), _verdict(plan)]
     return Group(*parts)
-
-
-def amount(size: float) -> str:
-    """Bytes with the unit of 1024 that reads best."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:,.0f} {unit}" if unit == "B" or size >= 1000 else f"{size:.3g} {unit}"
 
 
 def duration(seconds: float) -> str:

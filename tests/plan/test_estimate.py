@@ -17,13 +17,13 @@ from jax_massact.nn.flash import flash_attend
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.plan.collectives import Collective
 from jax_massact.plan.estimate import LEAST_EFFICIENCY, Standin, link_seconds
-from jax_massact.plan.layout import describe_layout, step_memory
 from jax_massact.train.config import (
     MeshConfig,
     TrainConfig,
     gpt2,
     to_json,
 )
+from jax_massact.train.layout import describe_layout, step_memory
 from jax_massact.train.step import compile_update, make_mesh
 
 HALF = dataclasses.replace(MICRO, model=dataclasses.replace(MICRO.model, dtype="bfloat16"))

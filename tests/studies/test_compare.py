@@ -260,5 +260,5 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path, caps
     assert 0 < stopped < steps
     assert main([*command[:-1], f"--config.steps={stopped}"]) == 0
     said = capsys.readouterr().err
-    assert f"taken up at step {stopped:,}" in said and "validation loss" in said
+    assert f"resumed from step {stopped:,}" in said and "validation loss" in said
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

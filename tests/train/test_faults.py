@@ -41,7 +41,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_more_processes_go_on(place, wh
     two[1].send_signal(signal.SIGTERM)
     ends = [finish(process) for process in two]
     assert [code for code, _ in ends] == [75, 75], ends
-    assert "the same command goes on from there" in ends[0][1] and ends[1][1] == ""
+    assert "the same command resumes it" in ends[0][1] and ends[1][1] == ""
     stopped = place.checkpoints("sigterm")[-1]
     assert place.rows("sigterm")[-1]["step"] == stopped
     last = max(20, stopped + 3)
@@ -49,7 +49,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_more_processes_go_on(place, wh
     four = place.start_all(4, "sigterm", *more, devices=2)
     ends = [finish(process) for process in four]
     assert [code for code, _ in ends] == [0] * 4, ends
-    assert f"taken up at step {stopped}" in ends[0][1]
+    assert f"resumed from step {stopped}" in ends[0][1]
     trained = [row["step"] for row in place.rows("sigterm") if row["kind"] == "train"]
     assert trained == list(range(1, last + 1))
     early = [row for row in place.rows("sigterm") if row["step"] <= 20]
@@ -95,7 +95,7 @@ def test_the_others_of_a_dead_host_end_in_time_and_the_run_goes_on(place, whole,
         saved = place.checkpoints(name)[-1]
         last = saved + 2
         code, said = place.run(name, *PAIR, f"--config.steps={last}", devices=2)
-        assert code == 0 and f"taken up at step {saved}" in said
+        assert code == 0 and f"resumed from step {saved}" in said
         trained = [row for row in place.rows(name) if row["kind"] == "train"]
         assert [row["step"] for row in trained] == list(range(1, last + 1))
         assert_close(trained[:20], [r for r in whole if r["kind"] == "train"][: len(trained)])
@@ -162,7 +162,7 @@ def test_a_second_run_in_the_same_folder(place):
     kill(first)
     saved = place.checkpoints("taken")[-1]
     code, said = place.run("taken", f"--config.steps={saved + 1}", devices=1)
-    assert code == 0 and f"taken up at step {saved:,}" in said
+    assert code == 0 and f"resumed from step {saved:,}" in said
 
 
 SHORT = ("--config.watch.every=0", "--config.validate_every=0", "--config.steps=12")
@@ -197,7 +197,7 @@ def test_a_full_disk(place):
 def goes_on(place, name):
     code, said = place.run(name, *SHORT, devices=1)
     # Said before it trains, not hours later.
-    assert code == 0 and "taken up at step 5\n" in said.partition("parameter ")[0]
+    assert code == 0 and "resumed from step 5\n" in said.partition("parameter ")[0]
     trained = [row for row in place.rows(name) if row["kind"] == "train"]
     assert [row["step"] for row in trained] == list(range(1, 13))
 

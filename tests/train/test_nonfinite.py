@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from train_runs import MICRO, Counting
 
-from jax_massact.cli.train import in_words
 from jax_massact.errors import UserError
 from jax_massact.nn.transformer import from_parameters
 from jax_massact.train import loop, nonfinite
@@ -17,6 +16,7 @@ from jax_massact.train.config import MeshConfig
 from jax_massact.train.loop import train
 from jax_massact.train.metrics import of_kind, read_rows
 from jax_massact.train.nonfinite import diagnose
+from jax_massact.train.report import in_words
 from jax_massact.train.step import (
     compile_update,
     loss,

@@ -7,12 +7,12 @@ from pathlib import Path
 import rich.console
 
 from jax_massact.cli.settings import load_file, resolve
-from jax_massact.cli.train import run_train
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.report.encode import to_json, write_text
 from jax_massact.settings import check_int
 from jax_massact.studies.compare.report import comparison_table, save_comparison_figures
 from jax_massact.studies.compare.run import Comparison, compare_runs
+from jax_massact.train.command import run_train
 from jax_massact.train.config import TrainConfig
 
 VARIANTS = "standard,sink,kv_bias"

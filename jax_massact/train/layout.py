@@ -1,4 +1,4 @@
-"""Where everything lives: each parameter's layout in words, and what a device holds of it."""
+"""Where a run's state lives: each parameter's layout in words, and the bytes on each device."""
 
 import math
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class ParameterLayout(NamedTuple):
       name: dotted.
       shape: of all of it; stacked over layers for `blocks.`.
       layout: which of its axes are split over which mesh axes, in words.
-      bytes: on each device.
+      bytes: bytes on each device.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Layout(NamedTuple):
     """What each device holds between two updates.
 
     Attributes:
-      rows: every parameter.
-      parameters: their bytes on each device.
-      optimizer: bytes of its averages on each device.
+      rows: one for each parameter.
+      parameters: bytes of all parameters on each device.
+      optimizer: bytes of the optimizer's averages on each device.
     """
 
     rows: tuple[ParameterLayout, ...]
@@ -45,13 +45,13 @@ class Layout(NamedTuple):
 
 
 class StepMemory(NamedTuple):
-    """What the compiler says that one update needs, bytes on each device.
+    """The compiler's account of one update's memory, in bytes on each device.
 
     Attributes:
       argument: state and batch.
-      output: the new state and what is measured.
-      alias: of the output, what takes the argument's place.
-      temp: gradients, activations and all else in between.
+      output: the new state and the step's metrics.
+      alias: the part of the output that reuses the argument's memory.
+      temp: gradients, activations and other temporaries.
     """
 
     argument: int
@@ -61,7 +61,7 @@ class StepMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All that is needed at once."""
+        """Bytes that are needed at the same time."""
         return self.argument + self.output - self.alias + self.temp
 
 
@@ -78,7 +78,7 @@ def describe_layout(config: TrainConfig, mesh: jax.sharding.Mesh) -> Layout:
 
 
 def step_memory(compiled: Any) -> StepMemory | None:
-    """`compiled.memory_analysis()`, of `compile_update`; None where the device gives none."""
+    """The memory of a compiled update; None where the device does not say."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -93,7 +93,7 @@ def _bytes(x: Any) -> int:
 
 
 def _in_words(name: str, x: Any, sizes: dict[str, int]) -> str:
-    """`width over fsdp (4), heads over model (2)`; what does not divide is said to be whole."""
+    """`width over fsdp (4), heads over model (2)`; axes that the mesh does not divide are whole."""
     kind = parameter_kind(name)
     letters = kind.rpartition("_")[2]
     # Entries that are left out at the end are None; stacked parameters have layers in front.

@@ -1,0 +1,146 @@
+"""`massact train`: trains a model and shows progress; a run that was stopped is resumed."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rich.console
+
+from jax_massact.cluster.exits import TEMPFAIL, exit_code, is_loss
+from jax_massact.cluster.joining import Cluster, join
+from jax_massact.cluster.sharing import is_first
+from jax_massact.cluster.supervise import find_parent, supervise
+from jax_massact.errors import UserError
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.data import open_batches
+from jax_massact.train.loop import Trained, train
+from jax_massact.train.report import in_words, progress, show_layout
+from jax_massact.train.signals import exit_on_sigterm, stop_on_signals
+from jax_massact.train.tensorboard import check_installed
+
+
+def train_command(
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    argv: Sequence[str],
+    cluster: Cluster | None,
+    timeout: int,
+    heartbeat: int,
+) -> int:
+    """Runs `massact train`, in a child process where the run has several; returns the exit code.
+
+    Args:
+      argv: the command's arguments, for the child.
+      cluster: None for a run of one process.
+      timeout, heartbeat: seconds, as for `joining.join`.
+
+    Raises:
+      UserError: as `run_train`.
+    """
+    if cluster is None:
+        with exit_on_sigterm():
+            return _code(run_train(config, workdir))
+    parent = find_parent()
+    if parent is None:
+        return supervise(argv, cluster, timeout, heartbeat)
+    try:
+        with (
+            exit_on_sigterm(),
+            join(
+                cluster,
+                timeout=timeout,
+                heartbeat=heartbeat,
+                on_joined=parent.say_joined,
+                on_failed=parent.say_failed,
+            ),
+        ):
+            return _code(run_train(config, workdir))
+    except BaseException as error:
+        _leave(error)
+
+
+def _code(trained: Trained) -> int:
+    if trained.summary is not None:
+        return 0
+    return 130 if trained.stopped_by == signal.SIGINT else TEMPFAIL
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Ends this process at once: the usual end would wait for the others, which may be gone."""
+    code = exit_code(error)
+    if is_loss(error):
+        line = str(error).splitlines()[0]
+        print(f"massact: another process of this run has died ({line}). Started again, the run "
+              "resumes from its last checkpoint", file=sys.stderr)
+    elif isinstance(error, UserError):
+        print(f"massact: {error}", file=sys.stderr)
+    elif not isinstance(error, SystemExit | KeyboardInterrupt):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_train(
+    config: TrainConfig, workdir: Path, console: rich.console.Console | None = None
+) -> Trained:
+    """Trains in `workdir`, or resumes the run that is there.
+
+    SIGTERM and Ctrl-C write a checkpoint first; a second Ctrl-C stops at once. Of several
+    processes, only the first prints.
+
+    Raises:
+      UserError: a setting, the data, the folder or the devices do not allow it.
+    """
+    _say_once()
+    quiet = not is_first()
+    console = console or rich.console.Console(
+        stderr=True, highlight=False, markup=False, quiet=quiet
+    )
+    if config.tensorboard:
+        check_installed()  # before text is read, which may take long
+    batches = open_batches(config, console.print)
+    console.print(
+        f"{workdir}: {config.model.depth} blocks, attention {config.model.attention}, "
+        f"{config.steps:,} steps of {config.batch_size} x {config.sequence_length} tokens"
+    )
+    with stop_on_signals() as stop, progress(console, config.steps) as show:
+        trained = train(
+            config,
+            batches,
+            workdir,
+            on_row=show,
+            on_resumed=lambda step: console.print(f"resumed from step {step:,}"),
+            on_compiled=functools.partial(show_layout, console),
+            stop=stop,
+        )
+        trained = trained._replace(stopped_by=stop.number)
+    if trained.summary is None:
+        console.print(
+            f"stopped at step {int(trained.state.step):,}; the same command resumes it"
+        )
+    else:
+        console.print(in_words(trained.summary))
+    return trained
+
+
+@functools.cache
+def _say_once() -> None:
+    """Silences loggers and hooks that repeat a failed write's error with tracebacks."""
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        # From TensorStore's threads, which return to an event loop that Orbax has closed.
+        if found.object is not None or str(found.exc_value) != "Event loop is closed":
+            report(found)
+
+    sys.unraisablehook = hook
