@@ -1,1 +1,1 @@
-"""Checkpoints: from a file to a decoder, by format and by table of names."""
+"""Formats of files: from bytes to named tensors and settings."""

@@ -100,7 +100,8 @@ def test_the_field_of_json_lines_can_be_named(run, folder, tmp_path):
     code, _, _ = run(*args, "--config.text_field=body", "--workdir=out")
     assert code == 0
     result = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert result["prompt"]["tokens"] == [*"A text of tw"] and result["config"]["text_field"] == "body"
+    assert result["prompt"]["tokens"] == [*"A text of tw"]
+    assert result["config"]["text_field"] == "body"
 
 
 def test_the_folder_is_named_after_the_model(run, tmp_path):

@@ -340,3 +340,10 @@ def test_a_split_file_that_is_not_whole(write):
     fails(path, "hold 20 tensors", "expected: 99")
     write(gguf_bytes({"split.no": value(U32, 1), "split.count": value(U32, 2)}, tensors()), second)
     fails(path, "lies in m-00001-of-00002.gguf as well")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(WeightsError, match="a.gguf is a Git LFS pointer.*git lfs pull"):
+        open_gguf(path)

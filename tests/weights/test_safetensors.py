@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from weight_files import CONFIG, hf_arrays, safetensors_bytes, write_folder
+from weight_files import CONFIG, hf_arrays, safetensors_bytes, write_folder, write_shards
 
 from jax_massact.errors import WeightsError
 from jax_massact.load import open_checkpoint
@@ -114,6 +114,19 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(WeightsError, match=r"'lm_head.weight' has 5,070 bytes left; .* 5,120"):
         checkpoint.load_model()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "model.safetensors.index.json"]
+)
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    write_shards(tmp_path) if "index" in name else write_folder(tmp_path)
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(WeightsError) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value).startswith(f"{path} is a Git LFS pointer")
+    assert "expected: the file itself" in str(caught.value) and "git lfs pull" in str(caught.value)
 
 
 def test_integers_are_no_weights(tmp_path):
