@@ -36,7 +36,7 @@ class DataInfo(TypedDict):
     bos_token: str | None
 
 
-class Threshold(TypedDict):
+class ThresholdInfo(TypedDict):
     """|a| > magnitude and |a| >= ratio x median of the sequence at that layer."""
 
     magnitude: float
@@ -44,7 +44,7 @@ class Threshold(TypedDict):
 
 
 class OutlierThreshold(TypedDict):
-    """As Threshold, at more than `share` of the tokens of a sequence."""
+    """As ThresholdInfo, at more than `share` of the tokens of a sequence."""
 
     magnitude: float
     ratio: float
@@ -52,8 +52,8 @@ class OutlierThreshold(TypedDict):
 
 
 class DefinitionInfo(TypedDict):
-    strict: Threshold
-    relaxed: Threshold
+    strict: ThresholdInfo
+    relaxed: ThresholdInfo
     outlier: OutlierThreshold
     # Strict: in more than this share of the sequences, at this many layers or more.
     min_share: float
@@ -104,7 +104,7 @@ class TokenCount(TypedDict):
     sequences: int
 
 
-class Massive(TypedDict):
+class MassiveRecord(TypedDict):
     """One dimension that carries massive activations, merged over layers and sequences."""
 
     dim: int

@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import math
 import sys
+import types
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jax_massact.errors import ConfigError
 
@@ -55,7 +56,7 @@ def from_mapping(
         as one value, a setting without a default left out, or a value out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    types = get_type_hints(cls)
+    kinds = get_type_hints(cls)
     given: dict[str, Any] = {}
     if defaults is not None:
         given = {key: getattr(defaults, key) for key in fields}
@@ -63,12 +64,7 @@ def from_mapping(
         path = f"{name}.{key}"
         if key not in fields:
             raise ConfigError(unknown_key(path, key, fields))
-        kind = types[key]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            value = _group(kind, value, path, given.get(key, fields[key].default))
-        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        given[key] = value
+        given[key] = _value(kinds[key], value, path, given.get(key, fields[key].default))
     for key, field in fields.items():
         if key not in given and field.default is dataclasses.MISSING:
             raise ConfigError(f"{name}.{key} is missing; it has no default")
@@ -76,6 +72,28 @@ def from_mapping(
         return cls(**given)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _value(kind: Any, value: Any, path: str, default: Any) -> Any:
+    """A setting as its type wants it: groups from mappings, tuples from lists, floats from ints."""
+    if (group := group_of(kind)) is not None:
+        return None if value is None and kind is not group else _group(group, value, path, default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    items = [k for k in (kind, *get_args(kind)) if get_origin(k) is tuple]
+    if items and isinstance(value, list | tuple):
+        (item, *_) = get_args(items[0])
+        parts = enumerate(value)
+        return tuple(_value(item, part, f"{path}[{i}]", None) for i, part in parts)
+    return value
+
+
+def group_of(kind: Any) -> Any:
+    """The settings dataclass that a field of this type holds, also where it may be None."""
+    for one in (kind, *(get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ())):
+        if isinstance(one, type) and dataclasses.is_dataclass(one):
+            return one
+    return None
 
 
 def _group(kind: type[T], value: Any, path: str, default: Any) -> T:

@@ -61,7 +61,7 @@ class Place:
             "MASSACT_CACHE": str(self.folder / "massact"),
             "TF_CPP_MIN_LOG_LEVEL": "3",
         } | {name: str(value) for name, value in variables.items()}
-        command = [sys.executable, "-m", "jax_massact.cli", "train",
+        command = [sys.executable, "-m", "jax_massact", "train",
                    f"--config={self.folder / 'config.py'}",
                    f"--config.data.source={self.folder / 'ids.npy'}",
                    f"--workdir={self.folder / workdir}", *arguments]

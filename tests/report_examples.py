@@ -7,7 +7,7 @@ import numpy as np
 from jax_massact.results import (
     ActivationMap,
     LayerStats,
-    Massive,
+    MassiveRecord,
     OutlierFeature,
     TopEntry,
     Writer,
@@ -25,11 +25,11 @@ NASTY = [
 def massive(
     dim: int, value: float, first: int, last: int, depth: int, *, strict: bool = True,
     removed: bool = True, sequences: int = 4, token: str = "<|im_start|>",
-) -> Massive:
+) -> MassiveRecord:
     found = range(first, last + 1)
-    return Massive(
-        dim=dim, strict=strict, first_layer=first, last_layer=last, peak_layer=first,
-        value_mean=value, value_std=abs(value) / 50, ratio=abs(value) / 1.65,
+    return MassiveRecord(
+        dim=dim, strict=strict, first_layer=first, last_layer=last,
+        peak_layer=first, value_mean=value, value_std=abs(value) / 50, ratio=abs(value) / 1.65,
         share_of_sequences=1.0,
         positions=[{"position": 0, "sequences": sequences}, {"position": 4, "sequences": 1}],
         tokens=[
@@ -65,7 +65,8 @@ def layer_stats(layer: int, tops: list[float], median: float, token: str) -> Lay
 
 
 def result(
-    records: list[Massive], *, depth: int = 30, width: int = 576, tokens: list[str] | None = None,
+    records: list[MassiveRecord], *, depth: int = 30, width: int = 576,
+    tokens: list[str] | None = None,
     outliers: list[OutlierFeature] | None = None, sequences: int = 4, name: str = "smollm2-135m",
 ) -> ProbeResult:
     tokens = WORDS * 6 if tokens is None else tokens

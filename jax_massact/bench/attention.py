@@ -30,12 +30,17 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """What is measured: `batch` sequences of `length` tokens.
+    """The shape of what is measured.
 
     Attributes:
-      num_heads, num_kv_heads, head_dim: of queries, of keys and values, of each.
+      batch: sequences.
+      length: tokens in each.
+      num_heads: query heads.
+      num_kv_heads: key/value heads.
+      head_dim: size of each head.
       dtype: `float32`, `bfloat16` or `float16`.
-      calls, windows: times are medians over `windows` times `calls` calls.
+      calls: calls in a window.
+      windows: windows, whose median is reported.
       checked: sequences that are compared with float64.
     """
 

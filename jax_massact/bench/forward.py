@@ -20,8 +20,9 @@ from jax_massact.studies.probe.settings import ProbeConfig
 def main(model: str, settings: str) -> None:
     config = from_mapping(ProbeConfig, json.loads(settings))
     prepared = prepare(model, config)
-    batch = min(config.batch_size, len(prepared.tokens))
-    rows = jax.ShapeDtypeStruct((batch, prepared.tokens.shape[1]), jnp.int32)
+    tokens = prepared.inputs.tokens
+    batch = min(config.batch_size, len(tokens))
+    rows = jax.ShapeDtypeStruct((batch, tokens.shape[1]), jnp.int32)
 
     def best(model, tokens):
         # Reading every logit keeps XLA from leaving any out.
@@ -32,8 +33,8 @@ def main(model: str, settings: str) -> None:
         config.dtype,
         lambda shapes: jax.jit(best).lower(shapes, rows).compile(),
     )
-    for start in range(0, len(prepared.tokens) - batch + 1, batch):
-        jax.block_until_ready(step(decoder, prepared.tokens[start : start + batch]))
+    for start in range(0, len(tokens) - batch + 1, batch):
+        jax.block_until_ready(step(decoder, tokens[start : start + batch]))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def bench_probe(
       UserError: a process fails, or the reference cannot read the checkpoint.
     """
     prepared = prepare(model, config)
-    path, tokens = prepared.checkpoint.path, prepared.tokens
+    path, tokens = prepared.checkpoint.path, prepared.inputs.tokens
     if reference and path.suffix != ".gguf":
         raise UserError(f"{path.name}: the reference reads GGUF files only")
     with tempfile.TemporaryDirectory() as name:
@@ -134,7 +134,7 @@ def _commands(
         return [f"--config.{name}={value}" for name, value in values.items()]
 
     def probe(workdir: str, sequences: int) -> list[str]:
-        command = [sys.executable, "-m", "jax_massact.cli", "probe", model]
+        command = [sys.executable, "-m", "jax_massact", "probe", model]
         return [*command, f"--workdir={folder / workdir}", *flags(sequences)]
 
     commands = {

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
 import rich.table
 
 from jax_massact.bench.attention import AttentionShape, bench_attention
@@ -13,6 +12,7 @@ from jax_massact.bench.device_probe import PREFIX, bench_device_probe
 from jax_massact.bench.probe import bench_probe
 from jax_massact.bench.train import bench_train
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.report.console import failure, make_console
 from jax_massact.settings import check_int
 from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import MeshConfig, TrainConfig
@@ -29,13 +29,13 @@ def run_bench_train(
     reference: str | None,
     python: str,
     json_file: str | None,
-) -> dict[str, Any]:
+) -> int:
     """`bench.train.bench_train`, its table, and its figures as JSON where asked to."""
     check_int("--steps", steps, 1)
     check_int("--windows", windows, 1)
     check_int("--profile", profile, 0)
     _check_writable(json_file)
-    progress = rich.console.Console(stderr=True, highlight=False)
+    progress = make_console(stderr=True)
     found = [MeshConfig.from_text(text) for text in meshes.split(";")] if meshes else []
     if found and reference:
         raise ConfigError("--reference runs on one device; give it without --meshes")
@@ -55,8 +55,7 @@ def run_bench_train(
     for name, row in result["rows"].items():
         cells = row | result["ratios"].get(name, {}) | {"name": name}
         table.add_row(*(cell(cells) for cell in columns.values()))
-    _finish(table, result, json_file)
-    return result
+    return _finish(table, result, json_file)
 
 
 def _train_columns(
@@ -88,7 +87,7 @@ def _train_columns(
     }
 
 
-def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> dict[str, Any]:
+def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> int:
     """`bench.attention.bench_attention`, its table, and its figures as JSON where asked to."""
     _check_writable(json_file)
     result = bench_attention(shape)
@@ -109,14 +108,14 @@ def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> dict
             f"{1e3 * row['both']:.3f}", f"{row['both'] / standard[row['implementation']]:.3f}",
             f"{out:.1e}", f"{errors[worst]:.1e} ({worst})",
         )
-    _finish(table, result, json_file, [f"{n}: {why}" for n, why in result["unfit"].items()])
-    return result
+    unfit = [f"{name}: {why}" for name, why in result["unfit"].items()]
+    return _finish(table, result, json_file, unfit)
 
 
 def run_bench_probe(
     model: str, config: ProbeConfig, *, reference: str | None, repeat: int, mesh: str,
     json_file: str | None,
-) -> dict[str, Any]:
+) -> int:
     """Measures, prints a table, and writes the figures as JSON where asked to."""
     check_int("--repeat", repeat, 1, 100)
     _check_writable(json_file)
@@ -135,18 +134,17 @@ def run_bench_probe(
         spread = f"{min(run['walls']):.2f} - {max(run['walls']):.2f}"
         table.add_row(name, f"{run['wall']:.2f}", spread, f"{run['peak'] / 2**20:,.0f}")
     shape = f"{result['sequences']} x {result['sequence_length']} tokens"
-    _finish(table, result, json_file, [
+    return _finish(table, result, json_file, [
         f"{shape}, {result['repeat']} runs of each, {result['cpus']} CPUs",
         *(f"{name}: {ratio:.3f} x" for name, ratio in result["ratios"].items()),
         *(f"largest relative difference in {name}: {difference:.1e}"
           for name, difference in result["differences"].items()),
     ])
-    return result
 
 
 def _run_device_probe(
     name: str, config: ProbeConfig, repeat: int, mesh: MeshConfig, json_file: str | None
-) -> dict[str, Any]:
+) -> int:
     result = bench_device_probe(name, config, repeat=repeat, mesh=mesh)
     table = rich.table.Table(
         "", "ms", "temporary MiB",
@@ -157,8 +155,7 @@ def _run_device_probe(
         memory = "" if row["temporary"] is None else f"{row['temporary'] / 2**20:,.0f}"
         table.add_row(label, f"{1e3 * row['seconds']:,.2f}", memory)
     lines = [f"{label}: {ratio:.3f} x" for label, ratio in result["ratios"].items()]
-    _finish(table, result, json_file, lines)
-    return result
+    return _finish(table, result, json_file, lines)
 
 
 def _check_writable(json_file: str | None) -> None:
@@ -170,16 +167,23 @@ def _check_writable(json_file: str | None) -> None:
 def _finish(
     table: rich.table.Table, result: dict[str, Any], json_file: str | None,
     lines: Sequence[str] = (),
-) -> None:
-    console = rich.console.Console(highlight=False)
+) -> int:
+    """Writes the figures, then prints them; the exit code."""
+    failures = []
+    if json_file:
+        try:
+            Path(json_file).expanduser().write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            failures.append(f"cannot write {json_file}: {error.strerror}")
+    console = make_console()
     # A narrow terminal takes room from the figures, not from what they are of.
     names = table.columns[0]
     names.min_width = max(map(len, map(str, names.cells)), default=0)
     console.print(table)
     for line in lines:
         console.print(line)
-    if json_file:
-        try:
-            Path(json_file).expanduser().write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {json_file}: {error.strerror}") from None
+    if said := failure(console):
+        failures.append(f"the figures could not be printed: {said}")
+    for line in failures:
+        make_console(stderr=True).print(f"massact: {line}")
+    return 2 if failures else 0

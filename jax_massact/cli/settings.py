@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 import jax_massact
 from jax_massact.errors import ConfigError
-from jax_massact.settings import from_mapping, unknown_key
+from jax_massact.settings import from_mapping, group_of, unknown_key
 
 T = TypeVar("T")
 
@@ -54,20 +54,25 @@ def describe(cls: type[Any]) -> str:
     width = max(map(len, defaults)) + 2
     lines = ["settings, each as --config.NAME=VALUE (default):"]
     lines += [f"  {name:<{width}}{value!r}" for name, value in defaults.items()]
-    attributes = [_attributes(base) for base in reversed(cls.__mro__) if base is not object]
-    groups = [
-        f"{name}: {inspect.cleandoc(kind.__doc__ or '').partition(chr(10))[0]}\n{_attributes(kind)}"
-        for name, kind in get_type_hints(cls).items()
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    return "\n\n".join(["\n".join(lines), *filter(None, [attributes(cls)]), *_groups(cls)])
+
+
+def _groups(cls: type[Any], prefix: str = "") -> Iterator[str]:
+    """What the docstrings of the groups of settings say, from the outside in."""
+    for name, kind in get_type_hints(cls).items():
+        if (group := group_of(kind)) is not None:
+            about = inspect.cleandoc(group.__doc__ or "").partition("\n")[0]
+            yield f"{prefix}{name}: {about}\n{attributes(group)}"
+            yield from _groups(group, f"{prefix}{name}.")
+
+
+def attributes(cls: type[Any]) -> str:
+    """What the docstrings of `cls` and its bases say of each setting."""
+    texts = [
+        inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+        for base in reversed(cls.__mro__) if base is not object
     ]
-    own = "\n".join(filter(None, attributes))
-    return "\n\n".join(["\n".join(lines), *filter(None, [own]), *groups])
-
-
-def _attributes(cls: type[Any]) -> str:
-    """What a docstring says of each setting."""
-    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
-    return text.partition("\n\n")[0].rstrip()
+    return "\n".join(text.rstrip() for text in texts if text.strip())
 
 
 def load_file(spec: str) -> ml_collections.ConfigDict:

@@ -62,7 +62,7 @@ def supervise(argv: Sequence[str], cluster: Cluster, timeout: int, heartbeat: in
     says, ours = os.pipe()
     theirs, lives = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-m", "jax_massact.cli", *argv],
+        [sys.executable, "-m", "jax_massact", *argv],
         env=os.environ | {_VARIABLE: f"{ours},{theirs}"},
         pass_fds=(ours, theirs),
         process_group=0,  # a terminal's Ctrl-C comes once, from here

@@ -8,7 +8,12 @@ from jax_massact.settings import check_float, check_int
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """|a| > magnitude and |a| >= ratio x the median of its sequence at that layer."""
+    """|a| > magnitude and |a| >= ratio x the median of its sequence at that layer.
+
+    Attributes:
+      magnitude: in the units of the residual stream.
+      ratio: to the median of |a|.
+    """
 
     magnitude: float
     ratio: float

@@ -25,7 +25,7 @@ from jax_massact.report.picture import (
     map_bin,
     spikes,
 )
-from jax_massact.results import ActivationMap, Massive
+from jax_massact.results import ActivationMap, MassiveRecord
 from jax_massact.studies.probe.result import ProbeResult
 
 FONT = {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, sans-serif", "size": 13}
@@ -215,7 +215,7 @@ def line(
     }
 
 
-def _trajectory(record: Massive, color: str, *, shown: bool) -> list[dict]:
+def _trajectory(record: MassiveRecord, color: str, *, shown: bool) -> list[dict]:
     """A line and the marks of its writer and remover, one entry of the legend for all three."""
     name = f"dim {record['dim']}" + ("" if record["strict"] else " (relaxed)")
     group = {"legendgroup": name, "visible": True if shown else "legendonly"}

@@ -35,7 +35,7 @@ from jax_massact.report.picture import (
 from jax_massact.results import (
     ActivationMap,
     LayerStats,
-    Massive,
+    MassiveRecord,
     ModelInfo,
 )
 from jax_massact.studies.probe.result import ProbeResult
@@ -307,7 +307,7 @@ def far_apart(values: Sequence[float], factor: float = 30.0) -> bool:
     return bool(sizes) and max(sizes) > factor * min(sizes)
 
 
-def _trajectory(axes: Axes, record: Massive, color: str) -> None:
+def _trajectory(axes: Axes, record: MassiveRecord, color: str) -> None:
     values = np.array([math.nan if v is None else v for v in record["trajectory"]], dtype=float)
     relaxed = "" if record["strict"] else " (relaxed)"
     writer, remover = record["written_by"], record["removed_by"]

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from jax_massact.report import words
-from jax_massact.results import ActivationMap, LayerStats, Massive
+from jax_massact.results import ActivationMap, LayerStats, MassiveRecord
 from jax_massact.studies.probe.result import ProbeResult
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -31,7 +31,7 @@ def map_layer(result: ProbeResult) -> int:
     return max(result["layers"], key=ratio)["layer"]
 
 
-def spikes(result: ProbeResult, tokens: int) -> list[tuple[int, Massive]]:
+def spikes(result: ProbeResult, tokens: int) -> list[tuple[int, MassiveRecord]]:
     """Position and record of each massive activation of the map, the largest dimension first.
 
     Where several dimensions share a bin, the first of them at a layer is the one that shows there:
@@ -39,7 +39,7 @@ def spikes(result: ProbeResult, tokens: int) -> list[tuple[int, Massive]]:
     """
     records = {r["dim"]: r for r in result["massive"]}
 
-    def size(place: tuple[int, Massive]) -> float:
+    def size(place: tuple[int, MassiveRecord]) -> float:
         value = abs(place[1]["value_mean"])
         return value if math.isfinite(value) else -1.0
 

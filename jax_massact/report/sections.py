@@ -12,7 +12,7 @@ from jax_massact.report.html import (
     render,
     table,
 )
-from jax_massact.results import DefinitionInfo, Massive
+from jax_massact.results import DefinitionInfo, MassiveRecord
 
 LISTED = 4  # positions and tokens of a record that the table spells out
 
@@ -49,7 +49,7 @@ def verdict_section(
     return Section("verdict", "What was found", body)
 
 
-def massive_tables(records: Sequence[Massive], sequences: int, about: str = "") -> str:
+def massive_tables(records: Sequence[MassiveRecord], sequences: int, about: str = "") -> str:
     """Strict and relaxed-only records, each under their name; `about` stands before the name."""
     parts = []
     for strict, call in ((True, "Massive (strict)"),
@@ -63,9 +63,9 @@ def massive_tables(records: Sequence[Massive], sequences: int, about: str = "") 
     )
 
 
-def _massive_table(records: list[Massive], sequences: int, caption: str) -> str:
+def _massive_table(records: list[MassiveRecord], sequences: int, caption: str) -> str:
     """One row for each record, of a run over so many sequences."""
-    def row(r: Massive) -> list[str]:
+    def row(r: MassiveRecord) -> list[str]:
         tokens = [_token(t["token"]) + f" ({t['sequences']})" for t in r["tokens"][:LISTED]]
         positions = [f"{p['position']} ({p['sequences']})" for p in r["positions"][:LISTED]]
         more = " …" if len(r["positions"]) > LISTED else ""

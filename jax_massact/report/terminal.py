@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_massact.report import words
-from jax_massact.results import LayerStats, Massive, OutlierFeature
+from jax_massact.results import LayerStats, MassiveRecord, OutlierFeature
 from jax_massact.studies.probe.result import ProbeResult
 
 MAX_ROWS = 10  # records of one kind; a glance takes in no more, and probe.json has them all
@@ -72,13 +72,13 @@ def left_out(rows: int, shown: int = MAX_ROWS) -> list[RenderableType]:
     return [Text(f"and {rows - shown} more, in the JSON file", style="dim")]
 
 
-def verdict_style(records: Sequence[Massive]) -> str:
+def verdict_style(records: Sequence[MassiveRecord]) -> str:
     """The style of a verdict about these records."""
     return {"strict": "bold", "relaxed": "yellow", "none": "green"}[words.strength(records)]
 
 
 def massive_parts(
-    records: Sequence[Massive],
+    records: Sequence[MassiveRecord],
     sequences: int,
     ascii_only: bool,
     titles: tuple[str, str] = ("Massive activations (strict)",
@@ -105,7 +105,7 @@ def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _massive_rows(records: list[Massive], sequences: int, ascii_only: bool) -> Table:
+def _massive_rows(records: list[MassiveRecord], sequences: int, ascii_only: bool) -> Table:
     """One row for each record, of a run over so many sequences."""
     table = plain_table("dim", "layers", "value", "ratio", "seqs", "where", "written", "removed",
                         left=("where", "written", "removed"))
@@ -125,7 +125,7 @@ def _massive_rows(records: list[Massive], sequences: int, ascii_only: bool) -> T
     return table
 
 
-def _where(record: Massive, ascii_only: bool, limit: int = 2) -> str:
+def _where(record: MassiveRecord, ascii_only: bool, limit: int = 2) -> str:
     """`pos 0, 5 '<s>' '.'`: the most frequent positions and tokens."""
     token_label = words.ascii_label if ascii_only else words.token_label
     positions = [str(p["position"]) for p in record["positions"]]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
-    Massive,
+    MassiveRecord,
     ModelInfo,
     Writer,
 )
@@ -68,14 +68,14 @@ def sublayer(writer: Writer | None) -> str:
     return f"{SUBLAYERS[writer['sublayer']]} {writer['layer']}"
 
 
-def unremoved(record: Massive) -> str:
+def unremoved(record: MassiveRecord) -> str:
     """What became of a record that has no remover."""
     if record["last_layer"] == len(record["trajectory"]) - 1:
         return "still there after the last block"
     return "removed by no single sublayer"
 
 
-def kinds(record: Massive) -> str:
+def kinds(record: MassiveRecord) -> str:
     """`the first token (62%) and delimiter tokens (38%)`, kinds under 5% left out."""
     ranked = sorted(record["kinds"].items(), key=lambda item: -item[1])
     kept = [(kind, share) for kind, share in ranked if share >= 0.05]
@@ -96,24 +96,24 @@ def ascii_label(token: str, limit: int = 24) -> str:
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
 
-def by_size(records: Sequence[Massive], *, strict: bool) -> list[Massive]:
+def by_size(records: Sequence[MassiveRecord], *, strict: bool) -> list[MassiveRecord]:
     """The strict, or the relaxed-only, records; the largest mean value first, NaN last."""
 
-    def size(record: Massive) -> float:
+    def size(record: MassiveRecord) -> float:
         value = record["value_mean"]
         return abs(value) if math.isfinite(value) else -1.0
 
     return sorted((r for r in records if r["strict"] == strict), key=size, reverse=True)
 
 
-def strength(records: Sequence[Massive]) -> str:
+def strength(records: Sequence[MassiveRecord]) -> str:
     """`strict`, `relaxed` (no record is more) or `none`."""
     if not records:
         return "none"
     return "strict" if any(r["strict"] for r in records) else "relaxed"
 
 
-def strongest(result: ProbeResult) -> list[Massive]:
+def strongest(result: ProbeResult) -> list[MassiveRecord]:
     """Every record, strict before relaxed, the largest first."""
     return by_size(result["massive"], strict=True) + by_size(result["massive"], strict=False)
 
@@ -163,7 +163,7 @@ def data_line(data: DataInfo, token_text=token_label) -> str:
     )
 
 
-def sentence(record: Massive) -> str:
+def sentence(record: MassiveRecord) -> str:
     """One record in a sentence: what, where in depth, who wrote it, at which tokens, who ended it.
 
     Example: Dimension 507 is massive (strict) from layer 11 to 28, written by the MLP of block 11
@@ -228,7 +228,7 @@ def _in_full(writer: Writer) -> str:
     return f"the {SUBLAYERS[writer['sublayer']]} of block {writer['layer']}"
 
 
-def _sentences(records: list[Massive], call: str) -> list[str]:
+def _sentences(records: list[MassiveRecord], call: str) -> list[str]:
     lines = [sentence(record) for record in records[:SAID_IN_FULL]]
     if rest := records[SAID_IN_FULL:]:
         dims = listed([r["dim"] for r in rest])

@@ -1,7 +1,7 @@
 """Probing many sequences: batches stream through the device, and only totals are kept."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from jax_massact.measure.magnitudes import (
     map_first_dims,
 )
 from jax_massact.measure.massive import (
-    SUBLAYERS,
     Hits,
     Massive,
     Tally,
@@ -34,18 +33,10 @@ from jax_massact.nn.variants import VARIANTS
 from jax_massact.results import (
     ActivationMap,
     LayerStats,
-    OutlierFeature,
     Prompt,
     TopEntry,
-    Writer,
 )
-from jax_massact.results import Massive as MassiveRecord
-
-MAX_LISTED = 16
-
-
-SINK = "<sink>"  # how a learned embedding in front is called
-
+from jax_massact.studies.inputs import Inputs
 
 PROMPT_TOKENS = 512
 
@@ -136,48 +127,30 @@ class Probed(NamedTuple):
     map: ActivationMap
 
 
-def probe_sequences(
+def probe_inputs(
     step: Callable[..., BatchProbe],
     model: Transformer,
-    tokens: Int[np.ndarray, "S T"],
+    inputs: Inputs,
     *,
     batch_size: int,
     definition: Definition,
-    strings: Callable[[Iterable[int]], list[str]],
-    kind: Callable[[str], str],
     progress: Callable[[int], None] = lambda done: None,
 ) -> Probed:
-    """Streams `tokens` through `step`, batch by batch.
+    """Streams sequences through `step`, batch by batch.
 
     Args:
       step: of `compile_probe`, for batches of [batch_size, T].
-      strings: ids to token strings.
-      kind: a token string to "delimiter" or "other".
       progress: called with the number of sequences done.
     """
-    collector = Collector(definition, strings, kind, in_front=in_front(model.config))
-    for rows, full, keep in batches(tokens, batch_size):
-        collector.add(jax.device_get(step(model, full, keep)), rows)
+    collector = Collector(definition, inputs)
+    for _, tokens, keep in inputs.batches(batch_size):
+        collector.add(jax.device_get(step(model, tokens, keep)))
         progress(collector.sequences)
     return collector.probed()
 
 
-def batches(
-    tokens: Int[np.ndarray, "S T"], batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(rows, the same filled up to the batch size, which of them to keep), in order.
-
-    The last batch is filled up, so that one compilation serves all.
-    """
-    for start in range(0, len(tokens), batch_size):
-        rows = tokens[start : start + batch_size]
-        n = len(rows)
-        full = np.concatenate([rows, np.repeat(rows[-1:], batch_size - n, axis=0)])
-        yield rows, full, np.arange(batch_size) < n
-
-
 def in_front(config: ModelConfig) -> int:
-    """How many learned embeddings stand before the tokens of a sequence."""
+    """How many learned rows stand before the tokens of a sequence."""
     return VARIANTS[config.attention].tokens_in_front
 
 
@@ -195,51 +168,34 @@ class Collector:
     """Merges the batches of one run; what it holds does not grow with the number of sequences.
 
     Args:
-      strings: ids to token strings.
-      kind: a token string to "delimiter" or "other".
-      in_front: how many learned embeddings stand before the tokens of a sequence.
+      inputs: the sequences of the run, whose batches are added in order.
     """
 
-    def __init__(
-        self,
-        definition: Definition,
-        strings: Callable[[Iterable[int]], list[str]],
-        kind: Callable[[str], str],
-        *,
-        in_front: int = 0,
-    ) -> None:
-        def with_sink(ids: Iterable[int]) -> list[str]:
-            ids = [int(i) for i in ids]
-            return [SINK if i < 0 else strings([i])[0] for i in ids] if in_front else strings(ids)
-
+    def __init__(self, definition: Definition, inputs: Inputs) -> None:
         self.sequences = 0
-        self._definition, self._strings, self._kind = definition, with_sink, kind
-        self._front = np.full(in_front, -1)
+        self._definition, self._inputs = definition, inputs
         self._total: Tally | None = None
-        self._layers = _LayerTotals()
+        self._layers = _LayerTotals(inputs)
         self._where: dict[int, Whereabouts] = {}
         self._prompt: Prompt | None = None
         self._map: ActivationMap | None = None
 
-    def add(self, batch: BatchProbe, rows: Int[np.ndarray, "b T"]) -> list[list[Found]]:
-        """Adds a batch, already on the host; returns what was found in each of its `rows`."""
-        n = len(rows)
-        rows = self.with_front(rows)
+    def add(self, batch: BatchProbe) -> list[list[Found]]:
+        """Adds the next batch, already on the host; returns what was found in each sequence."""
+        size = batch.hits.relaxed.shape[1]
+        rows = slice(self.sequences, min(self.sequences + size, len(self._inputs)))
+        n = rows.stop - rows.start
         part = jax.tree.map(np.float64, batch.tally)
         self._total = part if self._total is None else self._total.merge(part)
-        self._layers.add(jax.tree.map(lambda x: x[:, :n], batch.sequences), rows, self._strings)
+        sequences = jax.tree.map(lambda x: x[:, :n], batch.sequences)
+        self._layers.add(sequences, self._inputs.ids(rows))
         found = [_found(batch, b) for b in range(n)]
         for b in range(n):
-            self._note_places(found[b], rows[b])
+            self._note_places(found[b], rows.start + b)
         if self._prompt is None:
-            self._keep_first(batch, rows[0], found[0])
-        self.sequences += n
+            self._keep_first(batch, found[0])
+        self.sequences = rows.stop
         return found
-
-    def with_front(self, rows: Int[np.ndarray, "b T"]) -> Int[np.ndarray, "b S"]:
-        """The ids as the model sees them: -1 for a learned embedding in front."""
-        front = np.broadcast_to(self._front, (len(rows), len(self._front)))
-        return np.concatenate([front, rows], axis=1)
 
     def probed(self) -> Probed:
         """The verdict over all batches."""
@@ -251,35 +207,29 @@ class Collector:
         massive = jax.device_get(verdict)
         return Probed(self._layers.means(), massive, total, self._where, prompt, picture)
 
-    def kind_of(self, row: Int[np.ndarray, " T"], position: int) -> str:
-        """ "first", "delimiter" or "other"."""
-        return "first" if position == 0 else self._kind(self._strings([int(row[position])])[0])
-
-    def _keep_first(self, batch: BatchProbe, row: np.ndarray, found: list[Found]) -> None:
+    def _keep_first(self, batch: BatchProbe, found: list[Found]) -> None:
         places = {(f.position, f.dim) for f in found if f.position < PROMPT_TOKENS}
-        self._prompt = Prompt(
-            tokens=self._strings(row[:PROMPT_TOKENS]), massive=sorted(places)
-        )
+        self._prompt = Prompt(tokens=self._inputs.names(0, PROMPT_TOKENS), massive=sorted(places))
         magnitude = np.asarray(batch.map[:, 0])
         self._map = ActivationMap(
             magnitude=magnitude,
             first_dim=np.asarray(map_first_dims(batch.tally.anywhere.shape[0])),
-            tokens=self._strings(row[: magnitude.shape[1]]),
+            tokens=self._inputs.names(0, magnitude.shape[1]),
         )
 
-    def _note_places(self, found: list[Found], row: np.ndarray) -> None:
+    def _note_places(self, found: list[Found], sequence: int) -> None:
         strict_dims = {f.dim for f in found if f.strict}
         # A dimension with strict hits is described by those alone.
         described = {(f.position, f.dim) for f in found if f.strict or f.dim not in strict_dims}
+        (ids,) = self._inputs.ids(slice(sequence, sequence + 1))
         for position, dim in described:
-            piece = self._strings([int(row[position])])[0]
-            name = self.kind_of(row, position)
+            kind = self._inputs.kind_at(sequence, position)
             place = self._where.setdefault(
                 dim, Whereabouts(*(collections.Counter() for _ in range(3)))
             )
             place.positions[position] += 1
-            place.tokens[piece, name] += 1
-            place.kinds[name] += 1
+            place.tokens[self._inputs.name(ids[position]), kind] += 1
+            place.kinds[kind] += 1
 
 
 def _found(batch: BatchProbe, b: int) -> list[Found]:
@@ -296,18 +246,14 @@ def _found(batch: BatchProbe, b: int) -> list[Found]:
 class _LayerTotals:
     """Running sums of the per-sequence numbers, in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
         self.sequences = 0
         self.sums: dict[str, Any] = {}
         self.max: np.ndarray | None = None
         self.places: list[list[collections.Counter]] = []
 
-    def add(
-        self,
-        batch: PerSequence,
-        rows: np.ndarray,
-        strings: Callable[[Iterable[int]], list[str]],
-    ) -> None:
+    def add(self, batch: PerSequence, rows: np.ndarray) -> None:
         value = np.asarray(batch.top.value, np.float64)
         largest = np.abs(value[:, :, 0]).max(1)
         self.max = largest if self.max is None else np.maximum(self.max, largest)
@@ -336,7 +282,6 @@ class _LayerTotals:
                     place = position, int(batch.top.dim[layer, b, i]), int(rows[b][position])
                     self.places[layer][i][place] += 1
         self.sequences += n
-        self.strings = strings
 
     def means(self) -> list[LayerStats]:
         assert self.max is not None
@@ -378,74 +323,10 @@ class _LayerTotals:
             magnitude_std=float(np.sqrt(max(0.0, mean["square"][layer, i] - magnitude**2))),
             position=position,
             dim=dim,
-            token=self.strings([max(tokens, key=lambda t: tokens[t])])[0],
+            token=self.inputs.name(max(tokens, key=lambda t: tokens[t])),
             share=by_place[position, dim] / self.sequences,
         )
 
 
 def _by_threshold(counts: Sequence[float]) -> dict[str, float]:
     return {f"{t:g}": float(c) for t, c in zip(THRESHOLDS, counts, strict=True)}
-
-
-def massive_records(probed: Probed) -> list[MassiveRecord]:
-    """One record for each dimension with a hit: strict ones first, then by size."""
-    m = probed.massive
-    dims = sorted(np.nonzero(m.relaxed)[0], key=lambda d: (not m.strict[d], -abs(m.value_mean[d])))
-    return [_record(probed, int(d)) for d in dims]
-
-
-def _record(probed: Probed, d: int) -> MassiveRecord:
-    m, where = probed.massive, probed.where[d]
-    hits = sum(where.kinds.values())
-    removed = int(m.remover_sublayer[d])
-    return MassiveRecord(
-        dim=d,
-        strict=bool(m.strict[d]),
-        first_layer=int(m.first_layer[d]),
-        last_layer=int(m.last_layer[d]),
-        peak_layer=int(m.peak_layer[d]),
-        value_mean=float(m.value_mean[d]),
-        value_std=float(probed.tally.value.std[m.peak_layer[d], d]),
-        ratio=float(m.ratio[d]),
-        share_of_sequences=float(m.share_of_sequences[d]),
-        positions=[
-            {"position": p, "sequences": n} for p, n in where.positions.most_common(MAX_LISTED)
-        ],
-        tokens=[
-            {"token": t, "kind": kind, "sequences": n}
-            for (t, kind), n in where.tokens.most_common(MAX_LISTED)
-        ],
-        kinds={k: where.kinds[k] / hits for k in ("first", "delimiter", "other")},
-        written_by=Writer(
-            layer=int(m.writer_layer[d]),
-            sublayer=SUBLAYERS[m.writer_sublayer[d]],
-            value=float(m.writer_value[d]),
-        ),
-        removed_by=None
-        if removed < 0
-        else Writer(
-            layer=int(m.remover_layer[d]),
-            sublayer=SUBLAYERS[removed],
-            value=float(m.remover_value[d]),
-        ),
-        trajectory=[None if np.isnan(v) else float(v) for v in m.trajectory[:, d]],
-    )
-
-
-def outlier_records(probed: Probed) -> list[OutlierFeature]:
-    """One record for each dimension that is an outlier feature of any sequence, largest first."""
-    outlier, magnitude = probed.tally.outlier, probed.tally.outlier_magnitude
-    records = []
-    for d in np.nonzero(outlier.count.any(0))[0].tolist():
-        layers = np.nonzero(outlier.count[:, d])[0]
-        records.append(
-            OutlierFeature(
-                dim=d,
-                first_layer=int(layers[0]),
-                last_layer=int(layers[-1]),
-                share_of_tokens=float(outlier.mean[:, d].max()),
-                share_of_sequences=float(outlier.count[:, d].max() / probed.tally.sequences),
-                magnitude=float(magnitude.mean[:, d].max()),
-            )
-        )
-    return sorted(records, key=lambda r: -r["magnitude"])

@@ -1,10 +1,15 @@
-"""What every study does with a model and a text: prepare, compile while loading, announce."""
+"""What every study does once: prepare, announce, compile while loading, run, write and print.
+
+A study is a folder with a `run` module, whose `run(prepared, config, progress)` gives an `Outcome`,
+and a `report` module, whose `show(result, console)` prints it and whose `page` and `figures`, if
+it has them, make further files (see `output`); and one row of `cli.table`.
+"""
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,25 +17,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
 import rich.console
 import rich.progress
-from jaxtyping import Int
 
 from jax_massact.data.text import Documents, documents
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.windows import windows
-from jax_massact.errors import DataError, UserError
+from jax_massact.errors import DataError
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.load import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
 from jax_massact.nn.transformer import Transformer, abstract, parameters
+from jax_massact.report.console import make_console
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
     ModelInfo,
 )
+from jax_massact.studies.collector import in_front
+from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.output import finish, make_folder
 from jax_massact.studies.settings import RunConfig
 
 
@@ -56,6 +63,11 @@ class Stopwatch:
 
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]  # called with the sequences done, and those of the whole run
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that says nothing."""
 
 
 class Prepared(NamedTuple):
@@ -63,7 +75,7 @@ class Prepared(NamedTuple):
 
     Attributes:
       name: as the person gave it.
-      tokens: ids, every one with an embedding in the model.
+      inputs: the sequences; every id has an embedding in the model.
       bos: whether every sequence begins with the BOS token.
     """
 
@@ -71,25 +83,19 @@ class Prepared(NamedTuple):
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     text: Documents
-    tokens: Int[np.ndarray, "S T"]
+    inputs: Inputs
     bos: bool
 
 
-def prepare(
-    source: str, config: RunConfig, *, sequences: int | None = None, spare: int = 0
-) -> Prepared:
-    """Opens a checkpoint and cuts the text into sequences.
-
-    Args:
-      sequences: how many; None: as `config` says.
-      spare: how many tokens of the model's context to leave free.
+def prepare(source: str, config: RunConfig) -> Prepared:
+    """Opens a checkpoint and cuts the text into sequences, `config.total` of them.
 
     Raises:
       WeightsError, ResourceError: the checkpoint cannot be used.
       DataError: the text or the tokenizer cannot be, or the sequences are too long for the model.
     """
     checkpoint = open_checkpoint(source)
-    limit = checkpoint.config.context_length - checkpoint.config.first_position - spare
+    limit = checkpoint.config.context_length - checkpoint.config.first_position - config.spare
     if config.sequence_length > limit:
         raise DataError(
             f"sequence_length is {config.sequence_length}; allowed for this model: at most {limit}"
@@ -102,7 +108,7 @@ def prepare(
     tokens = windows(
         text,
         tokenizer,
-        sequences=sequences or config.sequences,
+        sequences=config.total,
         sequence_length=config.sequence_length,
         bos=bos,
     )
@@ -111,7 +117,8 @@ def prepare(
             f"the tokenizer gives id {tokens.max()}; the model of {checkpoint.path.name} has "
             f"embeddings for {checkpoint.config.vocab_size} ids: they do not belong together"
         )
-    return Prepared(source, checkpoint, tokenizer, text, tokens, bos)
+    inputs = Inputs(tokens, tokenizer.token_strings, in_front(checkpoint.config))
+    return Prepared(source, checkpoint, tokenizer, text, inputs, bos)
 
 
 def compile_while_loading(
@@ -130,12 +137,12 @@ def compile_while_loading(
         return compiling.result(), model
 
 
-def data_info(prepared: Prepared, config: RunConfig, sequences: int) -> DataInfo:
+def data_info(prepared: Prepared, config: RunConfig) -> DataInfo:
     """What was run, in plain words and numbers."""
     return DataInfo(
         source=prepared.text.description,
-        sequences=sequences,
-        sequence_length=prepared.tokens.shape[1],
+        sequences=len(prepared.inputs),
+        sequence_length=prepared.inputs.tokens.shape[1],
         bos=prepared.bos,
         bos_setting=config.bos,
         bos_token=prepared.tokenizer.bos_token,
@@ -168,75 +175,61 @@ def definition_info(definition: Definition) -> DefinitionInfo:
     return DefinitionInfo(**(values | {"outlier": values["outlier"] | {"share": share}}))
 
 
-def say_written(
-    folder: Path, write: Callable[[], list[Path]], console: rich.console.Console
-) -> None:
-    """Writes a report and says what was written.
-
-    Raises:
-      UserError: the folder cannot be written to.
-    """
-    try:
-        written = write()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    figures = f" and {len(written) - 2} figures" if len(written) > 2 else ""
-    console.print(f"wrote {written[0]}, {written[1].name}{figures}")
-
-
-def make_folder(workdir: str | None, source: str) -> Path:
-    """The folder for results, made now: a run should not fail after its work is done."""
-    name = re.sub(r"[^\w.-]+", "_", Path(source).name or "model")
-    folder = Path(workdir).expanduser() if workdir else Path("massact_out") / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    return folder
-
-
-def announce(
-    prepared: Prepared, config: RunConfig, console: rich.console.Console, wanted: int | None = None
-) -> None:
+def announce(prepared: Prepared, config: RunConfig, console: rich.console.Console) -> None:
     """Says what will be run: the sequences, their source, the choice of BOS and where it is from.
 
     What is doubtful about the tokenizer or the beginning of the sequences is noted.
     """
-    found, length = prepared.tokens.shape
+    found, length = prepared.inputs.tokens.shape
     tokenizer = prepared.tokenizer
     bos = tokenizer.bos_words(config.bos, prepared.bos)
     console.print(
         f"{prepared.name}: {found} x {length} tokens of {prepared.text.description}, {bos}"
     )
-    twice = tokenizer.second_bos(prepared.tokens) if prepared.bos else None
+    twice = tokenizer.second_bos(prepared.inputs.tokens) if prepared.bos else None
     for note in filter(None, (*tokenizer.notes, twice)):
-        console.print(f"note: {note}", markup=False)
-    wanted = wanted or config.sequences
-    if found < wanted and not prepared.text.literal:
-        console.print(f"the text holds {found} of the {wanted} sequences asked for")
+        console.print(f"note: {note}")
+    if found < config.total and not prepared.text.literal:
+        console.print(f"the text holds {found} of the {config.total} sequences asked for")
 
 
 @contextlib.contextmanager
-def progress_bar(
-    console: rich.console.Console, total: int, verb: str
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(console: rich.console.Console) -> Iterator[Progress]:
     """A bar on a terminal, a line every tenth of the way in a log."""
     if console.is_terminal:
         columns = rich.progress.Progress.get_default_columns()
         with rich.progress.Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(verb, total=total)
-            yield lambda done: bar.update(task, completed=done)
+            task = bar.add_task("running", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    tenth = max(1, total // 10)
     seen = 0
 
-    def line(done: int) -> None:
+    def line(done: int, total: int) -> None:
         nonlocal seen
+        tenth = max(1, total // 10)
         if done // tenth > seen // tenth or done == total:
-            console.print(f"{verb} {done} of {total} sequences")
+            console.print(f"ran {done} of {total} sequences")
         seen = done
 
     yield line
+
+
+def run_study(name: str, source: str, config: RunConfig, workdir: str | None) -> int:
+    """Runs a study on a model and leaves what it found in a folder; the process's exit code.
+
+    Args:
+      name: of its folder in this package.
+      source: the model, as for `load`.
+      workdir: the folder for results; None: massact_out/MODEL.
+
+    Raises:
+      UserError: the checkpoint, the text, a setting or the folder cannot be used.
+    """
+    console = make_console(stderr=True)
+    folder = make_folder(workdir, source, console)
+    prepared = prepare(source, config)
+    announce(prepared, config, console)
+    study = importlib.import_module(f"jax_massact.studies.{name}.run")
+    with progress_bar(console) as progress:
+        outcome = study.run(prepared, config, progress)
+    return finish(name, outcome, folder, console)

@@ -1,6 +1,7 @@
 """Interventions on a checkpoint: what the perplexity is when massive activations are changed."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,33 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_massact.data.pieces import token_kind
 from jax_massact.errors import DataError
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.loss import losses_of
 from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import Transformer
-from jax_massact.results import SCHEMA_VERSION, Massive
+from jax_massact.results import SCHEMA_VERSION, MassiveRecord
 from jax_massact.studies.changes import ORIGINAL, Met, with_fractions
 from jax_massact.studies.collector import (
     BatchProbe,
     Collector,
     Probed,
-    batches,
     compile_probe,
-    in_front,
-    massive_records,
     reduce_batch,
 )
 from jax_massact.studies.frame import (
     Prepared,
+    Progress,
     Stopwatch,
     compile_while_loading,
     definition_info,
     model_info,
+    silent,
     versions,
 )
+from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.interventions_result import (
     InterveneData,
     InterveneResult,
@@ -47,6 +47,7 @@ from jax_massact.studies.interventions_result import (
     Trajectory,
     Verdict,
 )
+from jax_massact.studies.records import massive_records
 from jax_massact.studies.settings import InterveneConfig
 from jax_massact.studies.targets import (
     Means,
@@ -119,13 +120,13 @@ def intervene_checkpoint(
     prepared: Prepared,
     config: InterveneConfig,
     *,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = silent,
 ) -> InterveneResult:
     """Finds massive activations on the calibration text and changes them on the held-out text.
 
     Args:
       prepared: with the sequences of both, the calibration text first.
-      progress: called with the number of sequences done, calibration included.
+      progress: counts calibration sequences, too.
 
     Raises:
       WeightsError: a weight cannot be read.
@@ -135,29 +136,30 @@ def intervene_checkpoint(
     watch = Stopwatch()
     calibration, held_out = split(prepared, config)
     batch = min(config.batch_size, len(calibration))
+    total, window = len(calibration) + len(held_out), calibration.tokens.shape[1]
     step, model = compile_while_loading(
         prepared.checkpoint,
         config.dtype,
         lambda shapes: compile_probe(
-            shapes, (batch, calibration.shape[1]), top_k=1, definition=config.definition
+            shapes, (batch, window), top_k=1, definition=config.definition
         ),
     )
     seconds = {"load_and_compile": watch.lap()}
     samples = Samples()
-    collector = _collector(prepared, config, model)
-    for rows, full, keep in batches(calibration, batch):
-        found = collector.add(jax.device_get(step(model, full, keep)), rows)
-        for row, hits in zip(collector.with_front(rows), found, strict=True):
-            samples.add(hits, lambda position, row=row: collector.kind_of(row, position))
-        progress(collector.sequences)
-    massive = massive_records(collector.probed())
+    collector = Collector(config.definition, calibration)
+    for rows, tokens, keep in calibration.batches(batch):
+        found = collector.add(jax.device_get(step(model, tokens, keep)))
+        for sequence, hits in enumerate(found, start=rows.start):
+            samples.add(hits, functools.partial(calibration.kind_at, sequence))
+        progress(collector.sequences, total)
+    calibrated = collector.probed()
+    massive = massive_records(calibrated)
     targets = choose_targets(massive, config.layers, model.config.depth)
     means = estimate_means(samples, targets)
     seconds["calibrate"] = watch.lap()
-    done = len(calibration)
     measured = _measure(
-        model, held_out, targets, means, collector.probed(), prepared, config,
-        lambda n: progress(done + n),
+        model, held_out, targets, means, calibrated, config,
+        lambda n: progress(len(calibration) + n, total),
     )
     seconds["intervene"] = watch.lap()
     loss = {
@@ -171,9 +173,9 @@ def intervene_checkpoint(
             source=prepared.text.description,
             calibration_sequences=len(calibration),
             sequences=len(held_out),
-            window=held_out.shape[1],
-            stride=held_out.shape[1] - prepared.bos,
-            scored_tokens=len(held_out) * (held_out.shape[1] - 1),
+            window=window,
+            stride=window - prepared.bos,
+            scored_tokens=len(held_out) * (window - 1),
             bos=prepared.bos,
             bos_setting=config.bos,
             bos_token=prepared.tokenizer.bos_token,
@@ -193,24 +195,25 @@ def intervene_checkpoint(
     )
 
 
-def split(prepared: Prepared, config: InterveneConfig) -> tuple[np.ndarray, np.ndarray]:
+def split(prepared: Prepared, config: InterveneConfig) -> tuple[Inputs, Inputs]:
     """Calibration and held-out sequences; in proportion, where the text holds too few for both.
 
     Raises:
       DataError: there are fewer than two.
     """
-    tokens = prepared.tokens
+    inputs = prepared.inputs
     wanted = config.calibration_sequences, config.sequences
-    if len(tokens) < 2:
+    if len(inputs) < 2:
         raise DataError(
-            f"{prepared.text.description} fills {len(tokens)} sequence of {tokens.shape[1]} "
-            f"tokens (sequence_length is {config.sequence_length}); needed: one for calibration "
-            "and one held out. Give more text or ask for a smaller sequence_length"
+            f"{prepared.text.description} fills {len(inputs)} sequence of "
+            f"{inputs.tokens.shape[1]} tokens (sequence_length is {config.sequence_length}); "
+            "expected: one for calibration and one held out. Give more text or ask for a smaller "
+            "sequence_length"
         )
     first = wanted[0]
-    if len(tokens) < sum(wanted):
-        first = min(max(1, round(len(tokens) * wanted[0] / sum(wanted))), len(tokens) - 1)
-    return tokens[:first], tokens[first : first + wanted[1]]
+    if len(inputs) < sum(wanted):
+        first = min(max(1, round(len(inputs) * wanted[0] / sum(wanted))), len(inputs) - 1)
+    return inputs[:first], inputs[first : first + wanted[1]]
 
 
 class _Measured(NamedTuple):
@@ -226,11 +229,10 @@ class _Measured(NamedTuple):
 
 def _measure(
     model: Transformer,
-    held_out: np.ndarray,
+    held_out: Inputs,
     targets: Sequence[TargetPlace],
     means: Sequence[Means],
     calibrated: Probed,
-    prepared: Prepared,
     config: InterveneConfig,
     progress: Callable[[int], None],
 ) -> _Measured:
@@ -241,8 +243,7 @@ def _measure(
     control_dims = choose_control_dims(E, model.config.width, taken, config.seed)
     watched = np.array([*dims, *control_dims], np.int32)
     size = min(config.batch_size, len(held_out))
-    front = in_front(model.config)
-    shape = (size, held_out.shape[1] + front)
+    shape = (size, held_out.length)
     step = jax.jit(evaluate, static_argnames="definition")
     run = lambda tokens, keep, edits: jax.device_get(
         step(model, tokens, keep, edits, watched, definition=config.definition)
@@ -251,17 +252,16 @@ def _measure(
     nothing = Met(targets, none, np.zeros(none.shape, np.float32), control_dims, none)
     changes = with_fractions(config.fractions) if E else {}
     runs = _Runs()
-    before, after = (_collector(prepared, config, model) for _ in range(2))
+    before, after = (Collector(config.definition, held_out) for _ in range(2))
     activations, controls = np.zeros(E, int), np.zeros(E, int)
     in_dim = np.array([[t.dim == d for t in targets] for d in dims], bool).reshape(len(dims), E)
-    for rows, full, keep in batches(held_out, size):
-        n = len(rows)
-        plain: Any = run(full, keep, ORIGINAL.edits(nothing))  # an Evaluated of NumPy arrays
+    for rows, filled, keep in held_out.batches(size):
+        n = rows.stop - rows.start
+        plain: Any = run(filled, keep, ORIGINAL.edits(nothing))  # an Evaluated of NumPy arrays
         runs.add("original", plain.losses[:n])
-        shown = before.with_front(rows)
-        found = before.add(plain.batch, rows)
+        found = before.add(plain.batch)
         if E:
-            kind_of = lambda b, position, shown=shown: before.kind_of(shown[b], position)
+            kind_of = lambda b, position, rows=rows: held_out.kind_at(rows.start + b, position)
             tokens, mean = find_places(targets, means, found, kind_of, shape)
             layers = [t.layer for t in targets]
             # [E B T]: every target's control dimension at its layer.
@@ -270,8 +270,7 @@ def _measure(
             )
             quantile = plain.batch.sequences.quantile[layers]
             control = control_places(
-                tokens, ordinary, quantile[..., 0], quantile[..., 1],
-                before.sequences - n, config.seed,
+                tokens, ordinary, quantile[..., 0], quantile[..., 1], rows.start, config.seed
             )
             activations += tokens[:, :n].sum((1, 2))
             controls += control[:, :n].sum((1, 2))
@@ -280,10 +279,10 @@ def _measure(
             runs.places = runs.places + changed.sum((1, 2))
             runs.add_columns("original", plain.columns[..., : len(dims)], changed)
             for name, change in changes.items():
-                result: Any = run(full, keep, change.edits(met))
+                result: Any = run(filled, keep, change.edits(met))
                 runs.add(name, result.losses[:n])
                 if name == "zero":
-                    after.add(result.batch, rows)
+                    after.add(result.batch)
                     runs.add_columns("zero", result.columns[..., : len(dims)], changed)
         progress(before.sequences)
     mean_of = lambda name: runs.sums.get(name, np.zeros(0)) / np.maximum(runs.places, 1)
@@ -297,11 +296,6 @@ def _measure(
         zero=mean_of("zero"),
         after=after.probed() if E else None,
     )
-
-
-def _collector(prepared: Prepared, config: InterveneConfig, model: Transformer) -> Collector:
-    strings = prepared.tokenizer.token_strings
-    return Collector(config.definition, strings, token_kind, in_front=in_front(model.config))
 
 
 def _target_record(target: TargetPlace, means: Means, measured: _Measured, e: int) -> Target:
@@ -345,7 +339,7 @@ def _rebuilt(
         (True, True): "needed and rebuilt",
         (False, False): "not needed",
     }
-    later: list[Massive] = [r for r in massive_records(after) if r["last_layer"] >= first]
+    later: list[MassiveRecord] = [r for r in massive_records(after) if r["last_layer"] >= first]
     return Rebuilt(
         verdict=verdicts[needed, bool(dims)],
         dims=dims,

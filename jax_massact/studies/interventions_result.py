@@ -6,7 +6,7 @@ over all scored tokens.
 
 from typing import Literal, TypedDict
 
-from jax_massact.results import DefinitionInfo, Massive, ModelInfo
+from jax_massact.results import DefinitionInfo, MassiveRecord, ModelInfo
 
 Verdict = Literal["needed", "rebuilt", "needed and rebuilt", "not needed"]
 
@@ -49,7 +49,7 @@ class Rebuilt(TypedDict):
     # tokens or others.
     dims: list[int]
     # Everything over the thresholds in the edited run, at layers after the first edit.
-    massive: list[Massive]
+    massive: list[MassiveRecord]
     trajectories: list[Trajectory]
 
 
@@ -77,7 +77,7 @@ class InterveneResult(TypedDict):
     model: ModelInfo
     data: InterveneData
     definition: DefinitionInfo
-    massive: list[Massive]  # found on the calibration text
+    massive: list[MassiveRecord]  # found on the calibration text
     targets: list[Target]  # empty: none found, and nothing was changed
     # Keys: "original", "zero", "mean", "fraction_0.5" (and so on), "control_zero".
     perplexity: dict[str, float]

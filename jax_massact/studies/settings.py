@@ -46,6 +46,16 @@ class RunConfig:
         check_int("batch_size", self.batch_size, 1, 65_536)
         check_in("dtype", self.dtype, ("float32", "bfloat16"))
 
+    @property
+    def total(self) -> int:
+        """How many sequences to cut from the text."""
+        return self.sequences
+
+    @property
+    def spare(self) -> int:
+        """How many positions of the model's context to leave free."""
+        return 0
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InterveneConfig(RunConfig):
@@ -81,3 +91,8 @@ class InterveneConfig(RunConfig):
         for fraction in fractions:
             check_float("fractions", fraction, -1e6, 1e6)
         object.__setattr__(self, "fractions", fractions)
+
+    @property
+    def total(self) -> int:
+        """Calibration and held-out sequences."""
+        return self.calibration_sequences + self.sequences

@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_massact.errors import ConfigError
-from jax_massact.results import Massive
+from jax_massact.results import MassiveRecord
 from jax_massact.settings import check_int
 from jax_massact.studies.collector import Found
-
-KINDS = ("first", "delimiter", "other")
+from jax_massact.studies.inputs import KINDS
 
 
 @dataclasses.dataclass
@@ -46,7 +45,7 @@ class TargetPlace(NamedTuple):
         return (hit.layer, hit.dim) == (self.layer, self.dim) and (hit.strict or not self.strict)
 
 
-def choose_targets(massive: Sequence[Massive], layers: str, depth: int) -> list[TargetPlace]:
+def choose_targets(massive: Sequence[MassiveRecord], layers: str, depth: int) -> list[TargetPlace]:
     """The targets that `layers` (of `InterveneConfig`) means.
 
     Strict dimensions only, if there are any; else the relaxed ones.

@@ -46,7 +46,7 @@ def train_command(
     """
     if cluster is None:
         with exit_on_sigterm():
-            return _code(run_train(config, workdir))
+            return code_of(run_train(config, workdir))
     parent = find_parent()
     if parent is None:
         return supervise(argv, cluster, timeout, heartbeat)
@@ -61,12 +61,13 @@ def train_command(
                 on_failed=parent.say_failed,
             ),
         ):
-            return _code(run_train(config, workdir))
+            return code_of(run_train(config, workdir))
     except BaseException as error:
         _leave(error)
 
 
-def _code(trained: Trained) -> int:
+def code_of(trained: Trained) -> int:
+    """The exit code of a run that has ended or was stopped."""
     if trained.summary is not None:
         return 0
     return 130 if trained.stopped_by == signal.SIGINT else TEMPFAIL

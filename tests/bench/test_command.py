@@ -19,7 +19,7 @@ SMALL = ["--config.sequences=2", "--config.sequence_length=16"]
 
 
 def test_the_command_runs_as_a_process_and_leaves_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "jax_massact.cli", "probe"]
+    command = [sys.executable, "-m", "jax_massact", "probe"]
     good = subprocess.run(
         [*command, MODEL, f"--workdir={tmp_path}", *SMALL, "--config.batch_size=2"],
         capture_output=True,

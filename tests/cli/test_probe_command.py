@@ -69,7 +69,7 @@ def test_probe_writes_a_whole_result(run, folder, tmp_path):
     assert "layer" in out.lower() and len(out.splitlines()) > len(result["layers"])
     # Lines are broken to the width of the terminal.
     err = "".join(err.split())
-    for part in ("3x12tokens", "withoutBOS(bos=auto:", "probed3of3sequences", "probe.json"):
+    for part in ("3x12tokens", "withoutBOS(bos=auto:", "ran3of3sequences", "probe.json"):
         assert part in err
     assert (out_folder / "report.html").stat().st_size > 10_000
     assert [*(out_folder / "figures").glob("*.png")]
@@ -169,6 +169,6 @@ def test_interrupts_leave_no_traceback(monkeypatch, folder, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jax_massact.studies.probe.command.run_probe", stop)
+    monkeypatch.setattr("jax_massact.studies.frame.run_study", stop)
     assert main(["probe", str(folder)]) == 130
     assert capsys.readouterr().err == "massact: stopped\n"

@@ -1,6 +1,7 @@
 """Every setting is checked, and every refusal names the setting, the value and what is allowed."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import LLAMA
 
+from jax_massact.cli.settings import describe, resolve
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.nn.config import ModelConfig, RopeConfig
@@ -203,3 +205,66 @@ def test_no_mapping_breaks_through(values):
         assert str(error)
     else:
         assert from_mapping(ProbeConfig, dataclasses.asdict(config)) == config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A leaf.
+
+    Attributes:
+      size: its size.
+    """
+
+    size: int = 1
+    weights: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A branch.
+
+    Attributes:
+      leaf: the first.
+      more: the others.
+      bud: one that may be missing.
+    """
+
+    leaf: Leaf = Leaf(size=2)
+    more: tuple[Leaf, ...] = ()
+    bud: Leaf | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A tree.
+
+    Attributes:
+      branch: its branch.
+    """
+
+    branch: Branch = Branch()
+
+
+def test_groups_within_groups_and_tuples_of_groups():
+    branch = {"leaf": {"weights": [1, 2.5]}, "more": [{"size": 3}, {}]}
+    tree = from_mapping(Tree, {"branch": branch})
+    assert tree == Tree(branch=Branch(
+        leaf=Leaf(size=2, weights=(1.0, 2.5)), more=(Leaf(size=3), Leaf())
+    ))
+    assert isinstance(tree.branch.leaf.weights[0], float)
+    assert from_mapping(Tree, {"branch": {"bud": {"size": 4}}}).branch.bud == Leaf(size=4)
+    assert from_mapping(Tree, {"branch": {"bud": None}}).branch.bud is None
+    assert from_mapping(Tree, json.loads(json.dumps(dataclasses.asdict(tree)))) == tree
+    message = refusal(lambda: from_mapping(Tree, {"branch": {"more": [{}, {"sise": 3}]}}))
+    assert message.startswith("there is no setting config.branch.more[1].sise. Did you mean size?")
+    assert "config.branch.more[0] is 7; expected" in refusal(
+        lambda: from_mapping(Tree, {"branch": {"more": [7]}})
+    )
+
+
+def test_overrides_reach_groups_within_groups():
+    tree = resolve(Tree, None, ["--config.branch.leaf.size=7"])
+    assert tree == Tree(branch=Branch(leaf=Leaf(size=7)))
+    text = describe(Tree)
+    assert "\n  branch.leaf.size " in text
+    assert "\n\nbranch.leaf: A leaf.\n  size: its size." in text

@@ -18,7 +18,7 @@ TINY = "--config=configs/gpt2_tiny.py:kv_bias"
 def test_the_tiny_model_on_16_devices(tmp_path):
     file = tmp_path / "plan.json"
     done = subprocess.run(
-        [sys.executable, "-m", "jax_massact.cli", "plan", TINY, "--devices=16", "--device=v5e",
+        [sys.executable, "-m", "jax_massact", "plan", TINY, "--devices=16", "--device=v5e",
          "--config.mesh=dcn=2,data=-1,fsdp=4", "--config.optimizer.name=adamw", "--json",
          str(file)],
         capture_output=True, text=True,

@@ -20,15 +20,13 @@ from jax_massact.report import figures
 from jax_massact.report.sections import render_report
 from jax_massact.studies.explain import figures as explain_figures
 from jax_massact.studies.explain import report as explain
-from jax_massact.studies.explain.report import print_explain, write_explain_report
 from jax_massact.studies.explain.result import ExplainResult
 from jax_massact.studies.fold import report as fold
-from jax_massact.studies.fold.report import print_fold, write_fold_report
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.intervene import figures as intervene_figures
 from jax_massact.studies.intervene import report as intervene
-from jax_massact.studies.intervene.report import print_intervene, write_intervene_report
 from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.studies.output import Outcome, write_files
 
 FIGURES = {
     "intervene": ["perplexity", "after_zero"],
@@ -51,9 +49,9 @@ def printed(show, result, **console) -> str:
 
 def terminal(kind, **console) -> dict[str, str]:
     return {
-        "intervene": written(print_intervene, intervene_result(kind), **console),
-        "explain": written(print_explain, explain_result(kind)[0], **console),
-        "fold": written(print_fold, fold_result(kind), **console),
+        "intervene": written(intervene.show, intervene_result(kind), **console),
+        "explain": written(explain.show, explain_result(kind)[0], **console),
+        "fold": written(fold.show, fold_result(kind), **console),
     }
 
 
@@ -91,12 +89,13 @@ def chart_of(page: str, name: str) -> dict:
 @kinds
 def test_every_report_is_written_whole_and_valid(kind, tmp_path):
     reports = {
-        "intervene": (write_intervene_report(intervene_result(kind), tmp_path / "a" / "b"),
-                      InterveneResult),
-        "explain": (write_explain_report(*explain_result(kind), tmp_path / "c"), ExplainResult),
-        "fold": (write_fold_report(fold_result(kind), tmp_path / "d"), FoldResult),
+        "intervene": (Outcome(intervene_result(kind)), InterveneResult),
+        "explain": (Outcome((found := explain_result(kind))[0], found[1:]), ExplainResult),
+        "fold": (Outcome(fold_result(kind)), FoldResult),
     }
-    for name, (paths, schema) in reports.items():
+    for name, (outcome, schema) in reports.items():
+        paths, failures = write_files(name, outcome, tmp_path / "new" / name)
+        assert failures == []
         expected = [n for n in FIGURES[name] if n != "after_zero" or kind != "none"]
         assert [p.name for p in paths] == [
             f"{name}.json", f"{name}.html", *(f"{n}.{s}" for n in expected for s in ("png", "pdf"))
@@ -165,7 +164,7 @@ def test_relaxed_is_never_called_massive_alone():
 
 def test_strict_and_relaxed_have_tables_of_their_own():
     # The strict example leaves a relaxed record once its targets are zero.
-    text = written(print_intervene, intervene_result())
+    text = written(intervene.show, intervene_result())
     assert "Relaxed only, once the targets are zero" in text
     assert "Massive (strict) once the targets are zero" not in text
     page = page_texts("strict")["intervene"]
@@ -173,7 +172,7 @@ def test_strict_and_relaxed_have_tables_of_their_own():
     remains = fold_result() | {"massive_after": [
         examples.massive(9, 500.0, 2, 4, DEPTH), examples.massive(5, 50.0, 2, 2, DEPTH,
                                                                  strict=False)]}
-    text = written(print_fold, remains)
+    text = written(fold.show, remains)
     strict, relaxed = text.split("What remains: massive (strict)")[1].split(
         "What remains: relaxed only")
     assert "\n  9 " in strict and "\n  5 " not in strict and "\n  5 " in relaxed
@@ -213,7 +212,7 @@ def test_intervene_says_what_happens_in_sentences():
     ],
 )
 def test_each_verdict_has_its_sentence(verdict, says):
-    assert says in printed(print_intervene, intervene_result(verdict=verdict))
+    assert says in printed(intervene.show, intervene_result(verdict=verdict))
 
 
 def test_what_comes_back_over_the_relaxed_threshold_is_said():
@@ -236,7 +235,7 @@ def test_nothing_met_in_the_held_out_text_proves_nothing():
 def test_many_targets_are_counted():
     result = intervene_result()
     result["targets"] = [dict(result["targets"][0], layer=l, dim=l) for l in range(14)]
-    text = written(print_intervene, result)
+    text = written(intervene.show, result)
     assert "dim 3 after block 3 and 10 more" in " ".join(text.split())
     assert "They are needed" in text and "and 4 more, in the JSON file" in text
 
@@ -265,7 +264,7 @@ def test_tables_of_intervene_hold_the_numbers():
         ["1", "7", "first", "900.5 ± 3.25", "6", "8", "3", "9"],
         ["1", "7", "delimiter", "850.2 ± 2.5", "5", "8", "3", "9"],
     ]
-    text = written(print_intervene, intervene_result())
+    text = written(intervene.show, intervene_result())
     assert "set to zero" in text and "x 318.5  2.8750  0.2200" in text
     assert ["1", "7", "delimiter", "850.2", "2.5", "5", "8"] in [
         line.split() for line in text.splitlines()]
@@ -308,8 +307,9 @@ def test_an_infinite_perplexity_is_said_drawn_and_null_in_the_file(values, tmp_p
     if len(values) == 2:  # nothing finite at all
         result["perplexity"] = dict.fromkeys(result["perplexity"], math.inf)
     word = "nan" if math.isnan(values[-1]) else "inf"
-    assert word in printed(print_intervene, result)
-    assert read(write_intervene_report(result, tmp_path)[0])["perplexity"]["zero"] is None
+    assert word in printed(intervene.show, result)
+    paths, _ = write_files("intervene", Outcome(result), tmp_path)
+    assert read(paths[0])["perplexity"]["zero"] is None
     figure = intervene_figures.draw_perplexity(result)
     assert word in [t.get_text() for t in figure.axes[0].texts]
     bar = figure.axes[0].patches[1]
@@ -413,7 +413,7 @@ def test_tables_of_explain_hold_the_numbers():
     assert rows(page, "<caption>Value updates from massive tokens")[3] == [
         "3", "0.87 ± 0.02", "0.8095", "0.43 ± 0.02", "0.6155", "0.23 ± 0.02"]
     assert rows(page, "<caption>Value updates from other tokens")[3][1] == "0.67 ± 0.02"
-    line = next(l for l in written(print_explain, explain_result()[0]).splitlines()
+    line = next(l for l in written(explain.show, explain_result()[0]).splitlines()
                 if l.split()[:1] == ["3"])
     assert line.split() == ["3", "0.30±0.02", "38%", "0.967", "0.28", "0.87±0.02", "0.43±0.02",
                             "23%"]
@@ -424,12 +424,12 @@ def test_the_constancy_table_is_there_with_and_without_bos():
     for title, value in (("Without BOS", "811 ± 44.5"), ("With BOS", "923 ± 1.5")):
         (row,) = rows(page, f"{title}, 100 sequences of 256 tokens: massive (strict)")
         assert row[0] == "7" and row[3] == value
-    text = written(print_explain, explain_result()[0])
+    text = written(explain.show, explain_result()[0])
     without, with_bos = text.split("Without BOS, 100")[1].split("With BOS, 100")
     assert "811 ± 44.5" in without and "923 ± 1.5" in with_bos
     result, _ = explain_result()
     result["locations"][0]["massive"] = []
-    assert "256 tokens none found, strict or relaxed With BOS" in printed(print_explain, result)
+    assert "256 tokens none found, strict or relaxed With BOS" in printed(explain.show, result)
 
 
 # fold
@@ -449,13 +449,13 @@ def test_fold_says_what_happens_in_sentences():
 
 
 def test_a_changed_model_and_what_remains_are_said():
-    assert "CHANGED" in printed(print_fold, fold_result(unchanged=False))
+    assert "CHANGED" in printed(fold.show, fold_result(unchanged=False))
     sections = fold.fold_sections(fold_result(unchanged=False))
     assert 'class="warning"' in sections[0].body and "model</dd>" in sections[0].body
     assert 'class="warning"' not in fold.fold_sections(fold_result())[0].body
     remains = fold_result() | {"massive_after": [examples.massive(9, 500.0, 2, 4, DEPTH)]}
     assert "What remains (strict), by dimension and layer: dim 9, 2-4." in printed(
-        print_fold, remains)
+        fold.show, remains)
 
 
 def test_tables_of_fold_hold_the_numbers():
@@ -465,7 +465,7 @@ def test_tables_of_fold_hold_the_numbers():
     wanted = [["perplexity", "15.5", "15.6"], ["largest |h|", "900", "30"],
               ["dimensions, strict", "1", "0"], ["dimensions, relaxed only", "0", "2"]]
     assert rows(page, "folded</th>") == wanted
-    text = written(print_fold, remains)
+    text = written(fold.show, remains)
     assert all(" ".join(row) in " ".join(text.split()) for row in wanted)
 
 

@@ -10,17 +10,19 @@ import report_examples as examples
 from page_reader import read_page as read
 
 from jax_massact.report import charts
+from jax_massact.report.encode import write_text
 from jax_massact.report.html import (
     Section,
     escape,
     render,
     script_json,
 )
-from jax_massact.studies.probe.page import write_probe_page
+from jax_massact.studies.probe.page import probe_page
 
 
 def write(result, folder: Path) -> Path:
-    return write_probe_page(result, examples.activation_map(result), folder / "report.html")
+    page = probe_page(result, examples.activation_map(result))
+    return write_text(folder / "report.html", page)
 
 
 def test_sections_and_their_links(tmp_path):

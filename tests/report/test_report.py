@@ -4,15 +4,21 @@ import pytest
 import report_examples as examples
 from json_schema import read, violations
 
-from jax_massact.studies.probe.report import write_probe_report
+from jax_massact.studies.output import Outcome, write_files
 from jax_massact.studies.probe.result import ProbeResult
+
+
+def write_report(result, activation_map, folder):
+    paths, failures = write_files("probe", Outcome(result, (activation_map,)), folder)
+    assert failures == []
+    return paths
 
 
 @pytest.mark.parametrize("name", ["strict_found", "none_found", "relaxed_only", "nasty"])
 def test_writes_every_file_and_json_of_the_schema(name, tmp_path):
     result = examples.EXAMPLES[name]()
     activation_map = examples.activation_map(result)
-    paths = write_probe_report(result, activation_map, tmp_path / "new" / "folder")
+    paths = write_report(result, activation_map, tmp_path / "new" / "folder")
     relative = [str(p.relative_to(tmp_path / "new" / "folder")) for p in paths]
     assert relative[:2] == ["probe.json", "report.html"] and len(relative) == 8
     assert all(p.stat().st_size > 0 for p in paths)
@@ -36,7 +42,7 @@ def test_the_schema_walk_sees_what_is_wrong(tmp_path):
 
 def test_nan_is_null_in_the_file(tmp_path):
     result = examples.broken_numbers()
-    paths = write_probe_report(result, examples.activation_map(result), tmp_path)
+    paths = write_report(result, examples.activation_map(result), tmp_path)
     written = read(paths[0])
     assert written["layers"][4]["median"] is None
     assert written["massive"][0]["value_mean"] is None
@@ -46,6 +52,6 @@ def test_nan_is_null_in_the_file(tmp_path):
 def test_a_second_report_replaces_the_first(tmp_path):
     for make in (examples.strict_found, examples.none_found):
         result = make()
-        paths = write_probe_report(result, examples.activation_map(result), tmp_path)
+        paths = write_report(result, examples.activation_map(result), tmp_path)
     assert read(paths[0])["massive"] == []
     assert "Dimension 507" not in paths[1].read_text(encoding="utf-8")

@@ -13,15 +13,14 @@ from tiny_models import LLAMA, ids
 from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.nn.transformer import abstract
 from jax_massact.studies.collector import (
-    MAX_LISTED,
     PROMPT_TOKENS,
     compile_probe,
-    massive_records,
-    outlier_records,
     probe_batch,
-    probe_sequences,
+    probe_inputs,
 )
 from jax_massact.studies.frame import versions
+from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.records import MAX_LISTED, massive_records, outlier_records
 
 S, T = 5, 12
 TOKENS = np.array(ids(CONFIG, S, T))
@@ -54,9 +53,9 @@ MODEL = two_kinds()
 def probe(batch_size, model=MODEL, tokens=TOKENS, definition=DEFINITION, **settings):
     shape = (batch_size, tokens.shape[1])
     step = compile_probe(model, shape, top_k=3, definition=definition)
-    return probe_sequences(
-        step, model, tokens, batch_size=batch_size, definition=definition, strings=pieces,
-        kind=kind, **settings,
+    inputs = Inputs(tokens, pieces, kind=kind)
+    return probe_inputs(
+        step, model, inputs, batch_size=batch_size, definition=definition, **settings
     )
 
 
@@ -221,9 +220,8 @@ def test_memory_does_not_grow_with_depth_and_stays_below_that_of_logits():
 def test_shapes_are_enough_to_compile():
     definition = Definition()
     step = compile_probe(abstract(CONFIG), (1, T), top_k=3, definition=definition)
-    probed = probe_sequences(
-        step, MODEL, TOKENS[:1], batch_size=1, definition=definition, strings=pieces, kind=kind
-    )
+    inputs = Inputs(TOKENS[:1], pieces, kind=kind)
+    probed = probe_inputs(step, MODEL, inputs, batch_size=1, definition=definition)
     assert probed.layers[0]["layer"] == 0 and len(probed.layers[0]["top"]) == 3
 
 

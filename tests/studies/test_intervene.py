@@ -11,6 +11,7 @@ from planted import LLAMA_CONFIG as CONFIG
 
 from jax_massact.errors import ConfigError, DataError
 from jax_massact.studies.frame import prepare
+from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.interventions import intervene_checkpoint, split
 from jax_massact.studies.interventions_result import InterveneResult, Rebuilt, Target
 from jax_massact.studies.settings import InterveneConfig
@@ -54,11 +55,11 @@ def settings(**changes):
 
 def intervene(folder, **changes):
     config = settings(**changes)
-    total = config.calibration_sequences + config.sequences
-    prepared = prepare(str(folder), config, sequences=total)
+    prepared = prepare(str(folder), config)
     seen = []
-    result = intervene_checkpoint(prepared, config, progress=seen.append)
-    assert seen[-1] == len(prepared.tokens)
+    note = lambda *counts: seen.append(counts)
+    result = intervene_checkpoint(prepared, config, progress=note)
+    assert seen[-1] == (len(prepared.inputs), len(prepared.inputs))
     return result, prepared
 
 
@@ -69,7 +70,7 @@ def test_every_perplexity_is_that_of_the_plain_model(folders, layers):
     )
     assert result.keys() == InterveneResult.__annotations__.keys()
     model = prepared.checkpoint.load_model()
-    calibration, held_out = prepared.tokens[:4], prepared.tokens[4:9]
+    calibration, held_out = prepared.inputs.tokens[:4], prepared.inputs.tokens[4:9]
     at = {"first": [WRITER], "all": [*range(WRITER, REMOVER)], "2,3": [2, 3]}[layers]
     assert [(t["layer"], t["dim"]) for t in result["targets"]] == [(l, DIM) for l in at]
     means = {
@@ -111,7 +112,7 @@ def test_the_control_zeroes_as_many_ordinary_activations(folders):
     (target,) = result["targets"]
     control = target["control_dim"]
     assert control != DIM
-    model, held_out = prepared.checkpoint.load_model(), prepared.tokens[4:9]
+    model, held_out = prepared.checkpoint.load_model(), prepared.inputs.tokens[4:9]
     rows = []
     for s, row in enumerate(held_out):
         post = plain_model.run(model, row)["post"][WRITER]
@@ -149,7 +150,7 @@ def test_none_found_is_a_result(folders):
     assert result["after_zero"] is None and result["perplexity"].keys() == {"original"}
     model = prepared.checkpoint.load_model()
     rows = [plain_model.losses(plain_model.run(model, row)["logits"], row)
-            for row in prepared.tokens[4:9]]
+            for row in prepared.inputs.tokens[4:9]]
     assert result["loss"]["original"]["mean"] == pytest.approx(np.mean(rows), abs=2e-4)
 
 
@@ -175,12 +176,12 @@ def test_layers_must_be_numbers(layers):
 
 def test_a_short_text_is_split_in_proportion():
     class Few:
-        tokens = np.zeros((6, T), np.int32)
+        inputs = Inputs(np.zeros((6, T), np.int32), str)
 
     config = settings(calibration_sequences=10, sequences=20)
     calibration, held_out = split(Few, config)
     assert (len(calibration), len(held_out)) == (2, 4)
-    Few.tokens = Few.tokens[:2]
+    Few.inputs = Few.inputs[:2]
     assert [len(x) for x in split(Few, config)] == [1, 1]
 
 

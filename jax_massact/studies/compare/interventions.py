@@ -1,4 +1,4 @@
-"""The interventions of `probe.intervene` on a finished run: its model, on its own held-out data."""
+"""The interventions of `massact intervene` on a finished run: its model, on its held-out data."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from jax_massact.data.text import Documents
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import UserError
 from jax_massact.load import RUN_MODEL, open_checkpoint
+from jax_massact.studies.collector import in_front
 from jax_massact.studies.frame import Prepared
+from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.interventions import intervene_checkpoint
 from jax_massact.studies.interventions_result import InterveneResult
 from jax_massact.studies.settings import InterveneConfig
@@ -58,12 +60,17 @@ def intervene_run(folder: Path, config: TrainConfig) -> InterveneResult:
         definition=config.watch.definition,
         fractions=(),
     )
+    tokenizer = stream.tokenizer or _nameless(stream.vocab_size)
     prepared = Prepared(
         name=str(folder),
         checkpoint=checkpoint,
-        tokenizer=stream.tokenizer or _nameless(stream.vocab_size),
+        tokenizer=tokenizer,
         text=Documents(f"validation rows of {stream.description}", ()),
-        tokens=_different(stream.validation(0, 2 * count)[:, :-1]),
+        inputs=Inputs(
+            _different(stream.validation(0, 2 * count)[:, :-1]),
+            tokenizer.token_strings,
+            in_front(checkpoint.config),
+        ),
         bos=has_first,
     )
     return intervene_checkpoint(prepared, settings)

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from rich.console import Console, RenderableType
 from rich.console import Group as Lines
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -83,7 +83,12 @@ def comparison_table(result: Comparison, *, ascii_only: bool = False) -> Rendera
     return Lines(table, Text("\n".join(notes), style="dim"))
 
 
-def save_comparison_figures(result: Comparison, folder: Path) -> list[Path]:
+def show(result: Comparison, console: Console) -> None:
+    """Prints the table."""
+    console.print(comparison_table(result, ascii_only=console.options.ascii_only))
+
+
+def figures(result: Comparison, *, folder: Path) -> list[Path]:
     """Draws `validation_loss`, `layers`, `emergence` and, if any were made, `interventions`.
 
     Each as PNG and PDF.

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from jax_massact.report import words
 from jax_massact.report.charts import FONT, layer_layout, line
-from jax_massact.report.encode import to_json, write_text
 from jax_massact.report.html import (
     Section,
     chart,
@@ -168,7 +167,7 @@ def mean_of(values: Sequence[float] | None) -> float | None:
     return None if not values else float(np.mean(values))
 
 
-def print_explain(result: ExplainResult, console: Console) -> None:
+def show(result: ExplainResult, console: Console) -> None:
     """Prints the verdict, a row for every layer, and where massive activations sit."""
     ascii_only = console.options.ascii_only
     spell = spelled if ascii_only else str
@@ -221,35 +220,17 @@ def _layers(result: ExplainResult, plus_minus: str) -> Table:
     return rows
 
 
-def write_explain_report(
-    result: ExplainResult, attention_map: AttentionMap, folder: Path
-) -> list[Path]:
-    """Writes `explain.json`, `explain.html` and the figures into `folder`.
+def page(result: ExplainResult, attention_map: AttentionMap) -> str:
+    """The page, as HTML."""
+    title = f"What attention makes of massive activations in {result['model']['name']}"
+    return render_report(title, result, explain_sections(result, attention_map))
 
-    Each file is written whole or not at all; files of the same names are replaced.
 
-    Args:
-      result: what was measured.
-      attention_map: of the first sequence, float32 [L, tokens, tokens].
-      folder: made when missing.
-
-    Returns:
-      Every file written, `explain.json` first.
-
-    Raises:
-      OSError: the folder cannot be made or written to.
-    """
+def figures(result: ExplainResult, attention_map: AttentionMap, *, folder: Path) -> list[Path]:
+    """Draws the figures into `folder`."""
     from jax_massact.studies.explain.figures import save_explain_figures
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    title = f"What attention makes of massive activations in {result['model']['name']}"
-    page = render_report(title, result, explain_sections(result, attention_map))
-    return [
-        write_text(folder / "explain.json", to_json(result, indent=2) + "\n"),
-        write_text(folder / "explain.html", page),
-        *save_explain_figures(result, attention_map, folder / "figures"),
-    ]
+    return save_explain_figures(result, attention_map, folder)
 
 
 def share_series(result: ExplainResult) -> list[Series]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
-    Massive,
+    MassiveRecord,
     ModelInfo,
 )
 
@@ -26,7 +26,7 @@ class MeanStd(TypedDict):
     std: float
 
 
-class AttentionStats(TypedDict):
+class AttentionRecord(TypedDict):
     sink_rate: MeanStd  # share of heads whose mean attention to the first token exceeds epsilon
     first: list[float]  # share of attention mass on the first token, each head
     massive: list[float] | None  # on massive tokens, from queries that see one and are not massive
@@ -58,7 +58,7 @@ class UpdateStats(TypedDict):
 
 class ExplainLayer(TypedDict):
     layer: int
-    attention: AttentionStats
+    attention: AttentionRecord
     stream: VectorStats  # resid_pre
     normed: VectorStats
     keys: VectorStats
@@ -74,7 +74,8 @@ class Location(TypedDict):
     bos: bool
     sequences: int
     sequence_length: int
-    massive: list[Massive]  # value_mean +- value_std, kinds, tokens and positions of each dimension
+    # value_mean +- value_std, kinds, tokens and positions of each dimension
+    massive: list[MassiveRecord]
 
 
 class ExplainResult(TypedDict):
@@ -82,7 +83,7 @@ class ExplainResult(TypedDict):
     model: ModelInfo
     data: DataInfo
     definition: DefinitionInfo
-    massive: list[Massive]  # found on this text
+    massive: list[MassiveRecord]  # found on this text
     massive_tokens: float  # mean number in a sequence
     sink_epsilon: float
     sink_length: int  # only the first so many queries count for the sink rate

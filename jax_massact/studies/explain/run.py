@@ -9,24 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jax_massact.data.pieces import token_kind
 from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.measure.mechanism import LayerMechanism, explain
 from jax_massact.nn.transformer import Transformer
-from jax_massact.results import SCHEMA_VERSION, Massive
+from jax_massact.results import SCHEMA_VERSION, MassiveRecord
 from jax_massact.studies.collector import (
     Collector,
     Found,
-    batches,
     compile_probe,
-    in_front,
-    massive_records,
-    probe_sequences,
+    probe_inputs,
 )
 from jax_massact.studies.explain.result import (
     AttentionMap,
-    AttentionStats,
+    AttentionRecord,
     ExplainLayer,
     ExplainResult,
     Location,
@@ -37,90 +33,83 @@ from jax_massact.studies.explain.result import (
 from jax_massact.studies.explain.settings import ExplainConfig
 from jax_massact.studies.frame import (
     Prepared,
+    Progress,
     Stopwatch,
     compile_while_loading,
     data_info,
     definition_info,
     model_info,
+    silent,
     versions,
 )
+from jax_massact.studies.output import Outcome
+from jax_massact.studies.records import massive_records
 
 VECTORS = ("stream", "normed", "keys", "values")
 
 
-def explain_checkpoint(
-    prepared: Prepared,
-    config: ExplainConfig,
-    *,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[ExplainResult, AttentionMap]:
+def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) -> Outcome:
     """Finds the massive tokens of every sequence, then measures what attention makes of them.
 
     Two passes over the text: which tokens are massive is known only after the layers that write
-    them, and the first layers are measured as well.
+    them, and the first layers are measured as well. Then come the location studies.
 
-    Args:
-      progress: called with the number of sequences done, of `total_sequences`.
+    Returns:
+      An `ExplainResult` and the attention map of the first sequence.
 
     Raises:
       WeightsError: a weight cannot be read.
       DataError: the text is too short for the location study.
     """
     watch = Stopwatch()
-    tokens = prepared.tokens
-    batch = min(config.batch_size, len(tokens))
+    inputs = prepared.inputs
+    batch = min(config.batch_size, len(inputs))
+    total_sequences = 2 * len(inputs) + len(bos_choices(prepared)) * config.location_sequences
     find, model = compile_while_loading(
         prepared.checkpoint,
         config.dtype,
         lambda shapes: compile_probe(
-            shapes, (batch, tokens.shape[1]), top_k=1, definition=config.definition
+            shapes, (batch, inputs.tokens.shape[1]), top_k=1, definition=config.definition
         ),
     )
     seconds = {"load_and_compile": watch.lap()}
-    collector = Collector(
-        config.definition, prepared.tokenizer.token_strings, token_kind,
-        in_front=in_front(model.config),
-    )
+    collector = Collector(config.definition, inputs)
     found: list[list[Found]] = []
-    for rows, full, keep in batches(tokens, batch):
-        found += collector.add(jax.device_get(find(model, full, keep)), rows)
-        progress(len(found))
+    for _, tokens, keep in inputs.batches(batch):
+        found += collector.add(jax.device_get(find(model, tokens, keep)))
+        progress(len(found), total_sequences)
     massive = massive_records(collector.probed())
-    marks = mark_tokens(found, massive, (len(tokens), tokens.shape[1] + in_front(model.config)))
+    marks = mark_tokens(found, massive, (len(inputs), inputs.length))
     seconds["find"] = watch.lap()
 
     step = jax.jit(explain, static_argnames="sink_length")
     total = Totals(config.sink_epsilon)
     picture: AttentionMap | None = None
-    done = 0
-    for rows, full, _ in batches(tokens, batch):
-        n = len(rows)
-        at = marks[done : done + n]
+    for rows, tokens, _ in inputs.batches(batch):
+        at = marks[rows]
+        n = len(at)
         padded = np.concatenate([at, np.repeat(at[-1:], batch - n, axis=0)])
         measured: Any = jax.device_get(
-            step(model, full, jnp.asarray(padded), sink_length=config.sink_length)
+            step(model, tokens, jnp.asarray(padded), sink_length=config.sink_length)
         )
         total.add(jax.tree.map(lambda x, n=n: np.float64(x[:, :n]), measured))
         if picture is None:
             weight = measured.map[:, 0]
-            shown = prepared.tokenizer.token_strings(rows[0])
-            front = collector.with_front(rows).shape[1] - rows.shape[1]
-            names = (["<sink>"] * front + shown)[: weight.shape[1]]
-            picture = AttentionMap(weight, names, at[0, : weight.shape[1]].tolist())
-        done += n
-        progress(len(tokens) + done)
+            shown = weight.shape[1]
+            picture = AttentionMap(weight, inputs.names(0, shown), at[0, :shown].tolist())
+        progress(len(inputs) + rows.stop, total_sequences)
     assert picture is not None
     has_extra = model.config.attention in ("kv_bias", "k_bias", "sink_logit", "softmax1")
     layers = total.layers(has_extra)
     seconds["explain"] = watch.lap()
     locations = _locations(
-        prepared, config, model, lambda n: progress(2 * len(tokens) + n)
+        prepared, config, model, lambda n: progress(2 * len(inputs) + n, total_sequences)
     )
     seconds["locate"] = watch.lap()
     result = ExplainResult(
         schema=SCHEMA_VERSION,
         model=model_info(prepared, config.dtype, model),
-        data=data_info(prepared, config, len(tokens)),
+        data=data_info(prepared, config),
         definition=definition_info(config.definition),
         massive=massive,
         massive_tokens=float(marks.sum(1).mean()),
@@ -133,7 +122,7 @@ def explain_checkpoint(
         seconds=seconds,
         versions=versions(),
     )
-    return result, picture
+    return Outcome(result, (picture,))
 
 
 def bos_choices(prepared: Prepared) -> list[bool]:
@@ -141,14 +130,8 @@ def bos_choices(prepared: Prepared) -> list[bool]:
     return [False, True] if prepared.tokenizer.bos_id is not None else [False]
 
 
-def total_sequences(prepared: Prepared, config: ExplainConfig) -> int:
-    """How many sequences `explain_checkpoint` runs: the text twice, then the location studies."""
-    studies = len(bos_choices(prepared)) * config.location_sequences
-    return 2 * len(prepared.tokens) + studies
-
-
 def mark_tokens(
-    found: list[list[Found]], massive: list[Massive], shape: tuple[int, int]
+    found: list[list[Found]], massive: list[MassiveRecord], shape: tuple[int, int]
 ) -> Bool[np.ndarray, "S T"]:
     """The massive tokens: those with an activation over the threshold, at any of the layers at
     which its dimension is massive.
@@ -290,7 +273,7 @@ class Totals:
             drain = values["norm_massive"] / values["norm_other"]
         return ExplainLayer(
             layer=l,
-            attention=AttentionStats(
+            attention=AttentionRecord(
                 sink_rate=mean_std(self.sink_rate()[l]),
                 first=heads("first") or [],
                 massive=heads("massive"),
@@ -358,11 +341,11 @@ def _locations(
     locations, done = [], 0
     for bos in bos_choices(prepared):
         tokens = _location_tokens(prepared, config, bos)
-        batch = min(config.batch_size, len(tokens))
+        inputs = dataclasses.replace(prepared.inputs, tokens=tokens)
+        batch = min(config.batch_size, len(inputs))
         step = compile_probe(model, (batch, tokens.shape[1]), top_k=1, definition=config.definition)
-        probed = probe_sequences(
-            step, model, tokens, batch_size=batch, definition=config.definition,
-            strings=prepared.tokenizer.token_strings, kind=token_kind,
+        probed = probe_inputs(
+            step, model, inputs, batch_size=batch, definition=config.definition,
             progress=lambda n, done=done: progress(done + n),
         )
         done += config.location_sequences

@@ -1,13 +1,11 @@
 """The report of `massact fold`: whether the folded model is the same, and what remains massive."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from jax_massact.report import words
-from jax_massact.report.encode import to_json, write_text
 from jax_massact.report.html import Section, table
 from jax_massact.report.sections import (
     massive_tables,
@@ -22,7 +20,7 @@ from jax_massact.report.terminal import (
     section_title,
     spelled,
 )
-from jax_massact.results import Massive
+from jax_massact.results import MassiveRecord
 from jax_massact.studies.fold.result import FoldResult
 
 
@@ -59,7 +57,7 @@ def verdict(result: FoldResult) -> list[str]:
     return lines
 
 
-def _dims(records: Sequence[Massive]) -> str:
+def _dims(records: Sequence[MassiveRecord]) -> str:
     """`dim 7`, `3 dimensions (dim 507, 260, 247)`, `none`."""
     if not records:
         return "none"
@@ -86,7 +84,7 @@ def _numbers(result: FoldResult) -> list[tuple[str, str, str]]:
     ]
 
 
-def print_fold(result: FoldResult, console: Console) -> None:
+def show(result: FoldResult, console: Console) -> None:
     """Prints the verdict, both models side by side, and what remains."""
     ascii_only = console.options.ascii_only
     spell = spelled if ascii_only else str
@@ -110,24 +108,10 @@ def print_fold(result: FoldResult, console: Console) -> None:
     console.print(Group(*parts))
 
 
-def write_fold_report(result: FoldResult, folder: Path) -> list[Path]:
-    """Writes `fold.json` and `fold.html` into `folder`.
-
-    Each file is written whole or not at all; files of the same names are replaced.
-
-    Returns:
-      Both files, `fold.json` first.
-
-    Raises:
-      OSError: the folder cannot be made or written to.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def page(result: FoldResult) -> str:
+    """The page, as HTML."""
     title = f"{result['model']['name']} without its first token"
-    return [
-        write_text(folder / "fold.json", to_json(result, indent=2) + "\n"),
-        write_text(folder / "fold.html", render_report(title, result, fold_sections(result))),
-    ]
+    return render_report(title, result, fold_sections(result))
 
 
 def fold_sections(result: FoldResult) -> list[Section]:

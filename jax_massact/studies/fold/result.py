@@ -5,7 +5,7 @@ from typing import TypedDict
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
-    Massive,
+    MassiveRecord,
     ModelInfo,
 )
 
@@ -25,8 +25,8 @@ class FoldResult(TypedDict):
     perplexity_original: float
     perplexity_folded: float
     definition: DefinitionInfo
-    massive_before: list[Massive]
-    massive_after: list[Massive]  # what remains, at other tokens than the first
+    massive_before: list[MassiveRecord]
+    massive_after: list[MassiveRecord]  # what remains, at other tokens than the first
     largest_before: float  # |resid_post| at any token and layer
     largest_after: float
     saved_to: str | None

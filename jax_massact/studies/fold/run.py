@@ -2,53 +2,53 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_massact.data.pieces import token_kind
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import DataError
 from jax_massact.measure.fold import fold
 from jax_massact.measure.loss import losses_of
 from jax_massact.measure.magnitudes import magnitudes_tap
-from jax_massact.nn.transformer import Transformer
 from jax_massact.results import SCHEMA_VERSION
+from jax_massact.save import save
 from jax_massact.studies.collector import (
     Collector,
-    batches,
-    massive_records,
     reduce_batch,
 )
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.frame import (
     Prepared,
+    Progress,
     Stopwatch,
     data_info,
     definition_info,
     model_info,
+    silent,
     versions,
 )
+from jax_massact.studies.output import Outcome
+from jax_massact.studies.records import massive_records
 
+MODEL = "model"  # the subfolder that holds the folded model
 # Of logits in float32, relative to the largest.
 ALLOWED_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def fold_checkpoint(
-    prepared: Prepared,
-    config: FoldConfig,
-    *,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[FoldResult, Transformer]:
+def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> Outcome:
     """Folds a checkpoint and compares it with the original on a text.
 
     Args:
       prepared: with sequences without the first token (`bos` false), one token shorter than the
         model takes.
+
+    Returns:
+      A `FoldResult`; its `save` writes the folded model where the settings ask for it.
 
     Raises:
       WeightsError: a weight cannot be read.
@@ -62,17 +62,20 @@ def fold_checkpoint(
     model = prepared.checkpoint.load_model(config.dtype)
     folded = jax.jit(fold)(model, jnp.int32(first))
     seconds = {"load_and_fold": watch.lap()}
-    tokens = prepared.tokens
-    size = min(config.batch_size, len(tokens))
-    strings = prepared.tokenizer.token_strings
-    before = Collector(config.definition, strings, token_kind)
-    after = Collector(config.definition, strings, token_kind)
+    inputs = prepared.inputs
+    column = np.full((len(inputs), 1), first, inputs.tokens.dtype)
+    whole_inputs = dataclasses.replace(
+        inputs, tokens=np.concatenate([column, inputs.tokens], axis=1)
+    )
+    size = min(config.batch_size, len(inputs))
+    before = Collector(config.definition, whole_inputs)
+    after = Collector(config.definition, inputs)
     difference = largest = 0.0
     losses: dict[str, list[np.ndarray]] = {"original": [], "folded": []}
     tops = {"original": 0.0, "folded": 0.0}
 
     @jax.jit
-    def run(model, tokens, keep):
+    def forward(model, tokens, keep):
         tap = lambda acts: magnitudes_tap(acts, top_k=1, definition=config.definition)
         logits, stats = model(tokens, tap=tap)
         return logits.astype(jnp.float32), reduce_batch(stats, keep, config.definition)
@@ -89,23 +92,23 @@ def fold_checkpoint(
             losses_of(own, tokens),
         )
 
-    for rows, full, keep in batches(tokens, size):
-        with_first = np.concatenate([np.full((len(full), 1), first, full.dtype), full], axis=1)
-        whole, whole_batch = run(model, with_first, keep)
-        own, own_batch = run(folded, full, keep)
-        gap, top, loss_whole, loss_own = jax.device_get(compare(whole, own, full, keep))
+    for (rows, own_tokens, keep), (_, whole_tokens, _) in zip(
+        inputs.batches(size), whole_inputs.batches(size), strict=True
+    ):
+        whole, whole_batch = forward(model, whole_tokens, keep)
+        own, own_batch = forward(folded, own_tokens, keep)
+        gap, top, loss_whole, loss_own = jax.device_get(compare(whole, own, own_tokens, keep))
         difference, largest = max(difference, float(gap)), max(largest, float(top))
-        n = len(rows)
+        n = rows.stop - rows.start
         losses["original"].append(loss_whole[:n])
         losses["folded"].append(loss_own[:n])
-        for name, batch, collector, ids in (
-            ("original", whole_batch, before, with_first[:n]),
-            ("folded", own_batch, after, rows),
+        for name, batch, collector in (
+            ("original", whole_batch, before), ("folded", own_batch, after)
         ):
             host: Any = jax.device_get(batch)
-            collector.add(host, ids)
+            collector.add(host)
             tops[name] = max(tops[name], float(np.abs(host.sequences.top.value[:, :n]).max()))
-        progress(before.sequences)
+        progress(rows.stop, len(inputs))
     seconds["compare"] = watch.lap()
     relative = difference / largest if largest else math.inf
     perplexity = {name: float(np.exp(np.mean(x))) for name, x in losses.items()}
@@ -113,9 +116,9 @@ def fold_checkpoint(
     result = FoldResult(
         schema=SCHEMA_VERSION,
         model=info,
-        first_token=strings([first])[0],
+        first_token=inputs.name(first),
         first_token_id=first,
-        data=data_info(prepared, config, len(tokens)),
+        data=data_info(prepared, config),
         logit_difference=relative,
         allowed_difference=ALLOWED_DIFFERENCE[config.dtype],
         unchanged=relative <= ALLOWED_DIFFERENCE[config.dtype],
@@ -131,7 +134,12 @@ def fold_checkpoint(
         seconds=seconds,
         versions=versions(),
     )
-    return result, folded
+
+    def save_model(folder: Path) -> None:
+        save(folded, folder / MODEL, tokenizer=prepared.tokenizer)
+        result["saved_to"] = MODEL
+
+    return Outcome(result, save=save_model if config.save else None)
 
 
 def find_first_token(tokenizer: Tokenizer, name: str) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jax_massact.errors import ConfigError
 from jax_massact.settings import check_in, check_int
 from jax_massact.studies.settings import RunConfig
 
@@ -17,11 +18,23 @@ class FoldConfig(RunConfig):
     """
 
     sequences: int = 4
+    bos: str = "false"
     first_token: str = "bos"
     save: bool = True
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        if self.bos == "true":
+            raise ConfigError(
+                "bos is 'true'; expected for folding: auto or false. The first token is put in "
+                "front of every sequence of the original model; see first_token"
+            )
+        object.__setattr__(self, "bos", "false")
         check_int("sequence_length", self.sequence_length, 3)
         check_in("save", self.save, (True, False))
         object.__setattr__(self, "first_token", str(self.first_token))
+
+    @property
+    def spare(self) -> int:
+        """One position, for the first token."""
+        return 1

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from jax_massact.report import words
 from jax_massact.report.charts import FONT, layer_layout, line
-from jax_massact.report.encode import to_json, write_text
 from jax_massact.report.html import (
     Section,
     chart,
@@ -158,7 +157,7 @@ def data_line(result: InterveneResult) -> str:
     )
 
 
-def print_intervene(result: InterveneResult, console: Console) -> None:
+def show(result: InterveneResult, console: Console) -> None:
     """Prints the verdict, the perplexities, the targets, and what is large once they are zero."""
     ascii_only = console.options.ascii_only
     spell = spelled if ascii_only else str
@@ -208,29 +207,17 @@ def _targets(targets: Sequence[Target]) -> Table:
     return rows
 
 
-def write_intervene_report(result: InterveneResult, folder: Path) -> list[Path]:
-    """Writes `intervene.json`, `intervene.html` and the figures into `folder`.
+def page(result: InterveneResult) -> str:
+    """The page, as HTML."""
+    title = f"Interventions in {result['model']['name']}"
+    return render_report(title, result, intervene_sections(result))
 
-    Each file is written whole or not at all; files of the same names are replaced.
 
-    Returns:
-      Every file written, `intervene.json` first.
-
-    Raises:
-      OSError: the folder cannot be made or written to.
-    """
+def figures(result: InterveneResult, *, folder: Path) -> list[Path]:
+    """Draws the figures into `folder`."""
     from jax_massact.studies.intervene.figures import save_intervene_figures
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    title = f"Interventions in {result['model']['name']}"
-    return [
-        write_text(folder / "intervene.json", to_json(result, indent=2) + "\n"),
-        write_text(
-            folder / "intervene.html", render_report(title, result, intervene_sections(result))
-        ),
-        *save_intervene_figures(result, folder / "figures"),
-    ]
+    return save_intervene_figures(result, folder)
 
 
 def intervene_sections(result: InterveneResult) -> list[Section]:

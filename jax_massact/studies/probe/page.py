@@ -1,9 +1,7 @@
 """The page of a probe: `report.html`, one file that opens without a network."""
 
-from pathlib import Path
 
 from jax_massact.report import charts, words
-from jax_massact.report.encode import write_text
 from jax_massact.report.html import (
     Section,
     chart,
@@ -19,24 +17,22 @@ from jax_massact.report.sections import (
     settings_section,
     verdict_section,
 )
-from jax_massact.results import ActivationMap, Massive
+from jax_massact.results import ActivationMap, MassiveRecord
 from jax_massact.studies.probe.result import ProbeResult
 
 # How whitespace and its like are shown in a prompt: a pale sign, then the character itself.
 VISIBLE = {"\n": "↵\n", "\t": "→\t", " ": "·", "\r": "␍"}
 
 
-def write_probe_page(result: ProbeResult, activation_map: ActivationMap, path: Path) -> Path:
-    """Writes the report of a probe as one HTML file.
+def probe_page(result: ProbeResult, activation_map: ActivationMap) -> str:
+    """The report of a probe as one HTML page.
 
     Args:
       result: what the probe found.
       activation_map: |resid_post| of the first sequence, [L, tokens, bins].
-      path: the file to write; replaced whole when it exists.
     """
     title = f"Massive activations in {result['model']['name']}"
-    sections = probe_sections(result, activation_map)
-    return write_text(path, render_report(title, result, sections))
+    return render_report(title, result, probe_sections(result, activation_map))
 
 
 def probe_sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section]:
@@ -109,7 +105,7 @@ def _writers(result: ProbeResult) -> str:
 def _prompt(result: ProbeResult) -> str:
     prompt = result["prompt"]
     records = {r["dim"]: r for r in result["massive"]}
-    at: dict[int, list[Massive]] = {}
+    at: dict[int, list[MassiveRecord]] = {}
     for position, dim in prompt["massive"]:
         at.setdefault(position, []).append(records[dim])
     spans = "".join(
@@ -122,7 +118,7 @@ def _prompt(result: ProbeResult) -> str:
     return paragraphs([note], "soft") + f'<div class="prompt">{spans}</div>'
 
 
-def _prompt_token(position: int, token: str, records: list[Massive]) -> str:
+def _prompt_token(position: int, token: str, records: list[MassiveRecord]) -> str:
     text = "".join(_visible(c) for c in token) or "<i>∅</i>"
     # The last line break stands behind the element, whose outline would run on into the next line.
     text, end = (text[:-1], "\n") if text.endswith("\n") else (text, "")

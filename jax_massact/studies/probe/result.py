@@ -6,7 +6,7 @@ from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
     LayerStats,
-    Massive,
+    MassiveRecord,
     ModelInfo,
     OutlierFeature,
     Prompt,
@@ -19,7 +19,7 @@ class ProbeResult(TypedDict):
     data: DataInfo
     definition: DefinitionInfo
     layers: list[LayerStats]
-    massive: list[Massive]
+    massive: list[MassiveRecord]
     outlier_features: list[OutlierFeature]
     prompt: Prompt
     config: dict  # the settings of the run, resolved

@@ -1,74 +1,61 @@
 """The probe of a checkpoint on a text, from their names to one result."""
 
 import dataclasses
-from collections.abc import Callable
 
-from jax_massact.data.pieces import token_kind
-from jax_massact.results import (
-    SCHEMA_VERSION,
-    ActivationMap,
-)
-from jax_massact.studies.collector import (
-    compile_probe,
-    massive_records,
-    outlier_records,
-    probe_sequences,
-)
+from jax_massact.results import SCHEMA_VERSION
+from jax_massact.studies.collector import compile_probe, probe_inputs
 from jax_massact.studies.frame import (
     Prepared,
+    Progress,
     Stopwatch,
     compile_while_loading,
     data_info,
     definition_info,
     model_info,
+    silent,
     versions,
 )
+from jax_massact.studies.output import Outcome
 from jax_massact.studies.probe.result import ProbeResult
 from jax_massact.studies.probe.settings import ProbeConfig
+from jax_massact.studies.records import massive_records, outlier_records
 
 
-def probe_checkpoint(
-    prepared: Prepared,
-    config: ProbeConfig,
-    *,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[ProbeResult, ActivationMap]:
+def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) -> Outcome:
     """Runs the probe and merges its statistics into one result.
 
-    Args:
-      progress: called with the number of sequences done.
+    Returns:
+      A `ProbeResult` and the activation map of the first sequence.
 
     Raises:
       WeightsError: a weight cannot be read.
     """
     watch = Stopwatch()
-    checkpoint, tokens = prepared.checkpoint, prepared.tokens
-    batch = min(config.batch_size, len(tokens))
+    inputs = prepared.inputs
+    batch = min(config.batch_size, len(inputs))
     step, model = compile_while_loading(
-        checkpoint,
+        prepared.checkpoint,
         config.dtype,
         lambda shapes: compile_probe(
             shapes,
-            (batch, tokens.shape[1]),
+            (batch, inputs.tokens.shape[1]),
             top_k=config.top_k,
             definition=config.definition,
         ),
     )
     loaded = watch.lap()
-    probed = probe_sequences(
+    probed = probe_inputs(
         step,
         model,
-        tokens,
+        inputs,
         batch_size=batch,
         definition=config.definition,
-        strings=prepared.tokenizer.token_strings,
-        kind=token_kind,
-        progress=progress,
+        progress=lambda done: progress(done, len(inputs)),
     )
     result = ProbeResult(
         schema=SCHEMA_VERSION,
         model=model_info(prepared, config.dtype, model),
-        data=data_info(prepared, config, len(tokens)),
+        data=data_info(prepared, config),
         definition=definition_info(config.definition),
         layers=probed.layers,
         massive=massive_records(probed),
@@ -78,4 +65,4 @@ def probe_checkpoint(
         seconds={"load_and_compile": loaded, "run": watch.lap()},
         versions=versions(),
     )
-    return result, probed.map
+    return Outcome(result, (probed.map,))

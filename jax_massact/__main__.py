@@ -1,4 +1,4 @@
-"""`python -m jax_massact.cli`: the same as `massact`."""
+"""`python -m jax_massact`: the same as `massact`."""
 
 import sys
 

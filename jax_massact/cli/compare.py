@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.console
-
 from jax_massact.cli.settings import load_file, resolve
 from jax_massact.errors import ConfigError, UserError
-from jax_massact.report.encode import to_json, write_text
+from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
-from jax_massact.studies.compare.report import comparison_table, save_comparison_figures
-from jax_massact.studies.compare.run import Comparison, compare_runs
-from jax_massact.train.command import run_train
+from jax_massact.studies.compare.run import compare_runs
+from jax_massact.studies.output import Outcome, finish
+from jax_massact.train.command import code_of, run_train
 from jax_massact.train.config import TrainConfig
 
 VARIANTS = "standard,sink,kv_bias"
@@ -27,7 +25,7 @@ def run_compare(
     variants: str = VARIANTS,
     seeds: int = 1,
     interventions: bool = True,
-) -> Comparison | None:
+) -> int:
     """Compares finished runs, or those of `config`, which are trained as far as they are not yet.
 
     Writes `compare.json` and `figures/` into `workdir`, prints the table.
@@ -42,12 +40,12 @@ def run_compare(
       interventions: whether to set each run's massive activations to zero and to their mean.
 
     Returns:
-      The comparison; None where training was stopped before its end.
+      The process's exit code; that of `train` where training was stopped before its end.
 
     Raises:
       UserError: a setting, a run or the folder cannot be used.
     """
-    console = rich.console.Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     folder = Path(workdir).expanduser()
     if config is None:
         if overrides:
@@ -58,20 +56,16 @@ def run_compare(
             raise ConfigError(f"{runs[0]} is a run; allowed together with --config: none")
         planned = plan(config, overrides, folder, variants=variants, seeds=seeds)
         for place, settings in planned:
-            if run_train(settings, place, console).summary is None:
-                return None
+            trained = run_train(settings, place, console)
+            if trained.summary is None:
+                return code_of(trained)
         folders = [place for place, _ in planned]
-    result = compare_runs(folders, interventions=interventions, report=console.print)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = write_text(folder / "compare.json", to_json(result, indent=2) + "\n")
-        figures = save_comparison_figures(result, folder / "figures")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    out = rich.console.Console()
-    out.print(comparison_table(result, ascii_only=out.options.ascii_only))
-    console.print(f"wrote {written} and {len(figures)} figures")
-    return result
+    result = compare_runs(folders, interventions=interventions, report=console.print)
+    return finish("compare", Outcome(result), folder, console)
 
 
 def plan(

@@ -1,0 +1,87 @@
+"""What each command does with its arguments: settings, then one call."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jax_massact.cli.settings import resolve
+from jax_massact.cli.table import COMMANDS, load
+from jax_massact.settings import check_int
+
+
+def _settings(args: argparse.Namespace, overrides: list[str]) -> Any:
+    return resolve(load(COMMANDS[args.command].settings), args.config, overrides)
+
+
+def study(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Every study of a model on a text."""
+    from jax_massact.studies.frame import run_study
+
+    return run_study(args.command, args.model, _settings(args, overrides), args.workdir)
+
+
+def train(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact train`."""
+    from jax_massact.cluster.joining import find_cluster
+    from jax_massact.train.command import train_command
+
+    cluster = find_cluster(args.coordinator, args.processes, args.process)
+    check_int("--timeout", args.timeout, 1, 86_400)
+    check_int("--heartbeat", args.heartbeat, 2, 86_400)
+    return train_command(
+        _settings(args, overrides),
+        Path(args.workdir).expanduser(),
+        argv=args.argv,
+        cluster=cluster,
+        timeout=args.timeout,
+        heartbeat=args.heartbeat,
+    )
+
+
+def compare(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact compare`."""
+    from jax_massact.cli.compare import run_compare
+
+    return run_compare(
+        args.runs, args.config, overrides, args.workdir, variants=args.variants, seeds=args.seeds,
+        interventions=args.interventions,
+    )
+
+
+def plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact plan`."""
+    from jax_massact.plan.command import run_plan
+
+    return run_plan(
+        _settings(args, overrides), devices=args.devices, device=args.device,
+        keep_mesh=any(o.lstrip("-").startswith("config.mesh") for o in overrides),
+        json_file=args.json,
+    )
+
+
+def bench_train(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact bench train`."""
+    from jax_massact.cli.bench import run_bench_train
+
+    return run_bench_train(
+        _settings(args, overrides), args.variants.split(","), steps=args.steps,
+        windows=args.windows, meshes=args.meshes, profile=args.profile, reference=args.reference,
+        python=args.python, json_file=args.json,
+    )
+
+
+def bench_attention(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact bench attention`."""
+    from jax_massact.cli.bench import run_bench_attention
+
+    return run_bench_attention(_settings(args, overrides), json_file=args.json)
+
+
+def bench_probe(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact bench probe`."""
+    from jax_massact.cli.bench import run_bench_probe
+
+    return run_bench_probe(
+        args.model, _settings(args, overrides), reference=args.reference, repeat=args.repeat,
+        mesh=args.mesh, json_file=args.json,
+    )

@@ -1,0 +1,292 @@
+"""The commands of `massact`, one row each.
+
+A study of a model is its folder under `studies/` and a row of `STUDIES`. Nothing here imports what
+a command needs: functions and settings are named as "module:name" and imported when one runs.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+_MODEL_HELP = (
+    "a named resource (smollm2-135m), a .gguf file, a folder with config.json and safetensors, or "
+    "a Hugging Face id"
+)
+_VARIANTS = "standard,sink,kv_bias"
+
+
+class Option(NamedTuple):
+    """An argument of a command, as `argparse.ArgumentParser.add_argument` takes it."""
+
+    name: str
+    details: Mapping[str, Any]
+
+
+class Group(NamedTuple):
+    """Options under a title of their own."""
+
+    title: str
+    about: str
+    options: tuple[Option, ...]
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+      about: what it answers, in the list of commands.
+      run: "module:name" of the function that runs it: (arguments, overrides) to an exit code.
+      settings: "module:name" of its settings.
+      options: makes its arguments; called only where they are needed.
+      description: what `--help` says above the arguments.
+      needs_config: whether it cannot run without a file of settings.
+    """
+
+    about: str
+    run: str
+    settings: str
+    options: Callable[[], tuple[Option | Group, ...]]
+    description: str = ""
+    needs_config: bool = False
+
+
+class Study(NamedTuple):
+    """A study of a model on a text: the folder of its name under `studies/`.
+
+    Attributes:
+      about: what it answers.
+      settings: name of its settings, in its `settings` module or, if it has none, in that of all
+        studies.
+      writes: what it leaves in the folder of results.
+      schema: "module:name" of its result's TypedDict, in `studies`.
+    """
+
+    about: str
+    settings: str
+    writes: str
+    schema: str
+
+
+STUDIES = {
+    "probe": Study(
+        about="does a model have massive activations: where, since which layer, how large, who "
+        "writes them",
+        settings="probe.settings:ProbeConfig",
+        writes="probe.json, report.html and figures",
+        schema="probe.result:ProbeResult",
+    ),
+    "intervene": Study(
+        about="what the perplexity is when they are set to zero, to their mean, to a part of it, "
+        "and whether the model needs them",
+        settings="settings:InterveneConfig",
+        writes="intervene.json, intervene.html and figures",
+        schema="interventions_result:InterveneResult",
+    ),
+    "explain": Study(
+        about="what attention makes of them: sink rate, norms, keys and values, value updates, "
+        "locations",
+        settings="explain.settings:ExplainConfig",
+        writes="explain.json, explain.html and figures",
+        schema="explain.result:ExplainResult",
+    ),
+    "fold": Study(
+        about="write the keys and values of a fixed first token as explicit k', v', drop the "
+        "token, and compare",
+        settings="fold.settings:FoldConfig",
+        writes="fold.json, fold.html and the folded model",
+        schema="fold.result:FoldResult",
+    ),
+}
+
+
+def option(name: str, help: str, **details: Any) -> Option:
+    """A row of an option; `help` comes second, since it is what one reads."""
+    return Option(name, {"help": help, **details})
+
+
+def _study(study: Study) -> Command:
+    def options() -> tuple[Option | Group, ...]:
+        return (
+            option("model", _MODEL_HELP, metavar="MODEL"),
+            option(
+                "--workdir", f"folder for {study.writes} (default: massact_out/MODEL)",
+                metavar="DIR",
+            ),
+        )
+
+    settings = f"jax_massact.studies.{study.settings}"
+    return Command(study.about, "jax_massact.cli.run:study", settings, options)
+
+
+def _train() -> tuple[Option | Group, ...]:
+    from jax_massact.cluster.joining import HEARTBEAT, TIMEOUT
+
+    seconds = {"type": int, "metavar": "SECONDS"}
+    return (
+        option(
+            "--workdir", "folder for the run; resumes the run that is already there",
+            metavar="DIR", required=True,
+        ),
+        Group(
+            "several processes",
+            "The same command on every host, except for --process. Where Slurm, Open MPI, "
+            "Kubernetes or a TPU pod starts them, --processes alone is enough.",
+            (
+                option(
+                    "--coordinator", "address of process 0, which all processes must reach (or "
+                    "MASSACT_COORDINATOR)", metavar="HOST:PORT",
+                ),
+                option("--processes", "number of processes (or MASSACT_PROCESSES)", metavar="N"),
+                option(
+                    "--process", "index of this process, from 0 (or MASSACT_PROCESS)", metavar="I"
+                ),
+                option(
+                    "--timeout", "time for all processes to join (%(default)s)", default=TIMEOUT,
+                    **seconds,
+                ),
+                option(
+                    "--heartbeat", "seconds without a heartbeat after which a process is "
+                    "considered dead and the run stops (%(default)s)", default=HEARTBEAT, **seconds,
+                ),
+            ),
+        ),
+    )
+
+
+def _compare() -> tuple[Option | Group, ...]:
+    import argparse
+
+    return (
+        option("runs", "folder of a finished run", metavar="RUN", nargs="*"),
+        option(
+            "--workdir", "folder for compare.json, figures and, with --config, the runs",
+            metavar="DIR", required=True,
+        ),
+        option(
+            "--variants", "attention variants, with --config (%(default)s)", metavar="NAMES",
+            default=_VARIANTS,
+        ),
+        option("--seeds", "runs of each variant (1)", type=int, default=1, metavar="N"),
+        option(
+            "--interventions", "set each run's massive activations to zero, to their mean, and a "
+            "control to zero; needs its model and its data (yes)",
+            action=argparse.BooleanOptionalAction, default=True,
+        ),
+    )
+
+
+def _plan() -> tuple[Option | Group, ...]:
+    from jax_massact.accelerators import ACCELERATORS
+
+    return (
+        option("--devices", "number of devices", type=int, required=True, metavar="N"),
+        option("--device", f"kind: {', '.join(ACCELERATORS)}", required=True, metavar="NAME"),
+        option("--json", "also write the plan to this file", metavar="FILE"),
+    )
+
+
+_BENCH_JSON = option("--json", "also write the figures to this file", metavar="FILE")
+
+
+def _bench_train() -> tuple[Option | Group, ...]:
+    return (
+        _BENCH_JSON,
+        option(
+            "--variants", "attention variants; the others are compared with the first "
+            "(%(default)s)", metavar="NAMES", default="standard,kv_bias,sink",
+        ),
+        option(
+            "--meshes", "time every variant on each of these meshes, such as "
+            "'data=1;data=8;fsdp=8', with batch_size sequences on each device: the rest against "
+            "the first", metavar="MESH;...",
+        ),
+        option(
+            "--reference", "a checkout of https://github.com/locuslab/massive-activations: also "
+            "time its GPT-2 models under torch.compile", metavar="FOLDER",
+        ),
+        option(
+            "--python", "a Python that has torch, for --reference (this one)", metavar="PYTHON",
+            default=sys.executable,
+        ),
+        option("--steps", "steps in a window (20)", type=int, default=20, metavar="N"),
+        option(
+            "--windows", "windows, whose median is reported (4)", type=int, default=4, metavar="N"
+        ),
+        option(
+            "--profile", "list the N kernels that take most of a step, in the JSON file (0)",
+            type=int, default=0, metavar="N",
+        ),
+    )
+
+
+def _bench_probe() -> tuple[Option | Group, ...]:
+    from jax_massact.bench.device_probe import SHAPES
+
+    return (
+        option("model", f"{_MODEL_HELP}; or random:SHAPE ({', '.join(SHAPES)})", metavar="MODEL"),
+        _BENCH_JSON,
+        option(
+            "--reference", "a Python with torch, transformers, accelerate and gguf: also time the "
+            "authors' way (GGUF files only) and compare its numbers", metavar="PYTHON",
+        ),
+        option(
+            "--mesh", "random weights: the devices that share the model, such as model=2 (one "
+            "device)", metavar="MESH", default="data=1",
+        ),
+        option("--repeat", "runs of each (3)", type=int, default=3, metavar="N"),
+    )
+
+
+_TRAIN_CONFIG = "jax_massact.train.config:TrainConfig"
+COMMANDS = {name: _study(study) for name, study in STUDIES.items()} | {
+    "train": Command(
+        "train a model with a chosen attention and watch massive activations form",
+        "jax_massact.cli.run:train", _TRAIN_CONFIG, _train,
+        """Trains a model, or resumes the run that is in the folder. Before the first step it
+prints where every parameter lives and what memory a step takes.
+
+Ends with 0; 75: stopped by SIGTERM or because a process has died, the same command
+resumes the run; 130: stopped by Ctrl-C; 2: something has to be put right.""",
+        needs_config=True,
+    ),
+    "compare": Command(
+        "train the variants of one configuration, or read finished runs, and compare them",
+        "jax_massact.cli.run:compare", _TRAIN_CONFIG, _compare,
+    ),
+    "plan": Command(
+        "memory, traffic and time of a training run on devices that are not here",
+        "jax_massact.cli.run:plan", _TRAIN_CONFIG, _plan,
+        """Compiles one step for as many simulated devices, and runs nothing: memory of each
+device, what is sent between them, bounds of a step's time and of MFU.
+
+The file's mesh, where it is for another number of devices, takes along data what its other
+axes leave. Ends with 0; 1: it does not fit into the memory; 2: something has to be put right.""",
+        needs_config=True,
+    ),
+    "bench train": Command(
+        "one training step of each variant, random tokens, each in a process of its own; the "
+        "default is GPT-2 124M",
+        "jax_massact.cli.run:bench_train", _TRAIN_CONFIG, _bench_train,
+    ),
+    "bench attention": Command(
+        "each variant of attention in each implementation that runs here: time, and error against "
+        "float64",
+        "jax_massact.cli.run:bench_attention", "jax_massact.bench.attention:AttentionShape",
+        lambda: (_BENCH_JSON,),
+    ),
+    "bench probe": Command(
+        "the whole probe command, against logits only and against the authors' way; or, of random "
+        "weights, the probe on the device",
+        "jax_massact.cli.run:bench_probe", "jax_massact.studies.probe.settings:ProbeConfig",
+        _bench_probe,
+    ),
+}
+# Commands that are families of commands.
+FAMILIES = {"bench": "measure speed and memory on this machine"}
+
+
+def load(name: str) -> Any:
+    """What "module:name" stands for: the one place where a command's imports happen."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

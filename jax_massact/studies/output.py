@@ -1,0 +1,178 @@
+"""The folder of results, and the end of every run: files first, each by itself, then the words."""
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.console
+
+from jax_massact.errors import UserError
+from jax_massact.report.console import failure, make_console
+from jax_massact.report.encode import to_json, write_text
+
+OWNER = ".model"  # names the model whose results a folder holds
+INCOMPLETE, NOT_FINITE = 2, 3  # exit codes
+
+
+class Outcome(NamedTuple):
+    """What a study found.
+
+    Attributes:
+      result: what its JSON file holds.
+      pictures: arrays for the page and the figures.
+      save: writes further files into the folder, and may complete `result`.
+    """
+
+    result: Any
+    pictures: tuple[Any, ...] = ()
+    save: Callable[[Path], None] | None = None
+
+
+class Written(NamedTuple):
+    """Files that were written, and a line about each that could not be."""
+
+    paths: list[Path]
+    failures: list[str]
+
+
+def make_folder(workdir: str | None, source: str, console: rich.console.Console) -> Path:
+    """The folder for the results of a model, made now: a run should not fail after its work.
+
+    A folder holds the results of one model. The default, massact_out/NAME, is numbered where
+    another model of that name has it.
+
+    Raises:
+      UserError: the folder cannot be written to, or `workdir` holds another model's results.
+    """
+    path = Path(source).expanduser()
+    model = str(path.resolve()) if path.exists() else source
+    if workdir:
+        folder = Path(workdir).expanduser()
+        if owner := _other_owner(folder, model):
+            raise UserError(
+                f"{folder} holds results of {owner}; expected: a folder for each model. Give "
+                "another --workdir"
+            )
+    else:
+        name = re.sub(r"[^\w.-]+", "_", path.name or "model")
+        first = folder = Path("massact_out") / name
+        number = 1
+        while owner := _other_owner(folder, model):
+            number += 1
+            folder = first.with_name(f"{name}-{number}")
+        if number > 1:
+            console.print(f"{first} holds results of another model; writing to {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / OWNER, model)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def _other_owner(folder: Path, model: str) -> str | None:
+    """The other model that a folder holds results of."""
+    try:
+        owner = (folder / OWNER).read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    return owner if owner != model and any(folder.glob("*.json")) else None
+
+
+def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Console) -> int:
+    """Writes what was found, then prints it; the exit code.
+
+    Args:
+      name: of the study, whose `report` module shows the result.
+      console: for what is said beside the result.
+    """
+    kept = keep_former(folder / f"{name}.json", outcome.result)
+    if kept is not None:
+        console.print(f"the former {name}.json, of other settings, is kept as {kept.name}")
+    written, failures = write_files(name, outcome, folder)
+    out = make_console()
+    try:
+        _report(name).show(outcome.result, out)
+    except Exception as error:
+        failures.append(f"the result could not be printed: {_cause(error)}")
+    if said := failure(out):
+        failures.append(f"the result could not be printed: {said}")
+    figures = sum(path.suffix == ".png" for path in written)
+    names = [path.name for path in written if path.suffix not in (".png", ".pdf")]
+    if names:
+        more = f" and {2 * figures} figures" if figures else ""
+        console.print(f"wrote {folder / names[0]}" + "".join(f", {n}" for n in names[1:]) + more)
+    for line in failures:
+        console.print(f"massact: {line}")
+    return INCOMPLETE if failures else 0
+
+
+def write_files(name: str, outcome: Outcome, folder: Path) -> Written:
+    """Writes NAME.json, what else the study saves, the page and the figures.
+
+    Each file is written whole or not at all, and whatever becomes of the others.
+    """
+    result, pictures, save = outcome
+    json_file = folder / f"{name}.json"
+    written = Written([], [])
+
+    def attempt(what: Path, write: Callable[[], list[Path]]) -> None:
+        try:
+            what.parent.mkdir(parents=True, exist_ok=True)
+            written.paths.extend(path for path in write() if path not in written.paths)
+        except Exception as error:
+            written.failures.append(f"cannot write {what}: {_cause(error)}")
+
+    def write_json() -> list[Path]:
+        return [write_text(json_file, to_json(result, indent=2) + "\n")]
+
+    attempt(json_file, write_json)
+    if save is not None:
+        attempt(folder, lambda: (save(folder), write_json())[1])
+    if hasattr(report := _report(name), "page"):
+        page = folder / getattr(report, "PAGE", f"{name}.html")
+        attempt(page, lambda: [write_text(page, report.page(result, *pictures))])
+    if hasattr(report, "figures"):
+        figures = folder / "figures"
+        attempt(figures, lambda: report.figures(result, *pictures, folder=figures))
+    return written
+
+
+def keep_former(path: Path, result: Mapping[str, Any]) -> Path | None:
+    """Renames the file of an earlier run, if that had other settings, data or another model."""
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if _subject(former) == _subject(json.loads(to_json(result))):
+        return None
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    try:
+        os.replace(path, kept)
+    except OSError:
+        return None  # writing the new one will say why
+    return kept
+
+
+def _subject(result: Any) -> Any:
+    """What a result is of."""
+    keys = ("model", "data", "config")
+    runs = [[run.get("folder"), run.get("steps")] for group in result.get("groups", [])
+            for run in group.get("runs", [])]
+    return {key: result.get(key) for key in keys}, runs
+
+
+def _report(name: str) -> Any:
+    return importlib.import_module(f"jax_massact.studies.{name}.report")
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
