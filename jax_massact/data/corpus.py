@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jax_massact import resources
@@ -12,7 +12,6 @@ from jax_massact.data.files import (
     LINE_SUFFIXES,
     called,
     find_files,
-    is_held_out,
     open_binary,
     stamp,
     suffix,
@@ -31,7 +30,7 @@ class Part:
 
     Attributes:
       texts: the documents; read lazily, and anew each time.
-      held_out: whether the file's name says that it is for validation.
+      held_out: whether the file is for validation as a whole.
     """
 
     texts: Iterable[str]
@@ -57,12 +56,18 @@ class Corpus:
 
 
 def open_corpus(
-    source: str, files: list[Path], say: Report, text_field: str = "text"
+    source: str,
+    files: list[Path],
+    say: Report,
+    *,
+    held_out: Sequence[bool] = (),
+    text_field: str = "text",
 ) -> Corpus:
     """The text that `source` means, as `data.stream.open_stream` lists the kinds.
 
     Args:
       files: the files that `find_files` finds for it.
+      held_out: for each file, whether it is for validation.
       text_field: the field of JSON lines, or the feature of a data set, that holds the text.
 
     Raises:
@@ -72,7 +77,9 @@ def open_corpus(
     if source in _NAMED_RESOURCES:
         return _from_resource(source, say)
     if files:
-        parts = [Part(_texts(path, text_field), is_held_out(path)) for path in files]
+        held_out = held_out or [False] * len(files)
+        parts = [Part(_texts(path, text_field), out)
+                 for path, out in zip(files, held_out, strict=True)]
         return Corpus(called(source, files), parts, _digest([text_field, stamp(files)]))
     read = documents(source, text_field)
     marks = read.texts if read.stamp is None else [read.stamp]

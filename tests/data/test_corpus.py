@@ -10,7 +10,7 @@ import pytest
 
 from jax_massact import resources
 from jax_massact.data.corpus import Corpus, open_corpus
-from jax_massact.data.files import find_files, is_held_out, suffix
+from jax_massact.data.files import find_files, listed, splits_of, suffix
 from jax_massact.data.text import documents
 from jax_massact.errors import DataError
 
@@ -70,11 +70,25 @@ def test_a_glob_is_the_files_that_match(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("val.bin", True), ("validation.txt.xz", True), ("fineweb_val_000000.bin", True),
-     ("VAL-0.npy", True), ("train.bin", False), ("values.txt", False), ("interval.txt", False)],
+    [*((name, "validation") for name in (
+        "val.bin", "validation.txt.xz", "wiki.valid.raw", "fineweb_val_000000.bin", "VAL-0.npy",
+        "dev.txt", "valid/0.txt")),
+     ("test/a/0.txt", "test"), ("wiki.test.raw", "test"), ("test.txt", "test"), ("train.bin", "training"),
+     ("values.txt", "training"), ("interval.txt", "training"), ("latest.txt", "training")],
 )
-def test_names_of_files_for_validation(name: str, expected: bool) -> None:
-    assert is_held_out(Path("val/data") / name) is expected
+def test_names_say_what_files_are_for(name: str, expected: str) -> None:
+    train = Path("val/test/train.txt")
+    assert splits_of([train, train.with_name("x.txt"), train.parent / name])[2] == expected
+
+
+def test_files_of_which_none_is_for_training_are_just_data() -> None:
+    for names in (["val.bin"], ["test.txt"], ["val.txt", "test.txt"], []):
+        assert splits_of([Path(name) for name in names]) == ["training"] * len(names)
+
+
+def test_many_files_are_listed_in_short() -> None:
+    assert listed([Path("a/x.txt")]) == "x.txt"
+    assert listed([Path(f"{i}.txt") for i in range(5)]) == "0.txt, 1.txt, 2.txt and 2 more"
 
 
 def test_a_suffix_is_that_inside_the_compression() -> None:
@@ -135,6 +149,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_places_without_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("")
     with pytest.raises(DataError, match="has no file to read; expected: any of .bin, .json"):
+        find_files(str(tmp_path))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1" + bytes(9))
+    with pytest.raises(DataError, match="b.parquet is a Parquet table, .*pandas.read_parquet"):
         find_files(str(tmp_path))
     with pytest.raises(DataError, match="no file matches .*x"):
         find_files(f"{tmp_path}/*.x")

@@ -151,7 +151,7 @@ def test_files_called_val_are_what_is_held_out(tmp_path: Path) -> None:
     np.arange(500, 600, dtype=np.uint16).tofile(tmp_path / "val.bin")
     made = stream(tmp_path, tokenizer="ids:600")
     assert made.description.endswith(
-        "ids below 600: 500 tokens for training, 100 for validation (1 of 2 files, by name)")
+        "ids below 600: 500 tokens for training, 100 for validation (val.bin)")
     assert all(made.batch(step).max() < 500 for step in range(50))
     assert all(made.validation(i).min() >= 500 for i in range(20))
     assert made.tokenizer is None
@@ -162,6 +162,67 @@ def test_texts_called_val_are_what_is_held_out(tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("b" * 200)
     made = stream(tmp_path, tokenizer="chars")
     assert set(made.batch(0).ravel()) <= {0, 2} and set(made.validation(0).ravel()) <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    "names", [("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw"),
+              ("train/0.raw", "validation/0.raw", "test/0.raw")])
+def test_files_for_tests_are_left_out(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name, letter in zip(names, "abc", strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(letter * 200)
+    said: list[str] = []
+    made = stream(f"{tmp_path}/**/*.raw", report=said.append)
+    valid, test = (Path(name).name for name in names[1:])
+    assert said[-1] == made.description and said[-1].endswith(
+        f"201 tokens for training, 201 for validation ({valid}; {test} left out)")
+    assert {*np.unique(made.batch(0))} <= {ord("a"), 256}
+    assert {*np.unique(made.validation(0))} <= {ord("b"), 256}
+
+
+def test_a_single_file_is_just_data(tmp_path: Path) -> None:
+    for name in ("val.bin", "test.bin"):
+        np.arange(500, dtype=np.uint16).tofile(tmp_path / name)
+        made = stream(tmp_path / name, tokenizer="ids:600")
+        assert made.description.endswith("450 tokens for training, 50 for validation (the last 10%)"
+                                         )
+
+
+def test_fewer_windows_than_a_batch_are_said(tmp_path: Path) -> None:
+    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "a.bin")
+    said: list[str] = []
+    stream(tmp_path / "a.bin", tokenizer="ids:1000", report=said.append)
+    stream(tmp_path / "a.bin", tokenizer="ids:1000", report=said.append, batch_size=7)
+    stream(tmp_path / "a.bin", tokenizer="ids:1000", report=said.append, batch_size=90)
+    assert [line for line in said if "fewer than" in line] == [
+        "validation has 6 windows of 16 tokens, fewer than a batch of 7: rows of a batch repeat",
+        "training has 55 windows of 16 tokens, fewer than a batch of 90: rows of a batch repeat",
+        "validation has 6 windows of 16 tokens, fewer than a batch of 90: rows of a batch repeat",
+    ]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_special_tokens_can_be_plain_text(tmp_path: Path, cached: bool) -> None:
+    (tmp_path / "a.txt").write_text("ab<|endoftext|>cd" * 90)
+    cache = tmp_path / "cache" if cached else None
+    read = {
+        plain: stream(tmp_path / "a.txt", special_tokens_as_text=plain, cache=cache, batch_size=9)
+        for plain in (False, True)
+    }
+    assert (read[False].batch(0) == 256).any() and not (read[True].batch(0) == 256).any()
+    assert all(row in b"ab<|endoftext|>cd" * 90 for row in spelled(read[True].batch(0)))
+    assert read[True].digests["tokenizer"] == read[False].digests["tokenizer"]
+    tokenizer = read[True].tokenizer
+    assert tokenizer is not None and tokenizer.encode("<|endoftext|>", bos=False).tolist() == [256]
+
+
+def test_the_field_of_json_lines_is_a_setting(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "a" * 99, "body": "b" * 99}) for _ in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    cache = tmp_path / "cache"
+    for field, letter in (("text", "a"), ("body", "b")):
+        rows = stream(tmp_path / "a.jsonl", text_field=field, cache=cache).batch(0)
+        assert {*np.unique(rows)} <= {ord(letter), 256}
 
 
 def test_every_file_of_a_folder_is_held_out_in_part(tmp_path: Path) -> None:
@@ -213,9 +274,6 @@ def test_settings_out_of_range(text: str, settings: dict[str, object], message: 
 def test_sources_that_cannot_serve(text: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"text.txt.xz, for validation: \d+ tokens; needed for one"):
         stream(text, sequence_length=2000)
-    with pytest.raises(DataError, match=r"for training: 0 tokens; needed for one window: 17"):
-        np.zeros(99, np.uint16).tofile(tmp_path / "val.bin")
-        stream(tmp_path / "val.bin")
     with pytest.raises(DataError, match="no such file"):
         stream(tmp_path / "none.txt")
     with pytest.raises(DataError, match="is text, and the tokenizer is ids below 9"):
