@@ -21,7 +21,7 @@ from jax_massact.nn.transformer import Transformer
 from jax_massact.resources import RESOURCES, fetch
 from jax_massact.weights.folder import CONFIG, open_folder
 from jax_massact.weights.gguf import open_gguf
-from jax_massact.weights.hub import fetch_from_hub, is_hub_id
+from jax_massact.weights.hub import fetch_from_hub, hub_model, in_cache_folder
 from jax_massact.weights.tensors import Tensor, check_digest
 
 # Where a training run and `massact fold` put the model, beside what they measured.
@@ -73,14 +73,15 @@ def _locate(source: str | Path) -> Path:
     name = str(source)
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
-        return path
+        return in_cache_folder(path)
     if name in _MODELS:
         return fetch(name)
     looks_like_path = path.suffix in (".gguf", ".safetensors") or name.startswith((".", "~"))
-    if is_hub_id(name) and not looks_like_path and not isinstance(source, Path):
-        if path.parent.is_dir():
+    model = None if looks_like_path or isinstance(source, Path) else hub_model(name)
+    if model is not None:
+        if path.parent != Path(".") and path.parent.is_dir():
             raise WeightsError(f"there is no {path.name!r} in the folder {path.parent}")
-        return fetch_from_hub(name)
+        return fetch_from_hub(model)
     if looks_like_path or path.name != name or isinstance(source, Path):
         raise WeightsError(f"{path} does not exist")
     near = difflib.get_close_matches(name.lower(), _MODELS, n=1, cutoff=0.5)

@@ -59,22 +59,28 @@ class DataConfig:
 
     Attributes:
       source: text (`pydoc`, `shakespeare`, `tfds:NAME[:SPLIT]`, a file, folder or glob of text or
-        JSON lines, also `.xz` or `.gz`), token ids (`.bin` or `.npy` shards), or
+        JSON lines, also `.xz`, `.gz` or `.bz2`), token ids (`.bin` or `.npy` shards), or
         `bigram-backcopy[:TEXT]`, the synthetic task with the statistics of a text.
       tokenizer: `bytes`, `chars`, `gpt2`, `bpe:SIZE`, trained on the text, `ids:SIZE` for shards,
         or the path of a `tokenizer.json`.
       same_first_token: every sequence begins with one and the same token.
+      text_field: the field of JSON lines, or the feature of a data set, that holds the text.
+      special_tokens_as_text: special tokens that are written out in the text are tokenized like
+        other text.
     """
 
     source: str = "pydoc"
     tokenizer: str = "bytes"
     same_first_token: bool = False
+    text_field: str = "text"
+    special_tokens_as_text: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("source", "tokenizer"):
+        for name in ("source", "tokenizer", "text_field"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"data.{name} is {getattr(self, name)!r}; allowed: a text")
-        check_in("same_first_token", self.same_first_token, (True, False))
+        for name in ("same_first_token", "special_tokens_as_text"):
+            check_in(name, getattr(self, name), (True, False))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,7 +416,8 @@ def check_same_run(config: TrainConfig, before: dict[str, Any], where: str) -> N
     """
     # Through JSON, as those read were: tuples have become lists.
     now = _flat(json.loads(to_json(config)))
-    then = _flat(before)
+    # A run of an earlier version does not have every setting.
+    then = _flat(json.loads(to_json(TrainConfig()))) | _flat(before)
     changed = [
         f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())

@@ -34,6 +34,8 @@ def open_batches(config: TrainConfig, report: Callable[[str], None] | None = Non
         batch_size=config.batch_size,
         sequence_length=config.sequence_length,
         same_first_token=data.same_first_token,
+        text_field=data.text_field,
+        special_tokens_as_text=data.special_tokens_as_text,
         cache=cache_folder() / "tokens",
         report=report,
     )
