@@ -73,8 +73,8 @@ def test_a_glob_is_the_files_that_match(tmp_path: Path) -> None:
     [*((name, "validation") for name in (
         "val.bin", "validation.txt.xz", "wiki.valid.raw", "fineweb_val_000000.bin", "VAL-0.npy",
         "dev.txt", "valid/0.txt")),
-     ("test/a/0.txt", "test"), ("wiki.test.raw", "test"), ("test.txt", "test"), ("train.bin", "training"),
-     ("values.txt", "training"), ("interval.txt", "training"), ("latest.txt", "training")],
+     ("test/a/0.txt", "test"), ("wiki.test.raw", "test"), ("test.txt", "test"),
+     *((name, "training") for name in ("train.bin", "values.txt", "interval.txt", "latest.txt"))],
 )
 def test_names_say_what_files_are_for(name: str, expected: str) -> None:
     train = Path("val/test/train.txt")

@@ -1,6 +1,7 @@
 """From a name to a decoder: finding the checkpoint, tying the head, placing the weights."""
 
 import gc
+import importlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -25,7 +26,6 @@ from weight_files import (
     write_folder,
 )
 
-from jax_massact import load as loading
 from jax_massact import resources
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
@@ -61,6 +61,7 @@ def test_a_folder_without_a_tokenizer_still_has_weights(tmp_path):
 
 def test_a_named_resource(monkeypatch):
     path = FIXTURES / "gguf" / "smollm2.gguf"
+    loading = importlib.import_module("jax_massact.load")  # `jax_massact.load` is the function
     monkeypatch.setattr(loading, "fetch", {"smollm2-135m": path}.get)
     assert "smollm2-135m" in resources.RESOURCES
     assert open_checkpoint("smollm2-135m").path == path
