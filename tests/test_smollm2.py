@@ -33,7 +33,7 @@ def test_the_command_finds_the_massive_activation_and_its_writer(
 ) -> None:
     checkpoint()
     arguments = ["probe", "smollm2-135m", f"--workdir={tmp_path}"]
-    assert main([*arguments, "--config.bos=False", f"--config.text={LONDON}"]) == 0
+    assert main([*arguments, "--config.bos=False", f"--config.text=text:{LONDON}"]) == 0
     result = json.loads((tmp_path / "probe.json").read_text())
     # transformers on the same file and text: 22,543.1 and 1.8199 after block 12.
     layer = result["layers"][12]

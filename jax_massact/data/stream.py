@@ -21,6 +21,7 @@ from jax_massact.data.files import (
 )
 from jax_massact.data.packed import Packed, Windows, split
 from jax_massact.data.shards import open_shards
+from jax_massact.data.text import HELP
 from jax_massact.data.token_cache import encoded
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.vocabulary import Vocabulary, open_vocabulary
@@ -112,14 +113,14 @@ def open_stream(
 
     `source` is one of
 
-    - text: `pydoc`, `shakespeare` (38 plays, a named resource), `tfds:NAME[:SPLIT]`, a text file
-      or JSON lines (`.jsonl`, `.json`; either may be packed as `.xz`, `.gz` or `.bz2`), a folder or
-      a glob of such files, or a text itself. Lines that read `<|endoftext|>` separate the documents
-      of a text file;
+    - text: `help-3.11`, `pydoc`, `shakespeare` (38 plays, a named resource), `tfds:NAME[:SPLIT]`,
+      a text file or JSON lines (`.jsonl`, `.json`; either may be packed as `.xz`, `.gz` or `.bz2`),
+      a folder or a glob of such files, or `text:` and the text itself. Lines that read
+      `<|endoftext|>` separate the documents of a text file;
     - ids: a `.bin` (nanoGPT's or llm.c's layout) or `.npy` file, a folder or a glob of such;
     - `bigram-backcopy[:SOURCE]`, the synthetic task of `data.bigram` with the statistics of one of
-      the sources above (`pydoc` unless given); tokenizer `chars` makes it that of its paper. Every
-      row begins with the same token, and validation draws from the same statistics.
+      the sources above (`help-3.11` unless given); tokenizer `chars` makes it that of its paper.
+      Every row begins with the same token, and validation draws from the same statistics.
 
     Text is tokenized once and packed: documents one after the other, the end-of-text token after
     each. It is then cut into windows as `data.packed.Windows` describes.
@@ -165,7 +166,7 @@ def open_stream(
         special_tokens_as_text=special_tokens_as_text,
     )
     if kind == BIGRAM_BACKCOPY:
-        read = read_from(text or "pydoc")
+        read = read_from(text or HELP)
         first = read.vocabulary.first
         parts = _task(read, seed, sequence_length)
     else:

@@ -2,6 +2,11 @@
 
 import codecs
 import dataclasses
+import difflib
+import hashlib
+import importlib.resources
+import json
+import lzma
 import os
 import string
 from collections.abc import Iterable, Iterator
@@ -14,9 +19,9 @@ from jax_massact.errors import DataError
 
 # The most that is read of one plain text file: more than any probe asks for.
 MAX_FILE_BYTES = 64 * 2**20
-_TEXT_SUFFIXES = LINE_SUFFIXES | {
-    ".txt", ".text", ".md", ".rst", ".csv", ".tsv", ".html", ".xml", ".tex", ".py", ".log"
-}
+HELP = "help-3.11"  # the default text
+LITERAL = "text:"  # begins a source that is the text itself
+_HELP_SHA256 = "63e6a0ff606cdb7bc3a531ef53a339d88dedc8c184199a423711c46cdf06a417"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,19 +44,25 @@ class Documents:
 def documents(source: str, text_field: str = "text") -> Documents:
     """The documents that a user means by `source`.
 
-    It is, in this order of precedence: `pydoc`, the help texts of the running Python (about 80
-    documents of English); `tfds:NAME[/CONFIG][:SPLIT]`, a data set already prepared by
-    tensorflow_datasets (split `train` unless given); the path of a UTF-8 text file (one document:
-    its first 64 MiB) or of JSON lines (`.jsonl`, `.ndjson` or `.json`: a document in the field
-    `text_field` of every line), packed as `.xz`, `.gz` or `.bz2` or not; otherwise the text itself.
-    A single word that ends in a text file's suffix or has a slash in it is taken for a path.
+    It is one of: `help-3.11`, the help texts of Python 3.11 (79 documents of English, the same
+    everywhere); `pydoc`, those of the running Python; `tfds:NAME[/CONFIG][:SPLIT]`, a data set
+    already prepared by tensorflow_datasets (split `train` unless given); `text:...`, the text after
+    the colon; or the path of a UTF-8 text file (one document: its first 64 MiB) or of JSON lines
+    (`.jsonl`, `.ndjson` or `.json`: a document in the field `text_field` of every line), packed as
+    `.xz`, `.gz` or `.bz2` or not.
 
     Raises:
       DataError: the file, data set or text cannot be read, or holds no text. For sources that are
         read lazily (JSON lines, data sets) a bad record is found while `texts` is read.
     """
+    if source == HELP:
+        return Documents(f"the help texts of Python 3.11 ({HELP})", _Help(), stamp=_HELP_SHA256)
     if source == "pydoc":
         return Documents("the help texts of Python (pydoc)", _Pydoc())
+    if source.startswith(LITERAL):
+        text = source.removeprefix(LITERAL)
+        _check_not_blank(text, "the text")
+        return Documents("the text that was given", (text,), literal=True)
     if source.startswith("tfds:"):
         data_set = open_tfds(source, text_field)
         return Documents(data_set.description, data_set, stamp=data_set.stamp)
@@ -60,13 +71,39 @@ def documents(source: str, text_field: str = "text") -> Documents:
         return _from_file(path, text_field)
     if os.path.isdir(path):
         raise DataError(f"text source {source} is a folder; expected: a text file in it")
-    if _looks_like_a_path(source):
-        raise DataError(
-            f"text source {source!r} looks like a path, and there is no such file. A text that is "
-            "given directly has at least one space in it"
-        )
-    _check_not_blank(source, "the text")
-    return Documents("the text that was given", (source,), literal=True)
+    raise DataError(_unknown(source))
+
+
+def _unknown(source: str) -> str:
+    """What to say of a source that does not exist: the nearest names, of sources and of files."""
+    shown = repr(source if len(source) <= 200 else f"{source[:200]}...")
+    message = f"there is no text source or file {shown}."
+    parent, name = os.path.split(os.path.expanduser(source))
+    try:
+        files = os.listdir(parent or os.curdir)
+    except (OSError, ValueError):
+        files = []
+        if parent:
+            message = f"there is no text file {shown}, nor its folder."
+    near = [os.path.join(parent, n) for n in difflib.get_close_matches(name, files, 2)]
+    near += [] if parent else difflib.get_close_matches(source, (HELP, "pydoc"), 1)
+    if near:
+        message += f" Did you mean {' or '.join(near)}?"
+    return (
+        f"{message} Expected: {HELP}, pydoc, tfds:NAME[:SPLIT], a file, or {LITERAL}... for the "
+        "text itself"
+    )
+
+
+class _Help:
+    """The topics of CPython 3.11.7's `pydoc`, which come with this package."""
+
+    def __iter__(self) -> Iterator[str]:
+        file = importlib.resources.files("jax_massact.data") / "help" / "help-3.11.json.xz"
+        content = lzma.decompress(file.read_bytes())
+        if hashlib.sha256(content).hexdigest() != _HELP_SHA256:
+            raise DataError(f"{file} is damaged; expected: SHA-256 {_HELP_SHA256}. Install again")
+        return iter(json.loads(content))
 
 
 class _Pydoc:
@@ -95,13 +132,6 @@ def _from_file(path: str, text_field: str) -> Documents:
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     _check_not_blank(text, path)
     return Documents(path if is_whole else f"the first 64 MiB of {path}", (text,))
-
-
-def _looks_like_a_path(source: str) -> bool:
-    if not source or any(c.isspace() for c in source):
-        return False
-    has_separator = "/" in source or os.sep in source
-    return has_separator or suffix(source) in _TEXT_SUFFIXES
 
 
 def _check_not_blank(text: str, name: str) -> None:

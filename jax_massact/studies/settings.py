@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jax_massact.data.text import HELP
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
@@ -13,8 +14,8 @@ class RunConfig:
     """The settings of every command that runs a model on a text.
 
     Attributes:
-      text: `pydoc` (English that every CPython carries), a text or JSONL file, `tfds:NAME[:SPLIT]`,
-        or the text itself.
+      text: `help-3.11` (the help texts of Python 3.11, English), `pydoc` (those of the running
+        Python), a text or JSONL file, `tfds:NAME[:SPLIT]`, or `text:` and the text itself.
       text_field: the field of a JSONL file, or the feature of a data set, that holds the text.
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
@@ -25,7 +26,7 @@ class RunConfig:
       definition: what counts as massive.
     """
 
-    text: str = "pydoc"
+    text: str = HELP
     text_field: str = "text"
     bos: str = "auto"
     sequences: int = 10

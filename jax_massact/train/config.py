@@ -58,8 +58,8 @@ class DataConfig:
     """What is learned.
 
     Attributes:
-      source: text (`pydoc`, `shakespeare`, `tfds:NAME[:SPLIT]`, a file, folder or glob of text or
-        JSON lines, also `.xz`, `.gz` or `.bz2`), token ids (`.bin` or `.npy` shards), or
+      source: text (`help-3.11`, `pydoc`, `shakespeare`, `tfds:NAME[:SPLIT]`, a file, folder or glob
+        of text or JSON lines, also `.xz`, `.gz` or `.bz2`), token ids (`.bin` or `.npy` shards), or
         `bigram-backcopy[:TEXT]`, the synthetic task with the statistics of a text.
       tokenizer: `bytes`, `chars`, `gpt2`, `bpe:SIZE`, trained on the text, `ids:SIZE` for shards,
         or the path of a `tokenizer.json`.
@@ -69,7 +69,7 @@ class DataConfig:
         other text.
     """
 
-    source: str = "pydoc"
+    source: str = "help-3.11"
     tokenizer: str = "bytes"
     same_first_token: bool = False
     text_field: str = "text"

@@ -16,7 +16,7 @@ from jax_massact.studies.explain.result import ExplainResult
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.interventions_result import InterveneResult
 
-TEXT = "--config.text=" + "abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
+TEXT = "--config.text=text:" + "abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
 SIZE = [TEXT, "--config.sequence_length=12", "--config.sequences=3"]
 PLACE = ["--config.location_sequences=4", "--config.location_length=10"]
 
@@ -112,7 +112,7 @@ def test_none_found_is_a_result(run, folders, tmp_path, command, more):
 @pytest.mark.parametrize(("arguments", "says"), [
     (["intervene", "--config.layers=99"], "layers is 99; allowed: a whole number of at least 0"),
     (["intervene", "--config.layers=x"], "allowed: first, all, or numbers"),
-    (["intervene", "--config.text=too short"], "needed: one for calibration and one held out"),
+    (["intervene", "--config.text=text:too short"], "needed: one for calibration and one held out"),
     (["intervene", "--config.fractions=half"], "fractions"),
     (["explain", "--config.sink_epsilon=2"], "allowed: a number of at least 0 and at most 1"),
     (["explain", "--config.sequence_length=1000"], "at most 64"),

@@ -78,7 +78,7 @@ def test_probe_writes_a_whole_result(run, folder, tmp_path):
 
 def test_bos_is_honoured_and_stored(run, folder, tmp_path):
     code, _, err = run("probe", folder, *SMALL, "--workdir=out", "--config.bos=True",
-                       "--config.text=A text of twelve or more characters")
+                       "--config.text=text:A text of twelve or more characters")
     assert code == 0 and "withBOS<s>(bos=true" in "".join(err.split())
     result = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert result["data"]["bos"] is True and result["data"]["bos_setting"] == "true"
@@ -88,7 +88,8 @@ def test_bos_is_honoured_and_stored(run, folder, tmp_path):
 
 def test_a_second_bos_is_said(run, folder):
     for text, twice in (("<s>A text of twelve or more", True), ("A text <s> of twelve", False)):
-        code, _, err = run("probe", folder, *SMALL, "--config.bos=true", f"--config.text={text}")
+        code, _, err = run("probe", folder, *SMALL, "--config.bos=true",
+                           f"--config.text=text:{text}")
         assert code == 0 and ("begin with <s> twice" in " ".join(err.split())) is twice
 
 
@@ -117,8 +118,9 @@ def test_the_folder_is_named_after_the_model(run, tmp_path):
                                                 "at most 64"]),
     (["MODEL", "--config.sequence_length=1", "--config.bos=true"], ["sequence_length is 1",
                                                                     "at least 2"]),
-    (["MODEL", "--config.text=no/file", *SMALL], ["'no/file' looks like a path", "no such file"]),
-    (["MODEL", "--config.text= ", *SMALL], ["the text holds only white space"]),
+    (["MODEL", "--config.text=no/file", *SMALL], ["there is no text file 'no/file', nor its folder",
+                                                  "text:..."]),
+    (["MODEL", "--config.text=text: ", *SMALL], ["the text holds only white space"]),
     (["MODEL", "--config.text=.", *SMALL], ["text source . is a folder"]),
     (["MODEL", "--workdir=/proc/none/out"], ["cannot write to /proc/none/out: "]),
     (["MODEL", "--confg.top_k=3"], ["there is no option --confg.top_k"]),
@@ -153,7 +155,7 @@ def test_configuration_files(refused, run, folder, tmp_path):
 
 def test_a_tokenizer_of_another_model(refused, tmp_path):
     folder = make_folder(tmp_path / "wide", vocabulary=97 + 60)
-    message = refused(folder, "--config.text=so © on and on", *SMALL)
+    message = refused(folder, "--config.text=text:so © on and on", *SMALL)
     assert "embeddings for 97 ids: they do not belong together" in message
 
 

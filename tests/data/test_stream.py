@@ -247,7 +247,8 @@ def test_the_cache_changes_nothing(text: str, tmp_path: Path, tokenizer: str) ->
 
 
 def test_pydoc_and_given_text_are_sources() -> None:
-    words = stream("these few words, again and again, are a text to train on", sequence_length=4)
+    text = "text:these few words, again and again, are a text to train on"
+    words = stream(text, sequence_length=4)
     assert spelled(words.validation(0))[0] in b"these few words, again and again, are a text to" \
         b" train on\0"
     made = stream("pydoc")
@@ -274,7 +275,7 @@ def test_settings_out_of_range(text: str, settings: dict[str, object], message: 
 def test_sources_that_cannot_serve(text: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"text.txt.xz, for validation: \d+ tokens; needed for one"):
         stream(text, sequence_length=2000)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no text source or file"):
         stream(tmp_path / "none.txt")
     with pytest.raises(DataError, match="is text, and the tokenizer is ids below 9"):
         stream(text, tokenizer="ids:9")

@@ -139,15 +139,36 @@ def test_pydoc_is_english_in_many_documents_and_can_be_read_twice() -> None:
     assert list(source.texts) == texts and not source.literal
 
 
-@pytest.mark.parametrize("text", ["Hello world.", "Hello", "see docs/x.txt for more", "a.b c"])
-def test_anything_else_is_the_text_itself(text: str) -> None:
-    source = documents(text)
+def test_the_pinned_help_texts_are_the_same_everywhere() -> None:
+    source = documents("help-3.11")
+    texts = list(source.texts)
+    assert len(texts) == 79 and sum(map(len, texts)) == 464_891 and texts == list(source.texts)
+    assert texts[0].startswith('The "assert" statement')
+    if sys.version_info[:3] == (3, 11, 7):
+        assert texts == list(documents("pydoc").texts)
+
+
+@pytest.mark.parametrize("text", ["Hello world.", "pydoc", "see docs/x.txt for more", "text:"])
+def test_a_text_itself_is_marked(text: str) -> None:
+    source = documents(f"text:{text}")
     assert list(source.texts) == [text] and source.literal
 
 
-@pytest.mark.parametrize("source", ["prose.txt", "./prose", "data/prose", "PROSE.MD", "x.jsonl"])
-def test_what_looks_like_a_path_must_exist(source: str) -> None:
-    with pytest.raises(DataError, match="looks like a path"):
+@pytest.mark.parametrize(("source", "said"), [
+    ("pydco", r"no text source or file 'pydco'. Did you mean pydoc\? Expected: help-3.11, pydoc"),
+    ("help3.11", r"Did you mean help-3.11\?"),
+    ("shakespeare", "no text source or file 'shakespeare'. Expected:"),
+    ("my bok.txt", r"Did you mean my book.txt\?"),
+    ("./my bok.txt", r"Did you mean ./my book.txt\?"),
+    (r"C:\Users\me\book.txt", "no text source or file"),
+    ("nowhere/prose", "no text file 'nowhere/prose', nor its folder"),
+    ("A sentence of some words.", "or text:... for the text itself"),
+    ("", "no text source or file ''"),
+])
+def test_a_typing_error_is_no_text(source: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my book.txt").write_text("A book.")
+    with pytest.raises(DataError, match=said):
         documents(source)
 
 
@@ -191,11 +212,11 @@ def test_folders_and_blank_texts_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty\.txt is empty"):
         documents(str(tmp_path / "empty.txt"))
     with pytest.raises(DataError, match="the text is empty"):
-        documents("")
+        documents("text:")
     with pytest.raises(DataError, match="only white space"):
-        documents(" \n\t\u00a0")
+        documents("text: \n\t\u00a0")
     with pytest.raises(DataError, match="surrogate at character 2"):
-        documents("a \udcff")
+        documents("text:a \udcff")
 
 
 def test_jsonl_is_a_document_per_line(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from jax_massact.studies.targets import (
 )
 
 T = 10
-TEXT = "abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
+TEXT = "text:abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
 
 
 def needed():

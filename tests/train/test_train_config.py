@@ -64,7 +64,7 @@ def test_a_run_may_become_longer_but_not_another():
     longer = dataclasses.replace(MICRO, steps=99, mesh=MeshConfig(data=2), log_every=7)
     check_same_run(longer, before, "runs/a")
     other = dataclasses.replace(MICRO, data=DataConfig(source="x.txt"), seed=3)
-    said = "runs/a .*: data.source was 'pydoc' and is 'x.txt'; seed was 0 and is 3"
+    said = "runs/a .*: data.source was 'help-3.11' and is 'x.txt'; seed was 0 and is 3"
     with pytest.raises(ConfigError, match=said):
         check_same_run(other, before, "runs/a")
 
