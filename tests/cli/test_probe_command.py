@@ -86,25 +86,6 @@ def test_bos_is_honoured_and_stored(run, folder, tmp_path):
     assert result["prompt"]["tokens"] == ["<s>", *"A text of t"]
 
 
-def test_a_second_bos_is_said(run, folder):
-    for text, twice in (("<s>A text of twelve or more", True), ("A text <s> of twelve", False)):
-        code, _, err = run("probe", folder, *SMALL, "--config.bos=true",
-                           f"--config.text=text:{text}")
-        assert code == 0 and ("begin with <s> twice" in " ".join(err.split())) is twice
-
-
-def test_the_field_of_json_lines_can_be_named(run, folder, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "A text of twelve or more characters"}\n')
-    args = ("probe", folder, *SMALL, "--config.text=a.jsonl")
-    code, _, err = run(*args)
-    assert code == 2 and "text_field can name 'body'" in " ".join(err.split())
-    code, _, _ = run(*args, "--config.text_field=body", "--workdir=out")
-    assert code == 0
-    result = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert result["prompt"]["tokens"] == [*"A text of tw"]
-    assert result["config"]["text_field"] == "body"
-
-
 def test_the_folder_is_named_after_the_model(run, tmp_path):
     code, _, _ = run("probe", GGUF, *SMALL, "--config.dtype=bfloat16")
     assert code == 0
