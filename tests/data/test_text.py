@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -277,76 +274,6 @@ def test_formats_that_are_not_read_are_named(
     (tmp_path / name).write_bytes(head + bytes(99))
     with pytest.raises(DataError, match=message):
         list(documents(str(tmp_path / name)).texts)
-
-
-# tensorflow_datasets, of which only the few calls in use are imitated
-
-
-class FakeBuilder:
-    data_dir = "/data/tales/1.0.0"
-
-    def __init__(self, features: dict[str, Any], splits: tuple[str, ...]) -> None:
-        self.info = SimpleNamespace(features=features, splits=dict.fromkeys(splits))
-
-    def as_data_source(self, split: str) -> list[dict[str, Any]]:
-        return [{"text": f"{split} tale {i}".encode(), "body": b"?", "n": i} for i in range(3)]
-
-
-def string_feature(shape: tuple[int | None, ...] = ()) -> SimpleNamespace:
-    return SimpleNamespace(np_dtype=np.object_, shape=shape)
-
-
-@pytest.fixture
-def fake_tfds(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    number = SimpleNamespace(np_dtype=np.int64, shape=())
-    builders = {
-        "tales": FakeBuilder({"text": string_feature(), "body": string_feature(), "n": number},
-                             ("train", "test")),
-        "tales/old": FakeBuilder({"body": string_feature(), "n": number}, ("train",)),
-        "two": FakeBuilder({"a": string_feature(), "b": string_feature()}, ("train",)),
-        "numbers": FakeBuilder({"n": number, "tags": string_feature((None,))}, ("train",)),
-        "bare": FakeBuilder({"text": string_feature()}, ()),
-    }
-
-    def builder(name: str) -> FakeBuilder:
-        if name not in builders:
-            raise RuntimeError(f"Dataset {name} not found.\nlong help")
-        return builders[name]
-
-    module = SimpleNamespace(builder=builder)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    return module
-
-
-def test_tfds_reads_the_text_of_a_split(fake_tfds: SimpleNamespace) -> None:
-    source = documents("tfds:tales:test")
-    assert list(source.texts) == [f"test tale {i}" for i in range(3)]
-    assert source.description == "tales (test)"
-    assert next(iter(documents("tfds:tales").texts)) == "train tale 0"
-    assert source.stamp is not None and source.stamp != documents("tfds:tales").stamp
-    assert list(documents("tfds:tales/old").texts) == ["?", "?", "?"]
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("tfds:", "names no data set"),
-        ("tfds:none", "Dataset none not found.$"),
-        ("tfds:tales:dev", "no split 'dev'; expected: one of test, train"),
-        ("tfds:two", "no text in a feature 'text'; expected: .*: a, b"),
-        ("tfds:numbers", "that hold a text: there are none"),
-        ("tfds:bare", "not prepared in /data/tales"),
-    ],
-)
-def test_tfds_errors_are_named(fake_tfds: SimpleNamespace, source: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        documents(source)
-
-
-def test_tfds_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(DataError, match="needs tensorflow_datasets.*pip install"):
-        documents("tfds:tales")
 
 
 # Delimiters
