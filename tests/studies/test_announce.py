@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def announced(folder: Path, **settings: object) -> list[str]:
-    settings = {"text": TEXT, "sequences": 3, "sequence_length": 12, **settings}
+    settings = {"text": f"text:{TEXT}", "sequences": 3, "sequence_length": 12, **settings}
     config = RunConfig(**settings)  # type: ignore
     console = rich.console.Console(file=io.StringIO(), width=1000)
     announce(prepare(str(folder), config), config, console)
@@ -41,9 +41,9 @@ def test_bos_and_where_it_is_stated(folder: Path) -> None:
 
 
 def test_a_second_bos_is_said(folder: Path) -> None:
-    (_, note) = announced(folder, bos="true", text=f"<s>{TEXT}")
+    (_, note) = announced(folder, bos="true", text=f"text:<s>{TEXT}")
     assert note.startswith("note: 1 of 3 sequences begin with <s> twice")
-    assert len(announced(folder, bos="false", text=f"<s><s>{TEXT}")) == 1
+    assert len(announced(folder, bos="false", text=f"text:<s><s>{TEXT}")) == 1
 
 
 def test_what_contradicts_in_a_tokenizer_is_said(tmp_path: Path) -> None:
