@@ -173,8 +173,8 @@ def test_the_layout_in_words():
     assert layout.parameters == sum(row.bytes for row in layout.rows)
     assert layout.optimizer == 2 * layout.parameters + 2 * 4
     step = step_memory(compile_update(config, mesh))
-    # State, the step's number, and this device's fourth of the batch.
-    assert step.argument == layout.parameters + layout.optimizer + 4 + 2 * 17 * 4
+    # State, the step's number, whether it is halted, and this device's fourth of the batch.
+    assert step.argument == layout.parameters + layout.optimizer + 4 + 1 + 2 * 17 * 4
     assert step.total == step.argument + step.output - step.alias + step.temp
     assert step.alias >= layout.parameters and step.temp > 0
 
