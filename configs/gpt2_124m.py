@@ -18,7 +18,11 @@ def get_config(attention: str) -> ml_collections.ConfigDict:
     """Settings of `massact train`; `attention` is a variant of attention."""
     return ml_collections.ConfigDict(
         {
-            "model": {"attention": attention, "vocab_size": 50304, "dtype": "bfloat16"},
+            "model": {
+                "block": {"attention": {"variant": attention}},
+                "embed": {"vocab_size": 50304},
+                "dtype": "bfloat16",
+            },
             "optimizer": {
                 "name": "adamw", "lr": 6e-4, "final_lr": 6e-5, "schedule": "cosine",
                 "warmup": 2000, "decay_end": 600_000, "beta1": 0.9, "beta2": 0.95,

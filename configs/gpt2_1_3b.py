@@ -24,9 +24,14 @@ def get_config(attention: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "model": {
-                "attention": attention, "vocab_size": 50304, "depth": 24, "width": WIDTH,
-                "num_heads": 16, "num_kv_heads": 16, "head_dim": 128, "mlp_dim": 4 * WIDTH,
-                "context_length": LENGTH, "dtype": "bfloat16",
+                "depth": 24, "width": WIDTH, "context_length": LENGTH, "dtype": "bfloat16",
+                "embed": {"vocab_size": 50304},
+                "block": {
+                    "attention": {
+                        "variant": attention, "heads": 16, "kv_heads": 16, "head_dim": 128,
+                    },
+                    "mlp": {"hidden": 4 * WIDTH},
+                },
             },
             "optimizer": {
                 "name": "adamw", "lr": 2e-4, "final_lr": 2e-5, "schedule": "cosine",

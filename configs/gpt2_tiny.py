@@ -30,9 +30,14 @@ def get_config(attention: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "model": {
-                "attention": attention, "vocab_size": 257, "depth": 2, "width": WIDTH,
-                "num_heads": 1, "num_kv_heads": 1, "head_dim": WIDTH, "mlp_dim": 4 * WIDTH,
-                "context_length": LENGTH, "dtype": "float32",
+                "depth": 2, "width": WIDTH, "context_length": LENGTH, "dtype": "float32",
+                "embed": {"vocab_size": 257},
+                "block": {
+                    "attention": {
+                        "variant": attention, "heads": 1, "kv_heads": 1, "head_dim": WIDTH,
+                    },
+                    "mlp": {"hidden": 4 * WIDTH},
+                },
             },
             "data": {"source": "bigram-backcopy"},
             "optimizer": {

@@ -23,11 +23,18 @@ def get_config(attention: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "model": {
-                "family": "llama", "attention": attention, "vocab_size": 32_000, "depth": 32,
-                "width": WIDTH, "num_heads": 32, "num_kv_heads": 32, "head_dim": 128,
-                "mlp_dim": 11_008, "context_length": LENGTH, "norm": "rms", "norm_eps": 1e-6,
-                "position": "rope", "activation": "silu", "gated_mlp": True, "tied_head": False,
-                "dtype": "bfloat16",
+                "depth": 32, "width": WIDTH, "context_length": LENGTH, "dtype": "bfloat16",
+                "embed": {"vocab_size": 32_000, "positions": "none"},
+                "block": {
+                    "attention": {
+                        "variant": attention, "heads": 32, "kv_heads": 32, "head_dim": 128,
+                        "position": "rope",
+                    },
+                    "mlp": {"hidden": 11_008, "activation": "silu", "gated": True},
+                    "norm": {"kind": "rms", "eps": 1e-6},
+                },
+                "final_norm": {"kind": "rms", "eps": 1e-6},
+                "head": {"tied": False},
             },
             "optimizer": {
                 "name": "adamw", "lr": 3e-4, "final_lr": 3e-5, "schedule": "cosine",

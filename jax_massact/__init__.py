@@ -23,7 +23,7 @@ from jax_massact.measure.mechanism import (
     massive_tokens,
     sink_rate,
 )
-from jax_massact.nn.block import Acts
+from jax_massact.nn.acts import Acts
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import Transformer

@@ -1,10 +1,8 @@
 """Models in which massive activations and outlier features are put by hand, and where."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
-from tiny_models import CONFIGS
+from tiny_models import CONFIGS, varied
 
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import (
@@ -15,13 +13,13 @@ from jax_massact.nn.transformer import (
 )
 
 # One head, so that attention can be written down; token 0 is marked by its position.
-CONFIG = dataclasses.replace(
-    CONFIGS["gpt2"], depth=6, num_heads=1, num_kv_heads=1, first_position=0, tied_head=False
+CONFIG = varied(
+    CONFIGS["gpt2"], depth=6, heads=1, kv_heads=1, first_position=0, tied=False
 )
 MARK = 14  # +4 at the first token, -4 at all others
 DIM, WRITER, REMOVER, VALUE = 3, 1, 4, 500.0
 # Here token BOS is marked, by its embedding.
-LLAMA_CONFIG = dataclasses.replace(CONFIGS["llama"], depth=6)
+LLAMA_CONFIG = varied(CONFIGS["llama"], depth=6)
 BOS = 1
 
 
@@ -36,7 +34,7 @@ class Plant:
         for name in self.p:
             if name.endswith("scale"):
                 self.p[name][:] = 1.0
-        if config.position == "learned":
+        if config.embed.positions == "learned":
             self.p["positions"][:, MARK] = -4.0
             self.p["positions"][0, MARK] = 4.0
             self.p["embed"][:, MARK] = 0.0

@@ -1,13 +1,11 @@
 """The model, the probe and gradients under every kind of mesh: the numbers of one device."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from tiny_models import CONFIGS, LLAMA, decoder, ids
+from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
 from jax_massact.measure.loss import token_losses
 from jax_massact.measure.magnitudes import magnitudes
@@ -15,18 +13,17 @@ from jax_massact.measure.massive import find_massive
 from jax_massact.measure.mechanism import explain
 from jax_massact.mesh import LAYOUTS, make_mesh, parameter_sharding
 from jax_massact.nn.edits import Edits
+from jax_massact.nn.parameters import PARAMETERS, is_stacked, parameter
 from jax_massact.nn.transformer import (
-    PARAMETER_KINDS,
     Transformer,
     abstract,
     from_parameters,
-    parameter_kind,
     parameters,
 )
 from jax_massact.nn.variants import VARIANTS
 
 B, T = 8, 12
-WIDE = dataclasses.replace(LLAMA, num_heads=8, num_kv_heads=4)
+WIDE = varied(LLAMA, heads=8, kv_heads=4)
 
 
 def with_axes(shape, names, kind=AxisType.Explicit):
@@ -48,8 +45,9 @@ MESHES = {
 
 def placed(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
     def put(name, leaf):
-        stacked = name.startswith("blocks.")
-        sharding = parameter_sharding(mesh, parameter_kind(name), leaf.shape, stacked=stacked)
+        sharding = parameter_sharding(
+            mesh, parameter(name).letters, leaf.shape, stacked=is_stacked(name)
+        )
         return jax.device_put(leaf, sharding)
 
     params = parameters(model)
@@ -59,7 +57,7 @@ def placed(model: Transformer, mesh: jax.sharding.Mesh) -> Transformer:
 @jax.jit
 def everything(model, tokens):
     """Logits and residual streams of an edited run, and the gradient of a loss."""
-    length = T + (model.config.attention == "sink")
+    length = T + (model.config.block.attention.variant == "sink")
     edits = Edits.set_to([0, 1], np.arange(length) == 2, [1, 4], [5.0, -7.0])
 
     def loss(model):
@@ -107,7 +105,7 @@ def test_families_under_a_mesh(family, mesh):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_under_a_mesh(variant):
-    config = dataclasses.replace(WIDE, attention=variant)
+    config = WIDE.with_attention(variant=variant)
     check(variant, config, MESHES["all"]())
 
 
@@ -141,7 +139,7 @@ def test_the_probe_under_a_mesh(mesh):
 
 @pytest.mark.parametrize("mesh", ["all", "model", "auto"])
 def test_the_mechanism_under_a_mesh(mesh):
-    config = dataclasses.replace(WIDE, attention="kv_bias")
+    config = WIDE.with_attention(variant="kv_bias")
     model, tokens = decoder(config), ids(config, B, T)
     massive = jnp.asarray(np.arange(T)[None].repeat(B, 0) % 5 == 0)
     run = jax.jit(lambda model, tokens, massive: (
@@ -165,7 +163,7 @@ def test_parameters_are_spread_out():
     assert whole(spec["blocks.mlp.down"]) == (None, ("model",), ("fsdp",))
     assert whole(spec["final_norm.scale"]) == (None,)
     assert parameters(model)["blocks.mlp.up"].addressable_shards[0].data.size * 4 == (
-        WIDE.depth * WIDE.width * WIDE.mlp_dim
+        WIDE.depth * WIDE.width * WIDE.block.mlp.hidden
     )
 
 
@@ -176,15 +174,15 @@ def test_outputs_stay_spread_out_over_the_batch():
             placed(decoder(WIDE), mesh), ids(WIDE, B, T)
         )
     shard = logits.addressable_shards[0].data
-    assert shard.shape == (B // 4, T, WIDE.vocab_size // 2)
+    assert shard.shape == (B // 4, T, WIDE.embed.vocab_size // 2)
     assert stats.quantile.addressable_shards[0].data.shape[1] == B // 4
 
 
 def test_axes_that_do_not_divide_are_left_out():
     mesh = make_mesh(fsdp=4, model=2)
-    sharding = parameter_sharding(mesh, "embed_vd", (63, 16), stacked=False)
+    sharding = parameter_sharding(mesh, "vd", (63, 16), stacked=False)
     assert sharding.shard_shape((63, 16)) == (63, 4)
-    sharding = parameter_sharding(mesh, "qkv_dnh", (3, 16, 1, 8), stacked=True)
+    sharding = parameter_sharding(mesh, "dnh", (3, 16, 1, 8), stacked=True)
     assert sharding.shard_shape((3, 16, 1, 8)) == (3, 4, 1, 8)
 
 
@@ -195,10 +193,17 @@ def test_a_mesh_of_some_devices():
     assert set(mesh.axis_types) == {AxisType.Explicit}
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_every_parameter_has_a_layout(family):
-    for name, leaf in parameters(abstract(CONFIGS[family])).items():
-        layout = LAYOUTS[parameter_kind(name)]
-        assert len(layout) == leaf.ndim - name.startswith("blocks."), name
-        assert leaf.ndim - name.startswith("blocks.") == 1 or parameter_kind(name) != "vector_d"
-    assert set(PARAMETER_KINDS.values()) <= set(LAYOUTS)
+def test_every_parameter_has_a_row_that_fits_it(family, variant):
+    for name, leaf in parameters(abstract(varied(CONFIGS[family], variant=variant))).items():
+        row, axes = parameter(name), leaf.ndim - is_stacked(name)
+        assert len(LAYOUTS[row.letters]) == len(row.letters) == axes, name
+        assert row.inputs < axes or not row.inputs, name
+        assert not row.rotary or row.letters.endswith("h"), name
+
+
+def test_a_parameter_without_a_row_is_an_error():
+    assert {row.letters for row in PARAMETERS.values()} <= set(LAYOUTS)
+    with pytest.raises(KeyError, match="'blocks.attn.variant.base' has no row"):
+        parameter("blocks.attn.variant.base")

@@ -13,19 +13,21 @@ import numpy as np
 
 from jax_massact.bench.clock import seconds
 from jax_massact.errors import ConfigError
-from jax_massact.nn.attention import KERNELS, attend
-from jax_massact.nn.config import ImplementationKind
+from jax_massact.nn.acts import Mask
+from jax_massact.nn.attention import attend
+from jax_massact.nn.config import (
+    AttentionConfig,
+    BlockConfig,
+    EmbedConfig,
+    ImplementationKind,
+    MLPConfig,
+    ModelConfig,
+)
 from jax_massact.nn.extra import Extra
+from jax_massact.nn.fused.vendor import KERNELS
+from jax_massact.nn.variants import VARIANTS
+from jax_massact.nn.weigh import Clipped, Softmax
 from jax_massact.settings import check_in, check_int
-
-# The fields of the extra key that a variant has.
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "standard": (),
-    "kv_bias": ("key", "value"),
-    "k_bias": ("key",),
-    "sink_logit": ("logit",),
-    "softmax1": (),
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +80,20 @@ def bench_attention(shape: AttentionShape) -> dict[str, Any]:
     query = jax.ShapeDtypeStruct(
         (shape.batch, shape.length, shape.num_heads, shape.head_dim), jnp.dtype(shape.dtype)
     )
-    unfit = {name: reason for name, k in KERNELS.items() if (reason := k.unfit(query, None))}
-    names = [name for name in get_args(ImplementationKind) if name not in unfit]
+    plain = Mask(scale=shape.head_dim**-0.5)
+    unfit = {name: reason for name, k in KERNELS.items() if (reason := k.unfit(query, plain))}
     rows = []
-    for variant, fields in EXTRAS.items():
-        operands, cotangent = _operands(shape, fields)
+    for variant, (mask, extra) in attending(shape).items():
+        operands, cotangent = _operands(shape, extra)
         first = lambda x: np.asarray(x[: shape.checked].astype(jnp.float32), np.float64)
-        rest = {f: np.asarray(operands[f], np.float64) for f in fields}
+        rest = {f: np.asarray(operands[f], np.float64) for f in operands if f not in "qkv"}
         wanted = dense(
-            {n: first(operands[n]) for n in "qkv"} | rest, first(cotangent),
-            extra=variant != "standard",
+            {n: first(operands[n]) for n in "qkv"} | rest, first(cotangent), mask.weigh
         )
-        for name in names:
-            forward, both = _functions(variant, name)
+        for name in get_args(ImplementationKind):
+            if name in KERNELS and KERNELS[name].unfit(query, mask):
+                continue
+            forward, both = _functions(mask, name)
             few = operands | {n: operands[n][: shape.checked] for n in "qkv"}
             out, grads = both(few, cotangent[: shape.checked])
             found = {"out": out} | grads
@@ -108,13 +111,29 @@ def bench_attention(shape: AttentionShape) -> dict[str, Any]:
             "shape": dataclasses.asdict(shape), "jax": jax.__version__}
 
 
-def _functions(variant: str, implementation: Any) -> tuple[Any, Any]:
+def attending(shape: AttentionShape) -> dict[str, tuple[Mask, Extra | None]]:
+    """The variants whose softmax is not that of another row: their masks, and extra keys."""
+    attention = AttentionConfig(
+        heads=shape.num_heads, kv_heads=shape.num_kv_heads, head_dim=shape.head_dim
+    )
+    config = ModelConfig(
+        depth=1, width=1, context_length=shape.length, embed=EmbedConfig(vocab_size=1),
+        block=BlockConfig(attention=attention, mlp=MLPConfig(hidden=1)),
+    )
+    found: dict[str, tuple[Mask, Extra | None]] = {}
+    for name, row in VARIANTS.items():
+        weigh = row.weigh(config)
+        extra = row(config, jax.random.key(0)).extra()
+        if name == "standard" or extra is not None or weigh != Softmax():
+            found[name] = Mask(scale=shape.head_dim**-0.5, weigh=weigh), extra
+    return found
+
+
+def _functions(mask: Mask, implementation: Any) -> tuple[Any, Any]:
     def forward(operands):
-        fields = {name: operands[name] for name in EXTRAS[variant]}
-        if variant == "softmax1":
-            fields["logit"] = jnp.zeros(operands["q"].shape[2])
+        fields = {name: x for name, x in operands.items() if name not in "qkv"}
         extra = Extra(**fields) if fields else None
-        return attend(operands["q"], operands["k"], operands["v"], extra=extra,
+        return attend(operands["q"], operands["k"], operands["v"], mask, extra=extra,
                       implementation=implementation)
 
     def both(operands, cotangent):
@@ -124,7 +143,10 @@ def _functions(variant: str, implementation: Any) -> tuple[Any, Any]:
     return jax.jit(forward), jax.jit(both)
 
 
-def _operands(shape: AttentionShape, fields: tuple[str, ...]) -> tuple[dict[str, Any], jax.Array]:
+def _operands(
+    shape: AttentionShape, extra: Extra | None
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """q, k, v and the fields that an extra key has, all random; and a cotangent."""
     B, T, H, dtype = shape.batch, shape.length, shape.head_dim, jnp.dtype(shape.dtype)
     N, K = shape.num_heads, shape.num_kv_heads
     keys = iter(jax.random.split(jax.random.key(0), 7))
@@ -134,23 +156,23 @@ def _operands(shape: AttentionShape, fields: tuple[str, ...]) -> tuple[dict[str,
         "v": normal(B, T, K, H).astype(dtype),
     }
     cotangent = normal(B, T, N, H).astype(dtype)
-    sizes = {"key": (K, H), "value": (K, H), "logit": (N,)}
+    fields = {} if extra is None else {n: x for n, x in extra._asdict().items() if x is not None}
     # Parameters are float32; rounded here, so that all implementations are given the same numbers.
     return operands | {
-        f: normal(*sizes[f]).astype(dtype).astype(jnp.float32) for f in fields
+        name: normal(*x.shape).astype(dtype).astype(jnp.float32) for name, x in fields.items()
     }, cotangent
 
 
 def dense(
-    operands: dict[str, np.ndarray], cotangent: np.ndarray, *, extra: bool
+    operands: dict[str, np.ndarray], cotangent: np.ndarray, weigh: Softmax
 ) -> dict[str, np.ndarray]:
     """Causal attention and its gradients in float64, every weight written out.
 
     Args:
-      operands: `q` [B T N H], `k` and `v` [B T K H] and, as there are, `key` and `value` [K H] and
-        `logit` [N] of the extra key.
+      operands: `q` [B T N H], `k` and `v` [B T K H] and, as there are, `key` and `value` [1 K H]
+        and `logit` [1 N] of the extra key.
       cotangent: [B T N H].
-      extra: whether there is an extra key.
+      weigh: what is made of the logits.
 
     Returns:
       `out` [B T N H] and the gradient of every operand.
@@ -158,7 +180,11 @@ def dense(
     q, k, v = operands["q"], operands["k"], operands["v"]
     B, T, N, H = q.shape
     K = k.shape[2]
-    value = operands.get("value", np.zeros((K, H)))
+    extra = operands.keys() > {"q", "k", "v"}
+    value = operands.get("value", np.zeros((1, K, H)))[0]
+    slope, shift = 1.0, 0.0
+    if isinstance(weigh, Clipped):
+        slope, shift = weigh.zeta - weigh.gamma, weigh.gamma
     grads = {name: np.zeros_like(x) for name, x in operands.items()}
     out = np.zeros_like(q)
     hidden = np.triu(np.ones((T, T), bool), 1)
@@ -169,25 +195,27 @@ def dense(
             logits = np.full((T, T + 1), -np.inf)
             logits[:, :T] = np.where(hidden, -np.inf, q[b, :, n] @ keys.T / H**0.5)
             if extra:
-                own = q[b, :, n] @ operands["key"][h] / H**0.5 if "key" in operands else 0.0
-                logits[:, T] = own + (operands["logit"][n] if "logit" in operands else 0.0)
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            weights /= weights.sum(1, keepdims=True)
+                own = q[b, :, n] @ operands["key"][0, h] / H**0.5 if "key" in operands else 0.0
+                logits[:, T] = own + (operands["logit"][0, n] if "logit" in operands else 0.0)
+            softmax = np.exp(logits - logits.max(1, keepdims=True))
+            softmax /= softmax.sum(1, keepdims=True)
+            stretched = slope * softmax + shift
+            weights = np.clip(stretched, 0, 1)
             out[b, :, n] = weights @ values
             g = cotangent[b, :, n]
             d_values = weights.T @ g
-            d_weights = g @ values.T
-            d_logits = weights * (d_weights - (weights * d_weights).sum(1, keepdims=True))
+            d_softmax = slope * (weights == stretched) * (g @ values.T)
+            d_logits = softmax * (d_softmax - (softmax * d_softmax).sum(1, keepdims=True))
             grads["q"][b, :, n] += d_logits[:, :T] @ keys / H**0.5
             grads["k"][b, :, h] += d_logits[:, :T].T @ q[b, :, n] / H**0.5
             grads["v"][b, :, h] += d_values[:T]
             if "value" in operands:
-                grads["value"][h] += d_values[T]
+                grads["value"][0, h] += d_values[T]
             if "logit" in operands:
-                grads["logit"][n] += d_logits[:, T].sum()
+                grads["logit"][0, n] += d_logits[:, T].sum()
             if "key" in operands:
-                grads["q"][b, :, n] += np.outer(d_logits[:, T], operands["key"][h]) / H**0.5
-                grads["key"][h] += d_logits[:, T] @ q[b, :, n] / H**0.5
+                grads["q"][b, :, n] += np.outer(d_logits[:, T], operands["key"][0, h]) / H**0.5
+                grads["key"][0, h] += d_logits[:, T] @ q[b, :, n] / H**0.5
     return {"out": out} | grads
 
 

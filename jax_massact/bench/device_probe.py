@@ -17,30 +17,19 @@ from jax_massact import mesh as layout
 from jax_massact.bench.clock import seconds
 from jax_massact.errors import ConfigError
 from jax_massact.measure.magnitudes import magnitudes_tap, residual_streams
-from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.parameters import is_stacked, parameter
+from jax_massact.nn.shapes import SHAPES
 from jax_massact.nn.transformer import (
     Transformer,
     from_parameters,
-    parameter_kind,
     parameters,
 )
 from jax_massact.studies.probe.settings import ProbeConfig
-from jax_massact.train.config import MeshConfig, gpt2
+from jax_massact.train.config import MeshConfig
 from jax_massact.train.step import make_mesh
 
 PREFIX = "random:"
-SHAPES = {
-    "llama2-7b": ModelConfig(
-        family="llama", vocab_size=32000, depth=32, width=4096, num_heads=32, num_kv_heads=32,
-        head_dim=128, mlp_dim=11008, context_length=4096,
-    ),
-    "smollm2-135m": ModelConfig(
-        family="llama", vocab_size=49152, depth=30, width=576, num_heads=9, num_kv_heads=3,
-        head_dim=64, mlp_dim=1536, context_length=8192, tied_head=True,
-        rope=RopeConfig(base=1e5, pairs="interleaved"),
-    ),
-    "gpt2-124m": gpt2(),
-}
 
 
 def bench_device_probe(
@@ -87,8 +76,9 @@ def _measure(
         leaf = leaf.astype(model_config.dtype)
         if devices is None:
             return leaf
-        kind, stacked = parameter_kind(name), name.startswith("blocks.")
-        sharding = layout.parameter_sharding(devices, kind, leaf.shape, stacked=stacked)
+        sharding = layout.parameter_sharding(
+            devices, parameter(name).letters, leaf.shape, stacked=is_stacked(name)
+        )
         return jax.reshard(leaf, sharding.spec)
 
     @jax.jit
@@ -106,7 +96,7 @@ def _measure(
 
     model = new(jax.random.key(0))
     shape = (config.batch_size, config.sequence_length)
-    tokens = jax.random.randint(jax.random.key(1), shape, 0, model_config.vocab_size)
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, model_config.embed.vocab_size)
     rows: dict[str, dict[str, Any]] = {}
     for label, function in (("forward", forward), ("probe", probe)):
         compiled = jax.jit(function).lower(model, tokens).compile()

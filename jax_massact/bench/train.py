@@ -42,7 +42,7 @@ def bench_train(
     """Times one training step of every variant, each in a process of its own.
 
     Args:
-      config: of the run; `model.attention` is replaced.
+      config: of the run; the variant of attention is replaced.
       variants: of attention; the first is what the others are held against.
       steps, windows: medians over `windows` times `steps` steps.
       meshes: times every variant on each of them, in place of the mesh of `config`, with
@@ -89,7 +89,7 @@ def _runs(
     """By the names of their rows."""
     runs = {}
     for name in variants:
-        model = dataclasses.replace(config.model, attention=name)
+        model = config.model.with_attention(variant=name)
         if not meshes:
             runs[name] = dataclasses.replace(config, model=model)
         for mesh in meshes:
@@ -109,7 +109,7 @@ def _ratios(
     of_mesh: dict[str, str] = {}  # the first row of each mesh, and of each variant
     of_variant: dict[str, str] = {}
     for name, run in runs.items():
-        variant = run.model.attention
+        variant = run.model.block.attention.variant
         first = of_mesh.setdefault(str(run.mesh), name)
         alone = of_variant.setdefault(variant, name)
         ratios = found[name] = {"against_first": speed(name) / speed(first)}
@@ -126,7 +126,7 @@ def _ratios(
 def _reference_files(
     config: TrainConfig, variants: Sequence[str], folder: Path
 ) -> dict[str, Path]:
-    if config.model.family != "gpt2" or config.accumulate != 1:
+    if config.model.embed.positions != "learned" or config.accumulate != 1:
         raise ConfigError("--reference: the authors' code is GPT-2, without accumulation")
     folder = folder / "gpt-2" if (folder / "gpt-2").is_dir() else folder
     files = {name: folder / REFERENCES[name] for name in variants if name in REFERENCES}

@@ -44,7 +44,7 @@ def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) 
     mesh = make_mesh(config.mesh)
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.sequence_length + 1)
-    tokens = rng.integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    tokens = rng.integers(0, config.model.embed.vocab_size, shape, dtype=np.int32)
     begin = time.perf_counter()
     update = compile_update(config, mesh)
     compiled = time.perf_counter() - begin

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_massact import mesh
-from jax_massact.nn.attention import causal_logits
-from jax_massact.nn.block import Acts
-from jax_massact.nn.extra import extra_logits
+from jax_massact.nn import sharded
+from jax_massact.nn.acts import Acts, Mask
+from jax_massact.nn.attention import weights
 
-SINK_EPSILON = 0.3
 SINK_LENGTH = 64
 # Queries in one block: logits of so many are held at a time.
 BLOCK = 128
@@ -44,7 +42,7 @@ class AttentionStats(NamedTuple):
         itself among them (Gu et al. 2024, equation 7). A head is a sink head where it is above
         epsilon.
       first: mean attention to the first token over all later queries.
-      extra: mean attention to the extra key, over the same queries; 0 without one.
+      extra: mean attention to all extra keys together, over the same queries; 0 without any.
       massive: mean attention to massive tokens, over the `queries` that see one and are not massive
         themselves.
       logit_massive: mean logit q.k / sqrt(H) to massive keys, over those queries.
@@ -83,8 +81,6 @@ def attention_stats(
     acts: Acts,
     massive: Bool[Array, "B T"],
     *,
-    window: int | None = None,
-    reach: int | None = None,
     sink_length: int = SINK_LENGTH,
 ) -> AttentionStats:
     """Reduces one layer's attention; call it in a tap.
@@ -95,11 +91,9 @@ def attention_stats(
 
     Args:
       massive: the massive tokens.
-      window: of the model's sliding window (`ModelConfig.sliding_window`).
-      reach: of its extra key (`nn.attention.extra_reach`).
       sink_length: how many queries count for `sink`.
     """
-    whole = _in_blocks(acts, massive, window, reach)
+    whole = _in_blocks(acts, massive)
     T = acts.q.shape[1]
     later = (jnp.arange(T) > 0)[None]
     ordinary = whole.sees_massive[:, 0] & ~massive
@@ -118,28 +112,18 @@ def attention_stats(
     )
 
 
-def attention_map(
-    acts: Acts, tokens: int, *, window: int | None = None, reach: int | None = None
-) -> Float[Array, "B M M"]:
+def attention_map(acts: Acts, tokens: int) -> Float[Array, "B M M"]:
     """Attention of the first `tokens` queries and keys, averaged over heads, for pictures."""
     M = min(tokens, acts.q.shape[1])
-    q, k = acts.q[:, :M], acts.k[:, :M]
-    q, k = mesh.by_sequence(q), mesh.by_sequence(k)
-    index = jnp.arange(M)
-    logits = causal_logits(q, k, index[:, None] - index, window)
-    if acts.extra is not None:
-        extra_key = jax.tree.map(mesh.whole, acts.extra)
-        extra = extra_logits(q, k.shape[2], extra_key, index, reach)
-        logits = jnp.concatenate([logits, extra], axis=-1)
-    return jax.nn.softmax(logits, axis=-1)[..., :M].mean((1, 2))
+    q, k = sharded.by_sequence(acts.q[:, :M]), sharded.by_sequence(acts.k[:, :M])
+    extra = jax.tree.map(sharded.whole, acts.extra)
+    return weights(q, k, acts.mask, extra=extra, queries=jnp.arange(M)).keys.mean((1, 2))
 
 
-def _in_blocks(
-    acts: Acts, massive: Bool[Array, "B T"], window: int | None, reach: int | None
-) -> _Block:
+def _in_blocks(acts: Acts, massive: Bool[Array, "B T"]) -> _Block:
     """All queries, BLOCK at a time, one after the other: a loop whose body XLA cannot overlap."""
-    q, k, v = (mesh.by_sequence(x) for x in (acts.q, acts.k, acts.v))
-    extra_key = jax.tree.map(mesh.whole, acts.extra)
+    q, k, v = (sharded.by_sequence(x) for x in (acts.q, acts.k, acts.v))
+    extra = jax.tree.map(sharded.whole, acts.extra)
     T = q.shape[1]
     size = min(BLOCK, T)
     number = -(-T // size)
@@ -149,49 +133,38 @@ def _in_blocks(
 
     def one(args):
         q, start = args
-        return _block(q, k, v, extra_key, massive, start + jnp.arange(size), window, reach)
+        return _block(q, k, v, extra, massive, start + jnp.arange(size), acts.mask)
 
     blocks = jax.lax.map(one, (q, size * jnp.arange(number)))
     join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])[:, :, :T]
     return jax.tree.map(join, blocks)
 
 
-def _block(q, k, v, extra_key, massive, index, window, reach) -> _Block:
-    behind = index[:, None] - jnp.arange(k.shape[1])
-    logits = causal_logits(q, k, behind, window)
-    B, K, G, Q, S = logits.shape
-    peak = logits.max(-1, keepdims=True)
-    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    extra = jnp.zeros((B, K, G, Q, 1))
-    if extra_key is not None:
-        logit = extra_logits(q, K, extra_key, index, reach)
-        peak = jnp.maximum(peak, logit)
-        extra = jnp.exp(logit - peak)
-    weights = jnp.exp(logits - peak)
-    total = weights.sum(-1, keepdims=True) + extra
-    weights, extra = weights / total, extra / total
+def _block(q, k, v, extra, massive, index, mask: Mask) -> _Block:
+    found = weights(q, k, mask, extra=extra, queries=index)
+    B, K, G, Q, _ = found.logits.shape
+    seen = found.logits[:, :1, :1] != -jnp.inf  # whatever the head
     is_massive = massive[:, None, None, None]
-    mean_logit = lambda mask: jnp.where(mask, logits, 0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
-    mix = lambda w: jnp.einsum(
-        "bkgts,bskh->bkgth", w, v.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
+    to_massive, to_other = seen & is_massive, seen & ~is_massive
+    mean_logit = lambda mask: jnp.where(mask, found.logits, 0).sum(-1) / jnp.maximum(
+        mask.sum(-1), 1
     )
-    update = mix(jnp.where(is_massive, weights, 0))
-    whole = update + mix(jnp.where(is_massive, 0, weights))
-    if extra_key is not None and extra_key.value is not None:
-        whole = whole + extra * extra_key.value.astype(jnp.float32)[:, None, None]
+    v = v.astype(jnp.float32)
+    part = lambda mask: found._replace(keys=jnp.where(mask, found.keys, 0))
+    update = part(is_massive).mix(v, None)
+    whole = update + part(~is_massive).mix(v, extra)
     heads = lambda x: x.reshape(B, K * G, Q)
-    to_massive, to_other = seen & massive[:, None], seen & ~massive[:, None]
+    none = jnp.zeros((B, K, G, Q))
     return _Block(
-        first=heads(weights[..., 0]),
-        extra=heads(extra[..., 0]),
-        massive=heads(jnp.where(is_massive, weights, 0).sum(-1)),
-        logit_massive=heads(mean_logit(to_massive[:, None, None])),
-        logit_other=heads(mean_logit(to_other[:, None, None])),
-        has_other=to_other.any(-1)[:, None],
-        sees_massive=to_massive.any(-1)[:, None],
-        update=update.reshape(B, K * G, Q, -1),
-        whole=whole.reshape(B, K * G, Q, -1),
+        first=heads(found.keys[..., 0]),
+        extra=heads(none if found.extra is None else found.extra.sum(-1)),
+        massive=heads(jnp.where(is_massive, found.keys, 0).sum(-1)),
+        logit_massive=heads(mean_logit(to_massive)),
+        logit_other=heads(mean_logit(to_other)),
+        has_other=to_other.any(-1)[:, 0],
+        sees_massive=to_massive.any(-1)[:, 0],
+        update=update.swapaxes(1, 2),
+        whole=whole.swapaxes(1, 2),
     )
 
 

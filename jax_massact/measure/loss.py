@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn.edits import Edits
-from jax_massact.nn.loss import cross_entropy
+from jax_massact.nn.fused.cross_entropy import cross_entropy
 from jax_massact.nn.transformer import Transformer
 
 

@@ -18,7 +18,7 @@ from jax_massact.measure.statistics import (
     top_magnitudes,
     top_places,
 )
-from jax_massact.nn.block import Acts
+from jax_massact.nn.acts import Acts
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import Transformer
 

@@ -10,17 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_massact import mesh
 from jax_massact.measure.attention import (
     SINK_LENGTH,
     AttentionStats,
     attention_map,
     attention_stats,
 )
-from jax_massact.nn.block import Acts
-from jax_massact.nn.config import ModelConfig
-from jax_massact.nn.extra import extra_reach
-from jax_massact.nn.layers import rotary_angles, rotate
+from jax_massact.nn import sharded
+from jax_massact.nn.acts import Acts
 
 MAP_TOKENS = 48
 
@@ -68,31 +65,27 @@ class LayerMechanism(NamedTuple):
 
 
 def mechanism_tap(
-    acts: Acts, massive: Bool[Array, "B T"], config: ModelConfig, sink_length: int = SINK_LENGTH
+    acts: Acts, massive: Bool[Array, "B T"], sink_length: int = SINK_LENGTH
 ) -> LayerMechanism:
     """Reduces one block's activations.
 
     Args:
       massive: the massive tokens of every sequence.
-      config: of the model, for its positions and windows.
+      sink_length: how many queries count for the sink rate.
     """
-    window, reach = config.sliding_window, extra_reach(config)
-    k = mesh.by_sequence(acts.k)
-    if config.position == "rope":
-        positions = config.first_position + jnp.arange(k.shape[1])
+    k = sharded.by_sequence(acts.k)
+    if acts.rotation is not None:
         # Turned back: a key's position is not a property of its token.
-        k = rotate(k, -rotary_angles(config.rope, config.head_dim, positions), config.rope.pairs)
-    flat = lambda x: mesh.by_sequence(x).reshape(*x.shape[:2], -1)
+        k = acts.rotation.turn_back(k)
+    flat = lambda x: sharded.by_sequence(x).reshape(*x.shape[:2], -1)
     pair = lambda x: VectorPair(_sums(x, massive), _sums(x, ~massive))
     return LayerMechanism(
-        attention=attention_stats(
-            acts, massive, window=window, reach=reach, sink_length=sink_length
-        ),
+        attention=attention_stats(acts, massive, sink_length=sink_length),
         stream=pair(acts.resid_pre),
-        normed=pair(acts.normed),
+        normed=pair(acts.attn_in),
         keys=pair(flat(k)),
         values=pair(flat(acts.v)),
-        map=attention_map(acts, MAP_TOKENS, window=window, reach=reach),
+        map=attention_map(acts, MAP_TOKENS),
     )
 
 
@@ -130,7 +123,7 @@ def explain(
     Raises:
       ValueError: `tokens` does not have a shape or dtype that the model takes.
     """
-    tap = lambda acts: mechanism_tap(acts, massive, model.config, sink_length)
+    tap = lambda acts: mechanism_tap(acts, massive, sink_length)
     return model.residual(tokens, tap=tap)[1]
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_massact.nn.kernels import platform
+from jax_massact.nn.fused.vendor import platform
 
 # Entries of a row that `top_places` looks at together.
 BLOCK = 64

@@ -1,1 +1,1 @@
-"""The decoder: one block for every family, its attention, its norms, and where taps look."""
+"""The model: one block for every family, its parts as tables, and where taps and edits look."""

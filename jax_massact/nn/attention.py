@@ -1,15 +1,19 @@
-"""Attention as one softmax over the keys, with an optional extra key."""
+"""Attention: the only softmax over keys, for the forward pass and for taps alike."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_massact import mesh
 from jax_massact.errors import ConfigError
+from jax_massact.nn import sharded
+from jax_massact.nn.acts import Mask
 from jax_massact.nn.config import ImplementationKind
-from jax_massact.nn.extra import Extra, extra_logits
-from jax_massact.nn.flash import flash_attend
-from jax_massact.nn.kernels import Cudnn, FlashKernel, Splash
+from jax_massact.nn.extra import Extra
+from jax_massact.nn.fused.flash import flash_attend
+from jax_massact.nn.fused.vendor import KERNELS, FlashKernel
 
 # Queries are taken in blocks of at least this many, so that no [N, T, T] array is ever whole and
 # keys that a block cannot see are not multiplied.
@@ -17,26 +21,102 @@ QUERY_BLOCK = 128
 MAX_BLOCKS = 16
 
 
-# By name, in the order of preference.
-KERNELS: dict[str, FlashKernel] = {"cudnn": Cudnn(), "splash": Splash()}
+class Weights(NamedTuple):
+    """Attention of some queries, in float32; head n = k * G + g.
+
+    Attributes:
+      keys: weight of each key.
+      extra: weight of each extra key; None without any.
+      logits: scaled logits, -inf where a key is not seen.
+    """
+
+    keys: Float[Array, "B K G Q S"]
+    extra: Float[Array, "B K G Q R"] | None
+    logits: Float[Array, "B K G Q S"]
+
+    def mix(self, v: Float[Array, "B S K H"], extra: Extra | None) -> Float[Array, "B Q N H"]:
+        """The weighted sum of values, in float32."""
+        precision = jax.lax.Precision.HIGHEST if v.dtype == jnp.float32 else None
+        out = jnp.einsum(
+            "bkgqs,bskh->bqkgh", self.keys.astype(v.dtype), v,
+            precision=precision, preferred_element_type=jnp.float32,
+        )
+        if extra is not None and extra.value is not None:
+            value = extra.value.astype(jnp.float32)
+            out = out + jnp.einsum(
+                "bkgqr,rkh->bqkgh", self.extra, value, precision=jax.lax.Precision.HIGHEST
+            )
+        return out.reshape(*out.shape[:2], -1, out.shape[-1])
+
+
+def weights(
+    q: Float[Array, "B Q N H"],
+    k: Float[Array, "B S K H"],
+    mask: Mask,
+    *,
+    extra: Extra | None = None,
+    queries: Int[Array, " Q"],
+    first_key: int = 0,
+) -> Weights:
+    """The weights of some queries for some keys and all extra keys.
+
+    Args:
+      queries: index of each query in its sequence.
+      first_key: index of the first key; later ones follow.
+    """
+    K, S = k.shape[2], k.shape[1]
+    logits = _logits(q, k, "bskh->bkgqs", mask)
+    behind = queries[:, None] - (first_key + jnp.arange(S))
+    seen = behind >= 0 if mask.causal else jnp.ones_like(behind, bool)
+    if mask.window is not None:
+        seen &= jnp.abs(behind) < mask.window
+    logits = jnp.where(seen, logits, -jnp.inf)
+    weighed = mask.weigh(logits, None if extra is None else _extra(q, K, extra, mask, queries))
+    return Weights(*weighed, logits)
+
+
+def _logits(q, k, keys: str, mask: Mask) -> jax.Array:
+    """Float32 logits of queries in groups that share a key/value head, before masking."""
+    B, Q, N, H = q.shape
+    K = k.shape[-2]
+    logits = jnp.einsum(
+        f"bqkgh,{keys}",
+        (q * mask.scale).reshape(B, Q, K, N // K, H),
+        k.astype(q.dtype),
+        precision=jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    return logits if mask.softcap is None else mask.softcap * jnp.tanh(logits / mask.softcap)
+
+
+def _extra(q, K: int, extra: Extra, mask: Mask, queries) -> Float[Array, "B K G Q R"]:
+    """Float32 logits for the extra keys, -inf where one is not seen."""
+    B, Q, N, _ = q.shape
+    R = extra.number
+    logits = jnp.zeros((B, K, N // K, Q, R), jnp.float32)
+    if extra.key is not None:
+        logits = _logits(q, extra.key, "rkh->bkgqr", mask)
+    if extra.logit is not None:
+        learned = extra.logit.astype(jnp.float32).T
+        logits = logits + learned.reshape(K, N // K, 1, R)
+    if mask.reach is not None:
+        logits = jnp.where(queries[:, None] < mask.reach + jnp.arange(R), logits, -jnp.inf)
+    return logits
 
 
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
+    mask: Mask,
     *,
-    window: int | None = None,
     extra: Extra | None = None,
-    reach: int | None = None,
     implementation: ImplementationKind | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Causal softmax(q k^T / sqrt(H)) v, each group of N/K query heads sharing a key/value head.
+    """The weighted sum of values, each group of N/K query heads sharing a key/value head.
 
     Args:
-      window: a query sees its own token and the `window - 1` before it; None: all before it.
-      extra: one more key that every query sees.
-      reach: only the first `reach` queries see the extra key; None: all.
+      extra: more keys and values.
       implementation: `cudnn` (NVIDIA GPUs, 16 bit) or `splash` (TPU): flash attention, which can be
         differentiated once and in reverse mode only; `xla`: any device, dtype and derivative;
         None: the first of these that can compute it.
@@ -44,30 +124,35 @@ def attend(
     Raises:
       ConfigError: the implementation that is named cannot compute this, and why.
     """
-    kernel = choose_kernel(implementation, jax.ShapeDtypeStruct(q.shape, q.dtype), window)
+    kernel = choose_kernel(implementation, jax.ShapeDtypeStruct(q.shape, q.dtype), mask)
 
     def local(q, k, v, *fields):
-        local_extra = None if extra is None else Extra(*fields)
+        own = None if extra is None else Extra(*fields)
         if kernel is not None:
-            return flash_attend(
-                kernel, q, k, v, window=window, extra=local_extra, reach=reach
-            )
+            return flash_attend(kernel, q, k, v, mask, own)
         blocks = [
-            _attend_block(q, k, v, start, stop, window, local_extra, reach)
+            _attend_block(q, k, v, start, stop, mask, own)
             for start, stop in query_blocks(q.shape[1])
         ]
         return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
-    return mesh.per_head(
+    return per_head(local, (q, k, v), extra)
+
+
+def per_head(
+    local: Callable[..., jax.Array], operands: tuple[jax.Array, ...], extra: Extra | None
+) -> Float[Array, "B T N H"]:
+    """Runs `local(*operands, *extra)` where each device has its own sequences and heads."""
+    return sharded.per_head(
         local,
-        (q, k, v, *(extra or Extra())),
-        ("act_btnh", "act_btnh", "act_btnh", "bias_nh", "bias_n", "bias_nh"),
-        out="act_btnh",
+        (*operands, *(extra or Extra())),
+        (*("btnh",) * len(operands), "rnh", "rn", "rnh"),
+        out="btnh",
     )
 
 
 def choose_kernel(
-    implementation: ImplementationKind | None, q: jax.ShapeDtypeStruct, window: int | None
+    implementation: ImplementationKind | None, q: jax.ShapeDtypeStruct, mask: Mask
 ) -> FlashKernel | None:
     """The flash kernel for such queries [B T N H]; None: XLA.
 
@@ -77,9 +162,9 @@ def choose_kernel(
     if implementation == "xla":
         return None
     if implementation is None:
-        return next((kernel for kernel in KERNELS.values() if not kernel.unfit(q, window)), None)
+        return next((kernel for kernel in KERNELS.values() if not kernel.unfit(q, mask)), None)
     kernel = KERNELS[implementation]
-    reason = kernel.unfit(q, window)
+    reason = kernel.unfit(q, mask)
     if reason:
         raise ConfigError(f"implementation {implementation!r} cannot compute this: {reason}")
     return kernel
@@ -91,71 +176,11 @@ def query_blocks(length: int) -> list[tuple[int, int]]:
     return [(s, min(s + size, length)) for s in range(0, length, size)]
 
 
-def block_logits(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    start: int,
-    stop: int,
-    window: int | None,
-) -> tuple[Float[Array, "B K G Q S"], int]:
-    """Float32 logits of queries [start, stop), -inf where a key is not seen.
-
-    Returns the logits over the keys [first, stop) and `first`.
-    """
-    first = 0 if window is None else max(0, start - window + 1)
-    behind = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)
-    return causal_logits(q[:, start:stop], k[:, first:stop], behind, window), first
-
-
-def causal_logits(
-    q: Float[Array, "B Q N H"],
-    k: Float[Array, "B S K H"],
-    behind: Int[Array, "Q S"],
-    window: int | None,
-) -> Float[Array, "B K G Q S"]:
-    """Float32 logits q.k / sqrt(H), -inf where a key is not seen; head n = k * G + g.
-
-    Args:
-      behind: how many tokens each key is behind each query.
-    """
-    B, Q, N, H = q.shape
-    K = k.shape[2]
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    logits = jnp.einsum(
-        "btkgh,bskh->bkgts",
-        (q * H**-0.5).reshape(B, Q, K, N // K, H),
-        k,
-        precision=precision,
-        preferred_element_type=jnp.float32,
+def _attend_block(q, k, v, start: int, stop: int, mask: Mask, extra: Extra | None):
+    first = 0 if mask.window is None else max(0, start - mask.window + 1)
+    last = stop if mask.causal else k.shape[1]
+    found = weights(
+        q[:, start:stop], k[:, first:last], mask, extra=extra,
+        queries=jnp.arange(start, stop), first_key=first,
     )
-    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return jnp.where(seen, logits, -jnp.inf)
-
-
-def _attend_block(q, k, v, start, stop, window, extra, reach):
-    logits, first = block_logits(q, k, start, stop, window)
-    B, K, G, Q, _ = logits.shape
-    peak = logits.max(-1, keepdims=True)
-    logit = None
-    if extra is not None:
-        index = jnp.arange(start, stop)
-        logit = extra_logits(q[:, start:stop], K, extra, index, reach)
-        peak = jnp.maximum(peak, logit)
-    peak = jax.lax.stop_gradient(peak)
-    weights = jnp.exp(logits - peak)
-    total = weights.sum(-1, keepdims=True)
-    if logit is not None:
-        weight = jnp.exp(logit - peak)
-        total = total + weight
-    precision = jax.lax.Precision.HIGHEST if v.dtype == jnp.float32 else None
-    out = jnp.einsum(
-        "bkgts,bskh->bkgth",
-        weights.astype(v.dtype),
-        v[:, first:stop],
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    if extra is not None and extra.value is not None:
-        out = out + weight * extra.value.astype(jnp.float32)[None, :, None, None, :]
-    out = (out / total).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, Q, K * G, -1)
+    return found.mix(v[:, first:last], extra).astype(q.dtype)

@@ -1,24 +1,57 @@
-"""Interventions on the residual stream, as arrays: one compilation serves all of a shape."""
+"""Interventions on a block's activations, as arrays: one compilation serves all of a shape.
 
-from typing import NamedTuple
+Every kind of edit acts at one site (`nn.acts.EDITABLE`) after one block, at masked tokens; taps
+and all later computation see the edited values. All fields but the site are arrays, so a caller
+can `vmap` over many interventions, or change them without compiling again.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_massact.nn.acts import EDITABLE
 
-class Edits(NamedTuple):
-    """Sets or scales single dimensions of `resid_post`: h[b, t, dim] = scale * h[b, t, dim] + add.
+_edit = functools.partial(dataclasses.dataclass, frozen=True)
 
-    Edits of the same place are applied in order. All fields are arrays, so a caller can `vmap` over
-    many interventions, or change them without compiling again.
+
+class Edit(Protocol):
+    """What the forward pass asks of an edit."""
+
+    @property
+    def site(self) -> str: ...
+
+    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+        """The activations at the edit's site in block `layer`, with the edits of that block."""
+        ...
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        """Raises ValueError where a concrete value is out of range for activations [B T D]."""
+        ...
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["layer", "tokens", "dim", "scale", "add"], meta_fields=["site"],
+)
+@_edit()
+class Edits:
+    """Sets or scales single dimensions: x[b, t, dim] = scale * x[b, t, dim] + add.
+
+    Edits of the same place are applied in order.
 
     Attributes:
-      layer: after which block, from 0; an edit whose layer the model lacks does nothing.
+      layer: in which block, from 0.
       tokens: at which tokens; [E, B, T], or [E, 1, T] for every sequence alike.
-      dim: which dimension.
+      dim: which dimension of the site.
       scale: 0 to set a value, 1 to add to it.
-      add: the value, in the units of the residual stream; [E], or [E, B, T] for one per token.
+      add: the value, in the units of the site; [E], or [E, B, T] for one per token.
+      site: `resid_post` or any other of `nn.acts.EDITABLE`.
     """
 
     layer: Int[Array, " E"]
@@ -26,38 +59,166 @@ class Edits(NamedTuple):
     dim: Int[Array, " E"]
     scale: Float[Array, " E"]
     add: Float[Array, "..."]
+    site: str = "resid_post"
 
     @classmethod
-    def set_to(cls, layer, tokens, dim, value) -> "Edits":
-        """Edits that set h[b, t, dim] = value at the masked tokens after block `layer`.
+    def set_to(cls, layer, tokens, dim, value, *, site: str = "resid_post") -> "Edits":
+        """Edits that set x[b, t, dim] = value at the masked tokens of block `layer`.
 
         A mask may leave out its first axes: [T] for every edit and sequence alike, [E, T] for every
         sequence alike.
+
+        Raises:
+          ValueError: `tokens` is no boolean mask.
         """
         layer = jnp.atleast_1d(jnp.asarray(layer, jnp.int32))
-        tokens = jnp.atleast_2d(jnp.asarray(tokens, bool))
-        tokens = tokens[:, None] if tokens.ndim == 2 else tokens
-        tokens = jnp.broadcast_to(tokens, layer.shape + tokens.shape[1:])
+        tokens = _mask(tokens, layer.shape[0])
         dim = jnp.broadcast_to(jnp.asarray(dim, jnp.int32), layer.shape)
         value = jnp.asarray(value, jnp.float32)
         add = jnp.broadcast_to(value, layer.shape) if value.ndim < 2 else value
-        return cls(layer, tokens, dim, jnp.zeros(layer.shape, jnp.float32), add)
+        return cls(layer, tokens, dim, jnp.zeros(layer.shape, jnp.float32), add, site)
+
+    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+        def one(x, edit: Edits):
+            column = jax.lax.dynamic_slice_in_dim(x, edit.dim, 1, axis=2)
+            scale, add = edit.scale.astype(x.dtype), jnp.asarray(edit.add).astype(x.dtype)
+            add = add[..., None] if add.ndim else add
+            # Scaling by zero keeps NaN and infinity; setting must not.
+            changed = jnp.where(scale == 0, add, scale * column + add)
+            here = edit.tokens[..., None] & (edit.layer == layer)
+            column = jnp.where(here, changed, column)
+            return jax.lax.dynamic_update_slice_in_dim(x, column, edit.dim, axis=2), None
+
+        return jax.lax.scan(one, x, self)[0]
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        _check(self, shape, depth)
+        _in_range("dim", self.dim, shape[2], f"dimensions of {self.site}")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["layer", "tokens", "vector"], meta_fields=["site"],
+)
+@_edit()
+class VectorEdits:
+    """Sets whole vectors: x[b, t] = vector.
+
+    Attributes:
+      layer: in which block, from 0.
+      tokens: at which tokens; [E, B, T], or [E, 1, T] for every sequence alike.
+      vector: [E, D], or [E, B, T, D] for one per token.
+      site: any of `nn.acts.EDITABLE`.
+    """
+
+    layer: Int[Array, " E"]
+    tokens: Bool[Array, "E B T"]
+    vector: Float[Array, "E ... D"]
+    site: str = "resid_pre"
+
+    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+        def one(x, edit: VectorEdits):
+            here = edit.tokens[..., None] & (edit.layer == layer)
+            return jnp.where(here, edit.vector.astype(x.dtype), x), None
+
+        return jax.lax.scan(one, x, self)[0]
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        _check(self, shape, depth)
+        if self.vector.shape[-1] != shape[2]:
+            raise ValueError(
+                f"vector has {self.vector.shape[-1]} entries; expected: {shape[2]}, those of "
+                f"{self.site}"
+            )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["layer", "unit", "token"], meta_fields=["site"],
+)
+@_edit()
+class MaxMoves:
+    """Moves a unit's largest activation over all tokens to one token; elsewhere it becomes 0.
+
+    With the MLP's hidden units this makes a register at test time out of the units that write
+    massive activations (Jiang et al. 2025, "Vision Transformers Don't Need Trained Registers").
+
+    Attributes:
+      layer: in which block, from 0.
+      unit: which unit of the site.
+      token: which token gets it.
+    """
+
+    layer: Int[Array, " E"]
+    unit: Int[Array, " E"]
+    token: Int[Array, " E"]
+    site: str = "mlp_hidden"
+
+    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+        def one(x, edit: MaxMoves):
+            column = jax.lax.dynamic_slice_in_dim(x, edit.unit, 1, axis=2)
+            at_token = (jnp.arange(x.shape[1]) == edit.token)[None, :, None]
+            moved = jnp.where(at_token, column.max(1, keepdims=True), 0)
+            column = jnp.where(edit.layer == layer, moved, column)
+            return jax.lax.dynamic_update_slice_in_dim(x, column, edit.unit, axis=2), None
+
+        return jax.lax.scan(one, x, self)[0]
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        _check_place(self, depth)
+        _in_range("unit", self.unit, shape[2], f"units of {self.site}")
+        _in_range("token", self.token, shape[1], "tokens, rows in front included")
 
 
 def apply_edits(
-    x: Float[Array, "B T D"], edits: Edits, layer: Int[Array, ""]
-) -> Float[Array, "B T D"]:
-    """The residual stream `x` after block `layer`, with that layer's edits made."""
+    x: jax.Array, edits: Sequence[Edit], site: str, layer: Int[Array, ""]
+) -> jax.Array:
+    """The activations `x` at a site of block `layer`, with the edits made that act there."""
+    for edit in edits:
+        if edit.site == site:
+            x = edit.apply(x, layer)
+    return x
 
-    def one(x, edit: Edits):
-        column = jax.lax.dynamic_slice_in_dim(x, edit.dim, 1, axis=2)
-        scale, add = edit.scale.astype(x.dtype), jnp.asarray(edit.add).astype(x.dtype)
-        changed = scale * column + (add[..., None] if add.ndim else add)
-        # Scaling by zero keeps NaN and infinity; setting must not.
-        changed = jnp.where(scale == 0, add[..., None] if add.ndim else add, changed)
-        here = edit.tokens[..., None] & (edit.layer == layer)
-        column = jnp.where(here, changed, column)
-        return jax.lax.dynamic_update_slice_in_dim(x, column, edit.dim, axis=2), None
 
-    return jax.lax.scan(one, x, edits)[0]
+def _mask(tokens: Any, count: int) -> Bool[Array, "E B T"]:
+    mask = jnp.atleast_2d(jnp.asarray(tokens))
+    if mask.dtype != bool or jnp.ndim(tokens) == 0:
+        # A number would be read as a truth value.
+        raise ValueError(
+            f"tokens is {str(tokens)[:60]}; expected: a boolean mask with one entry for each "
+            "token, such as jnp.arange(T) == 5"
+        )
+    mask = mask[:, None] if mask.ndim == 2 else mask
+    return jnp.broadcast_to(mask, (count, *mask.shape[1:]))
 
+
+def _check_place(edit: Any, depth: int) -> None:
+    if edit.site not in EDITABLE:
+        raise ValueError(f"site is {edit.site!r}; expected: one of {', '.join(EDITABLE)}")
+    _in_range("layer", edit.layer, depth, "blocks")
+
+
+def _check(edit: Any, shape: tuple[int, int, int], depth: int) -> None:
+    _check_place(edit, depth)
+    B, T = edit.tokens.shape[1:]
+    if T != shape[1] or B not in (1, shape[0]):
+        raise ValueError(
+            f"tokens is a mask of {B} x {T}; expected: {shape[0]} sequences (or 1 for all) x "
+            f"{shape[1]} tokens, rows in front included"
+        )
+
+
+def known(values: Any) -> bool:
+    """Whether this process can look at the values now; inside `jax.jit` it cannot."""
+    if isinstance(values, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return False
+    return getattr(values, "is_fully_addressable", True)
+
+
+def _in_range(name: str, values: Any, size: int, what: str) -> None:
+    if not known(values):
+        return
+    values = np.atleast_1d(values)
+    wrong = values[(values < 0) | (values >= size)]
+    if wrong.size:
+        raise ValueError(f"{name} is {wrong[0]}; expected: 0 to {size - 1}, of {size} {what}")

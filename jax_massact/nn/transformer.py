@@ -1,27 +1,31 @@
-"""A decoder-only transformer whose one forward pass serves training, probing and intervention."""
+"""A transformer whose one forward pass serves training, probing and intervention."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jax_massact import mesh
+from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import choose_kernel
-from jax_massact.nn.block import Acts, Block
-from jax_massact.nn.config import INIT_STD, ModelConfig
-from jax_massact.nn.edits import Edits, apply_edits
-from jax_massact.nn.layers import Norm, rotary_angles
-from jax_massact.nn.variants import VARIANTS
+from jax_massact.nn.block import Block
+from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig
+from jax_massact.nn.edits import Edit, apply_edits, known
+from jax_massact.nn.embed import embed
+from jax_massact.nn.linear import project
+from jax_massact.nn.norms import Norm
+from jax_massact.nn.positions import POSITIONS
+from jax_massact.nn.variants import variant_of
 
 # Reduces one block's activations on the device; its results are stacked over layers.
 Tap = Callable[[Acts], Any]
 
 
 class Transformer(nnx.Module):
-    """LLaMA, Mistral, Qwen2 or GPT-2, by configuration.
+    """Every family, by configuration: embed -> blocks -> norm -> head.
 
     A pytree: pass it to `jax.jit`, `jax.grad` and friends like any other argument. The blocks'
     parameters are stacked (leading axis L) and run by `jax.lax.scan`.
@@ -31,32 +35,25 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, key: jax.Array):
-        embed, positions, blocks, head, front = jax.random.split(key, 5)
-        V, D = config.vocab_size, config.width
+        keys = jax.random.split(key, 5)
+        V, D, P = config.embed.vocab_size, config.width, config.context_length
+        draw = lambda key, *shape: nnx.Param(INIT_STD * jax.random.normal(key, shape))
+        R = variant_of(config).prefix
         self.config = config
-        self.embed = nnx.Param(INIT_STD * jax.random.normal(embed, (V, D)))
-        self.positions = (
-            nnx.Param(INIT_STD * jax.random.normal(positions, (config.context_length, D)))
-            if config.position == "learned"
-            else None
-        )
-        in_front = VARIANTS[config.attention].tokens_in_front
-        self.front = (
-            nnx.Param(INIT_STD * jax.random.normal(front, (in_front, D))) if in_front else None
-        )
+        self.embed = draw(keys[0], V, D)
+        self.positions = draw(keys[1], P, D) if config.embed.positions == "learned" else None
+        self.prefix = draw(keys[4], R, D) if R else None
         # One block's initialiser over L keys: every parameter gets a leading layer axis.
-        self.blocks = jax.vmap(lambda k: Block(config, k))(jax.random.split(blocks, config.depth))
-        self.final_norm = Norm(config)
-        self.head = (
-            None if config.tied_head else nnx.Param(INIT_STD * jax.random.normal(head, (D, V)))
-        )
+        self.blocks = jax.vmap(lambda k: Block(config, k))(jax.random.split(keys[2], config.depth))
+        self.final_norm = Norm(config.final_norm, D)
+        self.head = None if config.head.tied else draw(keys[3], D, V)
 
     def __call__(
         self,
         tokens: Int[Array, "B T"],
         *,
         tap: Tap | None = None,
-        edits: Edits | None = None,
+        edits: Edit | Sequence[Edit] | None = None,
         unroll: int = 1,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T V"], Any]:
@@ -65,11 +62,11 @@ class Transformer(nnx.Module):
         Args:
           tokens: ids in [0, V); T at most `config.context_length`.
           tap: called with each block's `Acts`, gradient stopped; a pytree whose arrays come back
-            with a leading layer axis. With a sink token in front, that is token 0 of the `Acts`
+            with a leading layer axis. Learned rows in front are the first tokens of the `Acts`
             (and of `edits`). Under `jax.jit`, logits that the caller does not use are never
             computed.
-          edits: changes to the residual stream after chosen blocks.
-          unroll: blocks per step of the scan; 1 compiles fastest.
+          edits: changes to activations in chosen blocks, made in order.
+          unroll: periods of blocks in one step of the scan; 1 compiles fastest.
           remat: keep only the residual stream between blocks for the gradient, and compute the
             rest again (Chen et al. 2016): less memory for a third more computation.
 
@@ -77,7 +74,9 @@ class Transformer(nnx.Module):
           (logits in the compute dtype, the stacked results of `tap` or None).
 
         Raises:
-          ValueError: the shape or dtype of `tokens` is not one that the model can take.
+          ValueError: the shape, the dtype or a value of `tokens` is not one that the model can
+            take, or an edit is out of range. Values are checked where they are known: not inside
+            `jax.jit`.
         """
         x, taps = self.residual(tokens, tap=tap, edits=edits, unroll=unroll, remat=remat)
         return self.logits(x), taps
@@ -87,124 +86,123 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B T"],
         *,
         tap: Tap | None = None,
-        edits: Edits | None = None,
+        edits: Edit | Sequence[Edit] | None = None,
         unroll: int = 1,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """As `__call__`, but the residual stream after the last block in place of the logits."""
         self._check(tokens)
-        config = self.config
+        config, pattern = self.config, self.config.pattern
         x = self.embedded(tokens)
-        S, in_front = x.shape[1], x.shape[1] - tokens.shape[1]
-        x = self._even(x)
-        angles = (
-            rotary_angles(
-                config.rope, config.head_dim, config.first_position + jnp.arange(x.shape[1])
-            )
-            if config.position == "rope"
-            else None
+        S, prefix = x.shape[1], x.shape[1] - tokens.shape[1]
+        changes: Sequence[Edit] = (
+            () if edits is None else edits if isinstance(edits, Sequence) else (edits,)
         )
+        for change in changes:
+            width = config.block.mlp.hidden if change.site == "mlp_hidden" else config.width
+            change.check((x.shape[0], S, width), config.depth)
+        masks = [self._mask(kind, prefix) for kind in pattern]
+        x = self._even(x, masks)
+        positions = config.first_position + jnp.arange(x.shape[1])
+        turns = [POSITIONS[kind.attention.position](kind.attention, positions) for kind in pattern]
 
-        def body(x, layer):
-            index, block = layer
-            x, acts = block(x, angles)
-            if edits is not None:
-                x = apply_edits(x, edits, index)
-                acts = acts._replace(resid_post=x)
-            out = None if tap is None else tap(jax.lax.stop_gradient(acts.first(S)))
-            return x, out
+        def period(x, layers):
+            """One block of every kind; `layers` have a leading axis of as many."""
+            outs = []
+            for i in range(layers[0].shape[0]):
+                index, block = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+                edit = lambda site, x, index=index: apply_edits(x, changes, site, index)
+                x, acts = block(x, pattern[i], masks[i], turns[i], edit)
+                outs.append(None if tap is None else tap(jax.lax.stop_gradient(acts.first(S))))
+            return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
 
-        layers = (jnp.arange(config.depth), self.blocks)
         if remat:
             # Inside a scan nothing can merge the two computations: no need to prevent it.
-            body = jax.checkpoint(body, prevent_cse=unroll > 1)
-        x, taps = jax.lax.scan(body, x, layers, unroll=unroll)
-        return x[:, in_front:S], taps
+            period = jax.checkpoint(period, prevent_cse=unroll > 1)
+        layers = (jnp.arange(config.depth), self.blocks)
+        x, taps = _scan(period, x, layers, len(pattern), unroll)
+        return x[:, prefix:S], taps
 
-    def _even(self, x: Float[Array, "B S D"]) -> Float[Array, "B S+1 D"]:
+    def _mask(self, kind: BlockConfig, prefix: int) -> Mask:
+        c = kind.attention
+        return Mask(
+            scale=c.head_dim**-0.5 if c.scale is None else c.scale,
+            window=c.window,
+            reach=self.config.reach(kind),
+            softcap=c.softcap,
+            prefix=prefix,
+            weigh=variant_of(self.config).weigh(self.config),
+        )
+
+    def _even(self, x: Float[Array, "B S D"], masks: Sequence[Mask]) -> Float[Array, "B S+1 D"]:
         """`x`, with a token behind all others where flash attention would pad an odd length.
 
         It changes nothing before it, and one token in all activations costs less than to copy
-        queries, keys, values and results in every block. Only learned tokens in front make a
-        length odd that was chosen not to be.
+        queries, keys, values and results in every block. Only learned rows in front make a length
+        odd that was chosen not to be.
         """
-        if self.front is None or x.shape[1] % 2 == 0:
+        if self.prefix is None or x.shape[1] % 2 == 0:
             return x
-        config = self.config
-        q = jax.ShapeDtypeStruct((*x.shape[:2], config.num_heads, config.head_dim), x.dtype)
-        if choose_kernel(config.implementation, q, config.sliding_window) is None:
-            return x
+        for kind, mask in zip(self.config.pattern, masks, strict=True):
+            c = kind.attention
+            q = jax.ShapeDtypeStruct((*x.shape[:2], c.heads, c.head_dim), x.dtype)
+            if choose_kernel(c.implementation, q, mask) is None:
+                return x
         return jnp.concatenate([x, x[:, -1:]], axis=1)
 
     def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B S D"]:
         """The residual stream before the first block; the tokens are the last T of S."""
-        tokens = mesh.constrain(tokens, "act_bt")
-        table = mesh.gathered(self.embed[...], "embed_vd")
-        x = mesh.take_rows(table, tokens, out="act_btd").astype(self.config.dtype)
-        if self.positions is not None:
-            first, T = self.config.first_position, tokens.shape[1]
-            rows = mesh.gathered(self.positions[...], "positions_pd")[first : first + T]
-            x = x + mesh.broadcast(rows.astype(x.dtype), x)
-        if self.front is None:
-            return x
-        # After the positions: it has none of its own.
-        front = mesh.gathered(self.front[...].astype(x.dtype), "positions_pd")
-        shape = (x.shape[0], *front.shape)
-        front = mesh.constrain(jnp.broadcast_to(front, shape), "act_btd")
-        return jnp.concatenate([front, x], axis=1)
+        return embed(self.config, tokens, self.embed, self.positions, self.prefix)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits from the residual stream after the last block."""
         x = self.final_norm(x)
         if self.head is None:
-            table = mesh.gathered(self.embed[...].astype(x.dtype), "embed_vd")
-            return mesh.einsum("btd,vd->btv", x, table, out="act_btv")
-        table = mesh.gathered(self.head[...].astype(x.dtype), "head_dv")
-        return mesh.einsum("btd,dv->btv", x, table, out="act_btv")
+            return project(x, self.embed, "vd", transposed=True)
+        return project(x, self.head, "dv")
 
     def _check(self, tokens: jax.Array) -> None:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
-                f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; expected integer ids "
+                f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; expected: integer ids "
                 "[sequences, tokens]"
             )
         limit = self.config.context_length - self.config.first_position
         if not 0 < tokens.shape[1] <= limit:
             raise ValueError(
-                f"a sequence of {tokens.shape[1]} tokens; this model takes from 1 to {limit}"
+                f"a sequence of {tokens.shape[1]} tokens; expected: from 1 to {limit}, what this "
+                "model takes"
             )
+        if not known(tokens):
+            return
+        vocab_size = self.config.embed.vocab_size
+        ids = np.asarray(tokens)
+        for found in (ids.min(), ids.max()):
+            if not 0 <= found < vocab_size:
+                raise ValueError(
+                    f"a token id is {found}; expected: 0 to {vocab_size - 1}, of {vocab_size} "
+                    "embeddings. Another model's tokenizer is the usual cause"
+                )
 
 
-# Parameter name -> its kind in `mesh.LAYOUTS`.
-PARAMETER_KINDS = {
-    "embed": "embed_vd",
-    "positions": "positions_pd",
-    "head": "head_dv",
-    "attn.q": "qkv_dnh",
-    "attn.k": "qkv_dnh",
-    "attn.v": "qkv_dnh",
-    "attn.out": "out_nhd",
-    "attn.q_bias": "bias_nh",
-    "attn.k_bias": "bias_nh",
-    "attn.v_bias": "bias_nh",
-    "attn.out_bias": "vector_d",
-    "attn.variant.k": "bias_nh",
-    "attn.variant.v": "bias_nh",
-    "attn.variant.logit": "bias_n",
-    "attn.variant.gate": "gate_dn",
-    "front": "positions_pd",
-    "mlp.up": "up_df",
-    "mlp.gate": "up_df",
-    "mlp.down": "down_fd",
-    "mlp.up_bias": "bias_f",
-    "mlp.gate_bias": "bias_f",
-    "mlp.down_bias": "vector_d",
-}
-
-
-def parameter_kind(name: str) -> str:
-    """The kind of the parameter `name` (as in `parameters`), for `mesh.parameter_sharding`."""
-    return PARAMETER_KINDS.get(name.removeprefix("blocks."), "vector_d")
+def _scan(period: Callable, x: jax.Array, layers: Any, size: int, unroll: int) -> tuple[Any, Any]:
+    """Runs all layers, `size` of them in a step; a last, partial period comes after the scan."""
+    depth = layers[0].shape[0]
+    number, rest = divmod(depth, size)
+    if size == 1:
+        split, join = (lambda leaf: leaf[:, None]), (lambda leaf: leaf[:, 0])
+    else:
+        split = lambda leaf: leaf[: number * size].reshape(number, size, *leaf.shape[1:])
+        join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    parts = []
+    if number:
+        unroll = max(1, unroll // size)
+        x, taps = jax.lax.scan(period, x, jax.tree.map(split, layers), unroll=unroll)
+        parts.append(jax.tree.map(join, taps))
+    if rest:
+        x, taps = period(x, jax.tree.map(lambda leaf: leaf[number * size :], layers))
+        parts.append(taps)
+    return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if rest else parts[0]
 
 
 def _names(model: Transformer) -> list[str]:
@@ -213,7 +211,7 @@ def _names(model: Transformer) -> list[str]:
 
 
 def abstract(config: ModelConfig) -> Transformer:
-    """A decoder of shapes: `jax.ShapeDtypeStruct` in place of every array, no memory used."""
+    """A model of shapes: `jax.ShapeDtypeStruct` in place of every array, no memory used."""
     return jax.eval_shape(lambda key: Transformer(config, key), jax.random.key(0))
 
 
@@ -223,7 +221,7 @@ def parameters(model: Transformer) -> dict[str, Any]:
 
 
 def from_parameters(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
-    """The decoder that has exactly these parameters; the inverse of `parameters`.
+    """The model that has exactly these parameters; the inverse of `parameters`.
 
     Raises:
       ValueError: a parameter is missing, unknown or mis-shaped.
@@ -236,5 +234,5 @@ def from_parameters(config: ModelConfig, arrays: Mapping[str, Any]) -> Transform
         raise ValueError(f"missing parameters: {missing}; unknown parameters: {extra}")
     for name, leaf in wanted.items():
         if arrays[name].shape != leaf.shape:
-            raise ValueError(f"{name} has shape {arrays[name].shape}; expected {leaf.shape}")
+            raise ValueError(f"{name} has shape {arrays[name].shape}; expected: {leaf.shape}")
     return jax.tree.unflatten(jax.tree.structure(model), [arrays[name] for name in wanted])

@@ -1,46 +1,62 @@
 """The attention variants people compare: what each adds to one softmax over the keys.
 
-A variant is a module with three hooks and a row in `VARIANTS`; adding one touches this file only
-(and `PARAMETER_KINDS` of `nn.decoder`, where it has a parameter of a new name). Parameters are per
-key/value head, so that grouped-query models have them, too; in GPT-2 that is every head.
+A variant is one class here, with hooks and a sentence about itself, and a row in `VARIANTS`; each
+of its parameters has a row in `nn.parameters.PARAMETERS`. Everything else asks these rows.
+Parameters are per key/value head, so that grouped-query models have them, too; in GPT-2 that is
+every head.
 """
+
+import difflib
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_massact import mesh
+from jax_massact.errors import ConfigError
+from jax_massact.nn import sharded
 from jax_massact.nn.config import INIT_STD, ModelConfig
 from jax_massact.nn.extra import Extra
+from jax_massact.nn.linear import project
+from jax_massact.nn.weigh import Clipped, Softmax
 
 
 class Standard(nnx.Module):
     """softmax(q K^T / sqrt(H)) V and nothing else; the base of all others.
 
     Attributes:
-      tokens_in_front: how many learned embeddings stand before every sequence.
+      about: one sentence for tables and help.
+      prefix: how many learned rows stand in front of every sequence.
+      extra_key: what takes attention beside the tokens, in words; None: nothing does.
     """
 
-    tokens_in_front = 0
+    about = "softmax attention and nothing else"
+    prefix = 0
+    extra_key: str | None = None
 
     def __init__(self, config: ModelConfig, key: jax.Array):
         del config, key
 
+    @classmethod
+    def weigh(cls, config: ModelConfig) -> Softmax:
+        """From logits to weights."""
+        del config
+        return Softmax()
+
     def extra(self) -> Extra | None:
-        """One more key that every query sees."""
+        """The extra keys that every query sees."""
         return None
 
     def heads(
-        self, z: Float[Array, "B T N H"], normed: Float[Array, "B T D"]
+        self, z: Float[Array, "B T N H"], attn_in: Float[Array, "B T D"]
     ) -> Float[Array, "B T N H"]:
         """The heads' results, changed before they are summed into the residual stream.
 
         Args:
           z: what the softmax gave.
-          normed: the attention's input.
+          attn_in: the attention's input.
         """
-        del normed
+        del attn_in
         return z
 
 
@@ -48,18 +64,21 @@ class SinkToken(Standard):
     """A learned embedding in front of every sequence, dropped before the final norm (Xiao et al.
     2023; Sun et al. 2024, section 4.3). It is not a part of any block: `Transformer` holds it."""
 
-    tokens_in_front = 1
+    about = "a learned sink token in front of every sequence"
+    prefix = 1
 
 
 class KVBias(Standard):
     """Explicit attention biases k' and v' (Sun et al. 2024, equation 3):
     softmax(q [K^T k'] / sqrt(H)) [V; v'^T]. k' is not rotated."""
 
+    about = "a learned key k' and value v' for each head (Sun et al. 2024, equation 3)"
+    extra_key = "k'"
+
     def __init__(self, config: ModelConfig, key: jax.Array):
         k, v = jax.random.split(key)
-        shape = (config.num_kv_heads, config.head_dim)
-        self.k = nnx.Param(INIT_STD * jax.random.normal(k, shape))
-        self.v = nnx.Param(INIT_STD * jax.random.normal(v, shape))
+        self.k = nnx.Param(INIT_STD * jax.random.normal(k, _extra_shape(config)))
+        self.v = nnx.Param(INIT_STD * jax.random.normal(v, _extra_shape(config)))
 
     def extra(self) -> Extra:
         return Extra(key=self.k[...], value=self.v[...])
@@ -68,10 +87,11 @@ class KVBias(Standard):
 class KBias(Standard):
     """As `KVBias` with v' = 0: the key takes attention and gives nothing (Gu et al. 2024)."""
 
+    about = "a learned key k' for each head, whose value is 0"
+    extra_key = "k'"
+
     def __init__(self, config: ModelConfig, key: jax.Array):
-        self.k = nnx.Param(
-            INIT_STD * jax.random.normal(key, (config.num_kv_heads, config.head_dim))
-        )
+        self.k = nnx.Param(INIT_STD * jax.random.normal(key, _extra_shape(config)))
 
     def extra(self) -> Extra:
         return Extra(key=self.k[...])
@@ -80,54 +100,77 @@ class KBias(Standard):
 class VBias(Standard):
     """softmax(q K^T / sqrt(H)) V + v': a bias of the output without a key (Gu et al. 2024)."""
 
+    about = "a learned bias v' added to each head's result"
+
     def __init__(self, config: ModelConfig, key: jax.Array):
-        self.v = nnx.Param(
-            INIT_STD * jax.random.normal(key, (config.num_kv_heads, config.head_dim))
-        )
+        shape = _extra_shape(config)[1:]
+        self.v_bias = nnx.Param(INIT_STD * jax.random.normal(key, shape))
 
     def heads(
-        self, z: Float[Array, "B T N H"], normed: Float[Array, "B T D"]
+        self, z: Float[Array, "B T N H"], attn_in: Float[Array, "B T D"]
     ) -> Float[Array, "B T N H"]:
-        del normed
-        v = self.v[...].astype(z.dtype)
-        return z + mesh.per_query_head(v, z.shape[2])
+        del attn_in
+        return z + sharded.per_query_head(self.v_bias[...].astype(z.dtype), z.shape[2])
 
 
 class SinkLogit(Standard):
     """A learned logit for each head, of a key whose value is 0 (gpt-oss, 2025)."""
 
+    about = "a learned logit for each head, of a key whose value is 0"
+    extra_key = "the learned logit"
+
     def __init__(self, config: ModelConfig, key: jax.Array):
         del key
-        self.logit = nnx.Param(jnp.zeros(config.num_heads))
+        self.logit = nnx.Param(jnp.zeros(config.block.attention.heads))
 
     def extra(self) -> Extra:
-        return Extra(logit=self.logit[...])
+        return Extra(logit=self.logit[...][None])
 
 
 class Softmax1(Standard):
     """exp(s) / (1 + sum exp(s)): a logit of 0 and a value of 0 (Miller 2023)."""
 
+    about = "softmax with 1 added to its denominator"
+    extra_key = "the 1 in the denominator"
+
     def __init__(self, config: ModelConfig, key: jax.Array):
         del key
-        self.num_heads = config.num_heads
+        self.heads_number = config.block.attention.heads
 
     def extra(self) -> Extra:
-        return Extra(logit=jnp.zeros(self.num_heads))
+        return Extra(logit=jnp.zeros((1, self.heads_number)))
 
 
 class Gated(Standard):
     """Every head's result times sigmoid(x W), x the attention's input (Qiu et al. 2025)."""
 
+    about = "each head's result times a sigmoid gate of the attention's input"
+
     def __init__(self, config: ModelConfig, key: jax.Array):
-        shape = (config.width, config.num_heads)
+        shape = (config.width, config.block.attention.heads)
         self.gate = nnx.Param(INIT_STD * jax.random.normal(key, shape))
 
     def heads(
-        self, z: Float[Array, "B T N H"], normed: Float[Array, "B T D"]
+        self, z: Float[Array, "B T N H"], attn_in: Float[Array, "B T D"]
     ) -> Float[Array, "B T N H"]:
-        w = mesh.gathered(self.gate[...].astype(normed.dtype), "gate_dn")
-        gate = mesh.einsum("btd,dn->btn", normed, w, out="act_btn")
-        return z * jax.nn.sigmoid(gate)[..., None]
+        return z * jax.nn.sigmoid(project(attn_in, self.gate, "dn"))[..., None]
+
+
+class ClippedSoftmax(Standard):
+    """A softmax stretched below 0 and clipped, whose weights can be exactly 0 (Bondarenko et al.
+    2023, section 4.1; gamma = -alpha / T with the context's length T)."""
+
+    about = "softmax stretched and clipped, so that weights can be exactly 0"
+    ALPHA = 4.0
+
+    @classmethod
+    def weigh(cls, config: ModelConfig) -> Softmax:
+        return Clipped(gamma=-cls.ALPHA / config.context_length)
+
+
+def _extra_shape(config: ModelConfig) -> tuple[int, int, int]:
+    attention = config.block.attention
+    return attention.extra_keys, attention.kv_heads, attention.head_dim
 
 
 VARIANTS: dict[str, type[Standard]] = {
@@ -139,4 +182,21 @@ VARIANTS: dict[str, type[Standard]] = {
     "sink_logit": SinkLogit,
     "softmax1": Softmax1,
     "gated": Gated,
+    "clipped": ClippedSoftmax,
 }
+
+
+def variant_of(config: ModelConfig) -> type[Standard]:
+    """The row of VARIANTS that the model's attention names.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    name = config.block.attention.variant
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"attention.variant is {name!r}; expected: one of {', '.join(VARIANTS)}.{hint}"
+        )
+    return VARIANTS[name]

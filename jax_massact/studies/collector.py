@@ -29,7 +29,7 @@ from jax_massact.measure.massive import (
 from jax_massact.measure.statistics import CountsAbove, Top
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import Transformer
-from jax_massact.nn.variants import VARIANTS
+from jax_massact.nn.variants import variant_of
 from jax_massact.results import (
     ActivationMap,
     LayerStats,
@@ -151,7 +151,7 @@ def probe_inputs(
 
 def in_front(config: ModelConfig) -> int:
     """How many learned rows stand before the tokens of a sequence."""
-    return VARIANTS[config.attention].tokens_in_front
+    return variant_of(config).prefix
 
 
 class Found(NamedTuple):

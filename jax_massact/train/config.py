@@ -7,50 +7,14 @@ from typing import Any, Literal, get_args
 
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
-from jax_massact.nn.config import AttentionKind, ModelConfig
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.shapes import gpt2
+from jax_massact.nn.variants import variant_of
 from jax_massact.settings import check_float, check_in, check_int
 
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "constant_then_decay"]
 NonfiniteKind = Literal["stop", "skip"]
-
-
-def gpt2(
-    *,
-    vocab_size: int = 50304,
-    depth: int = 12,
-    width: int = 768,
-    num_heads: int = 12,
-    context_length: int = 1024,
-    attention: AttentionKind = "standard",
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
-) -> ModelConfig:
-    """A GPT-2 as the authors build it: no biases, tied head; 124M parameters by default.
-
-    Raises:
-      ConfigError: a size is out of range, or the heads do not divide the width.
-    """
-    check_int("num_heads", num_heads, 1)
-    if width % num_heads:
-        raise ConfigError(f"num_heads is {num_heads}; allowed: a divisor of width, {width}")
-    return ModelConfig(
-        family="gpt2",
-        vocab_size=vocab_size,
-        depth=depth,
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=width // num_heads,
-        mlp_dim=4 * width,
-        context_length=context_length,
-        norm="layer",
-        position="learned",
-        activation="gelu",
-        gated_mlp=False,
-        tied_head=True,
-        attention=attention,
-        dtype=dtype,
-    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +286,7 @@ class TrainConfig:
         check_int("seed", self.seed, 0, 2**31 - 1)
         for name in ("remat", "unroll", "tensorboard"):
             check_in(name, getattr(self, name), (True, False))
+        variant_of(self.model)
         self._check_sizes()
         self._check_schedule()
 
@@ -347,6 +312,7 @@ class TrainConfig:
     def _check_mesh(self) -> None:
         """Every axis divides what it splits; one of -1 is checked when its size is known."""
         sizes, model = self.mesh.sizes, self.model
+        attention = model.block.attention
         rows = {name: sizes[name] for name in ("dcn", "data", "fsdp")}
         named = {name: size for name, size in rows.items() if size > 1} or rows
         if self.micro_batch % abs(math.prod(rows.values())):
@@ -357,8 +323,8 @@ class TrainConfig:
             )
         split = {
             "fsdp": {"model.width": model.width},
-            "model": {"model.num_heads": model.num_heads, "model.num_kv_heads": model.num_kv_heads,
-                      "model.mlp_dim": model.mlp_dim},
+            "model": {"attention.heads": attention.heads, "attention.kv_heads": attention.kv_heads,
+                      "mlp.hidden": model.block.mlp.hidden},
         }
         for axis, lengths in split.items():
             if any(length % sizes[axis] for length in lengths.values()):

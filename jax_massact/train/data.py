@@ -56,7 +56,7 @@ def place_rows(
     """
     parts, size, _ = shape
     sharding = jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(None, *layout.LAYOUTS["act_bt"])
+        mesh, jax.sharding.PartitionSpec(None, *layout.LAYOUTS["bt"])
     )
     mine = [index[1].indices(size) for index in
             sharding.addressable_devices_indices_map(shape).values() if index is not None]

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_massact.mesh import LAYOUTS
-from jax_massact.nn.transformer import parameter_kind
+from jax_massact.nn.parameters import parameter
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.step import State, abstract_state
 
 _AXES = {"d": "width", "n": "heads", "h": "head", "f": "hidden units", "v": "vocabulary",
-         "p": "positions"}
+         "p": "positions", "r": "rows"}
 
 
 class ParameterLayout(NamedTuple):
@@ -94,13 +94,12 @@ def _bytes(x: Any) -> int:
 
 def _in_words(name: str, x: Any, sizes: dict[str, int]) -> str:
     """`width over fsdp (4), heads over model (2)`; axes that the mesh does not divide are whole."""
-    kind = parameter_kind(name)
-    letters = kind.rpartition("_")[2]
+    letters = parameter(name).letters
     # Entries that are left out at the end are None; stacked parameters have layers in front.
     spec = [*x.sharding.spec, *(None,) * x.ndim][x.ndim - len(letters) : x.ndim]
     words = []
     for letter, wanted, entry, length in zip(
-        letters, LAYOUTS[kind], spec, x.shape[-len(letters) :], strict=True
+        letters, LAYOUTS[letters], spec, x.shape[-len(letters) :], strict=True
     ):
         names = _named(entry, sizes)
         if names:

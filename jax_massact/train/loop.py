@@ -21,7 +21,7 @@ from jax_massact.cluster.sharing import check_shared, is_first, on_first, share,
 from jax_massact.cluster.vote import Vote
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, UserError
-from jax_massact.mesh import whole
+from jax_massact.nn.sharded import whole
 from jax_massact.nn.transformer import Transformer
 from jax_massact.save import save
 from jax_massact.train.checkpoint import Checkpoints
@@ -217,10 +217,10 @@ def _each(*functions: Callable[[Row], None]) -> Callable[[Row], None]:
 
 
 def _check_vocabulary(config: TrainConfig, batches: Batches) -> None:
-    if batches.vocab_size > config.model.vocab_size:
+    if batches.vocab_size > config.model.embed.vocab_size:
         raise ConfigError(
-            f"model.vocab_size is {config.model.vocab_size}; allowed with this data: at least "
-            f"{batches.vocab_size}"
+            f"model.embed.vocab_size is {config.model.embed.vocab_size}; allowed with this data: "
+            f"at least {batches.vocab_size}"
         )
 
 

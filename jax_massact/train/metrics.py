@@ -142,8 +142,9 @@ def flops_per_token(config: ModelConfig, parameters: int, sequence_length: int) 
     6 for each parameter that is multiplied, and 12 L N H T for attention, as if it were not causal;
     nothing for what rematerialization computes again.
     """
-    looked_up = config.context_length * config.width if config.position == "learned" else 0
+    embed, attention = config.embed, config.block.attention
+    looked_up = config.context_length * config.width if embed.positions == "learned" else 0
     # A tied embedding is looked up once and multiplied once.
-    looked_up += 0 if config.tied_head else config.vocab_size * config.width
-    attention = 12 * config.depth * config.num_heads * config.head_dim * sequence_length
-    return 6 * (parameters - looked_up) + attention
+    looked_up += 0 if config.head.tied else embed.vocab_size * config.width
+    products = 12 * config.depth * attention.heads * attention.head_dim * sequence_length
+    return 6 * (parameters - looked_up) + products

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jax_massact import mesh
-from jax_massact.nn.block import Acts
+from jax_massact.nn import sharded
+from jax_massact.nn.acts import SITES, Acts
 from jax_massact.nn.transformer import Transformer, parameters
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.step import loss
 
 # Of a block, in the order in which they are computed.
-ACTIVATIONS = ("resid_pre", "normed", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out",
-               "resid_post")
+ACTIVATIONS = tuple(site for site in SITES if site != "weights")
 _NAMED = 5
 
 
@@ -109,7 +108,7 @@ def _look(model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainConfig
 
     def look(rows):
         logits, activations = model(rows[:, :-1], tap=tap)
-        return Seen(mesh.whole(activations), mesh.whole(_first_token(logits)))
+        return Seen(sharded.whole(activations), sharded.whole(_first_token(logits)))
 
     return jax.lax.map(look, tokens)
 
@@ -118,7 +117,7 @@ def _first_token(x: jax.Array) -> Int[Array, " B"]:
     """The first token with a number that is not finite; T where there is none."""
     bad = ~jnp.isfinite(x).all(range(2, x.ndim))
     index = jnp.arange(bad.shape[1])
-    return mesh.whole(jnp.where(bad, index, bad.shape[1]).min(1))
+    return sharded.whole(jnp.where(bad, index, bad.shape[1]).min(1))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

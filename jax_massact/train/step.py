@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_massact import mesh as layout
 from jax_massact.errors import ConfigError
-from jax_massact.nn.loss import cross_entropy
+from jax_massact.nn.fused.cross_entropy import cross_entropy
+from jax_massact.nn.parameters import is_stacked, parameter
 from jax_massact.nn.transformer import (
     Transformer,
     abstract,
     from_parameters,
-    parameter_kind,
     parameters,
 )
 from jax_massact.train.config import MeshConfig, TrainConfig
@@ -127,9 +127,8 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> State:
     def put(name, leaf):
-        stacked = name.startswith("blocks.")
         sharding = layout.parameter_sharding(
-            mesh, parameter_kind(name), leaf.shape, stacked=stacked
+            mesh, parameter(name).letters, leaf.shape, stacked=is_stacked(name)
         )
         return jax.reshard(leaf, sharding.spec)
 
@@ -146,7 +145,7 @@ def place(batch: Int[np.ndarray, "B T"], parts: int, mesh: jax.sharding.Mesh) ->
 
 
 def _batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(None, *layout.LAYOUTS["act_bt"]))
+    return NamedSharding(mesh, PartitionSpec(None, *layout.LAYOUTS["bt"]))
 
 
 def loss(

@@ -3,19 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_massact import mesh
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.magnitudes import magnitudes_tap
-from jax_massact.nn.attention import causal_logits
-from jax_massact.nn.block import Acts
-from jax_massact.nn.config import ModelConfig
-from jax_massact.nn.extra import Extra, extra_logits, extra_reach
+from jax_massact.nn.acts import Acts
+from jax_massact.nn.attention import per_head, weights
+from jax_massact.nn.extra import Extra
 from jax_massact.nn.transformer import Transformer
-from jax_massact.nn.variants import VARIANTS
+from jax_massact.nn.variants import variant_of
 from jax_massact.train.config import WatchConfig
 
 
@@ -53,13 +50,13 @@ def watch(model: Transformer, tokens: Int[Array, "B T"], config: WatchConfig) ->
 
     def tap(acts: Acts):
         stats = magnitudes_tap(acts, top_k=1, definition=config.definition)
-        return stats, received(acts, model.config, config.sink_tokens), value_drain(acts)
+        return stats, received(acts, config.sink_tokens), value_drain(acts)
 
     # Only what is read below is computed: no place, map or quantile but the median.
     stats, attention, drain = model.residual(tokens, tap=tap)[1]
     top = jnp.abs(stats.top.value[..., 0])
     rate = (attention > config.sink_epsilon).mean((1, 2), dtype=jnp.float32)
-    has_front = VARIANTS[model.config.attention].tokens_in_front > 0
+    has_front = variant_of(model.config).prefix > 0
     return Watch(
         top1=top.mean(1),
         largest=top.max(1),
@@ -74,34 +71,25 @@ def watch(model: Transformer, tokens: Int[Array, "B T"], config: WatchConfig) ->
     )
 
 
-def received(
-    acts: Acts, config: ModelConfig, queries: int
-) -> Float[Array, "B N 3"]:
+def received(acts: Acts, queries: int) -> Float[Array, "B N 3"]:
     """Mean attention of the first queries to the first token, to token 0 of `acts`, and to the
-    extra key. Token 0 is the first token or, where the variant has one, the sink token."""
-    front = VARIANTS[config.attention].tokens_in_front
-    window, reach = config.sliding_window, extra_reach(config)
+    extra keys. Token 0 is the first token or, where the variant has one, the sink token."""
+    prefix = acts.mask.prefix
     # Causal: later keys get nothing from these queries.
-    stop = min(front + queries, acts.q.shape[1])
+    stop = min(prefix + queries, acts.q.shape[1])
 
     def local(q, k, *fields):
-        index = jnp.arange(stop)
-        logits = causal_logits(q, k, index[:, None] - index, window)
-        B, K, G, Q, _ = logits.shape
-        extra = jnp.full((B, K, G, Q, 1), -jnp.inf)
-        if acts.extra is not None:
-            extra = extra_logits(q, K, Extra(*fields), index, reach)
-        weights = jax.nn.softmax(jnp.concatenate([logits, extra], axis=-1), axis=-1)
-        of_interest = jnp.stack([weights[..., front], weights[..., 0], weights[..., -1]], axis=-1)
+        extra = None if acts.extra is None else Extra(*fields)
+        found = weights(q, k, acts.mask, extra=extra, queries=jnp.arange(stop))
+        keys = found.keys
+        none = jnp.zeros(keys.shape[:-1])
+        rest = none if found.extra is None else found.extra.sum(-1)
+        of_interest = jnp.stack([keys[..., prefix], keys[..., 0], rest], axis=-1)
+        B, K, G, Q, _ = keys.shape
         return of_interest.transpose(0, 3, 1, 2, 4).reshape(B, Q, K * G, 3)
 
-    weights = mesh.per_head(
-        local,
-        (acts.q[:, :stop], acts.k[:, :stop], *(acts.extra or Extra())),
-        ("act_btnh", "act_btnh", "bias_nh", "bias_n", "bias_nh"),
-        out="act_btnh",
-    )
-    return weights[:, front:].mean(1)
+    shares = per_head(local, (acts.q[:, :stop], acts.k[:, :stop]), acts.extra)
+    return shares[:, prefix:].mean(1)
 
 
 def value_drain(acts: Acts) -> Float[Array, " B"]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import FIELDS, dense, operands
+from oracle import FIELDS, dense, mask_of, operands
 
 from jax_massact.nn import attention
 from jax_massact.nn.attention import (
@@ -19,7 +19,7 @@ from jax_massact.nn.extra import Extra
 def run(x, window, extra, reach=None):
     fields = {n: x[n] for n in FIELDS[extra]}
     key = Extra(**fields) if fields else None
-    return attend(x["q"], x["k"], x["v"], window=window, extra=key, reach=reach)
+    return attend(x["q"], x["k"], x["v"], mask_of(x, window, reach), extra=key)
 
 
 def check(B, T, N, K, H, window, extra, reach=None):

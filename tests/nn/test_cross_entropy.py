@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jax_massact import mesh
-from jax_massact.nn import loss
-from jax_massact.nn.loss import cross_entropy, logsumexp_once
+from jax_massact.nn import sharded
+from jax_massact.nn.fused import cross_entropy as loss
+from jax_massact.nn.fused.cross_entropy import cross_entropy, logsumexp_once
 
 
 def reference(logits, targets, weights):
@@ -34,9 +35,9 @@ def test_values_and_gradient(model, dtype):
         found = run(logits, jnp.asarray(weights), jnp.asarray(targets))
     else:
         with jax.set_mesh(mesh.make_mesh(2, 1, model, devices=jax.devices()[: 2 * model])):
-            put = lambda x, kind: mesh.constrain(jnp.asarray(x), kind)
+            put = lambda x, kind: sharded.constrain(jnp.asarray(x), kind)
             found = jax.jit(run)(
-                put(logits, "act_btv"), put(weights, "act_bt"), put(targets, "act_bt")
+                put(logits, "btv"), put(weights, "bt"), put(targets, "bt")
             )
     expected = reference(logits, targets, weights)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, atol=1e-5)

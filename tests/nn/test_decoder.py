@@ -5,9 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_model
 import pytest
-from tiny_models import CONFIGS, LLAMA, decoder, ids
+from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
+from jax_massact.errors import ConfigError
+from jax_massact.nn.config import RopeConfig
 from jax_massact.nn.transformer import (
     Transformer,
     abstract,
@@ -21,14 +24,14 @@ FAMILIES = pytest.mark.parametrize("family", CONFIGS)
 def influence(config, T):
     """[t, s]: the largest |d logits[t] / d embedding of token s|."""
     # A head of its own: a tied one would see every row of the embedding.
-    model = decoder(dataclasses.replace(config, tied_head=False))
+    model = decoder(varied(config, tied=False))
     tokens = np.arange(T)[None] + 3
     params = parameters(model)
 
     def logits(embed):
         return from_parameters(model.config, params | {"embed": embed})(tokens)[0][0]
 
-    weights = np.random.default_rng(0).standard_normal(config.vocab_size)
+    weights = np.random.default_rng(0).standard_normal(config.embed.vocab_size)
     cotangents = jnp.asarray(np.eye(T)[:, :, None] * weights, jnp.float32)
     pull = jax.jit(lambda embed, g: jax.vmap(jax.vjp(logits, embed)[1])(g))
     (rows,) = pull(params["embed"], cotangents)
@@ -41,7 +44,7 @@ def test_no_token_sees_a_later_one(family):
     seen = influence(CONFIGS[family], T)
     behind = np.arange(T)[:, None] - np.arange(T)
     # Every layer reaches back by a window less one.
-    window = CONFIGS[family].sliding_window
+    window = CONFIGS[family].block.attention.window
     reach = T if window is None else LLAMA.depth * (window - 1)
     np.testing.assert_array_equal(seen > 0, (behind >= 0) & (behind <= reach))
 
@@ -63,7 +66,8 @@ def test_acts_are_what_the_block_computed(family):
     config = CONFIGS[family]
     model, tokens = decoder(config), ids(config, 2, 7)
     logits, acts = jax.jit(lambda model: model(tokens, tap=lambda acts: acts))(model)
-    L, N, K, H = config.depth, config.num_heads, config.num_kv_heads, config.head_dim
+    c = config.block.attention
+    L, N, K, H = config.depth, c.heads, c.kv_heads, c.head_dim
     assert acts.q.shape == (L, 2, 7, N, H) and acts.k.shape == acts.v.shape == (L, 2, 7, K, H)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
     close(acts.resid_pre + acts.attn_out, acts.resid_mid)
@@ -72,7 +76,9 @@ def test_acts_are_what_the_block_computed(family):
     close(acts.resid_pre[0], model.embedded(tokens))
     for l in range(L):
         block = jax.tree.map(lambda x, l=l: x[l], model.blocks)
-        close(acts.normed[l], block.attn_norm(acts.resid_pre[l]))
+        close(acts.attn_in[l], block.attn_norm(acts.resid_pre[l]))
+        close(acts.mlp_in[l], block.mlp_norm(acts.resid_mid[l]))
+        close(acts.mlp_out[l], block.mlp.output(acts.mlp_hidden[l]))
     close(logits, model.logits(acts.resid_post[-1]))
 
 
@@ -97,7 +103,7 @@ def test_what_is_not_read_costs_nothing():
     assert unread[0] == plain[0]
     # The head alone: 2 B T D V of the operations.
     no_logits = cost(lambda model, tokens: model(tokens, tap=lambda acts: acts.resid_post.max())[1])
-    assert no_logits[0] < plain[0] - 0.9 * 2 * 2 * 32 * LLAMA.width * LLAMA.vocab_size
+    assert no_logits[0] < plain[0] - 0.9 * 2 * 2 * 32 * LLAMA.width * LLAMA.embed.vocab_size
 
 
 @pytest.mark.parametrize("family", ["llama3", "gpt2"])
@@ -105,9 +111,11 @@ def test_bfloat16_compute_with_float32_parameters(family):
     config = CONFIGS[family]
     model, tokens = decoder(config, spread=0.1), ids(config, 2, 7)
     low = from_parameters(dataclasses.replace(config, dtype="bfloat16"), parameters(model))
-    run = jax.jit(lambda model: model(tokens, tap=lambda acts: acts[-1]))
+    run = jax.jit(lambda model: model(tokens, tap=lambda acts: acts.resid_post))
     logits, acts = run(low)
-    shapes = jax.eval_shape(lambda model: model(tokens, tap=lambda acts: acts), low)
+    # Angles are computed in float32, whatever the model.
+    tap = lambda acts: acts._replace(rotation=None)
+    shapes = jax.eval_shape(lambda model: model(tokens, tap=tap), low)
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
     assert logits.dtype == acts.dtype == jnp.bfloat16
     exact = np.asarray(run(model)[0])
@@ -116,12 +124,12 @@ def test_bfloat16_compute_with_float32_parameters(family):
 
 
 @pytest.mark.parametrize(("tokens", "message"), [
-    (jnp.zeros(5, jnp.int32), r"shape \(5,\) and dtype int32; expected integer ids"),
+    (jnp.zeros(5, jnp.int32), r"shape \(5,\) and dtype int32; expected: integer ids"),
     (jnp.zeros((1, 2, 3), jnp.int32), r"shape \(1, 2, 3\)"),
-    (jnp.zeros((1, 5)), r"dtype float32; expected integer ids \[sequences, tokens\]"),
+    (jnp.zeros((1, 5)), r"dtype float32; expected: integer ids \[sequences, tokens\]"),
     (jnp.zeros((1, 5), bool), "dtype bool"),
-    (jnp.zeros((2, 65), jnp.int32), "a sequence of 65 tokens; this model takes from 1 to 64"),
-    (jnp.zeros((2, 0), jnp.int32), "a sequence of 0 tokens; this model takes from 1 to 64"),
+    (jnp.zeros((2, 65), jnp.int32), "a sequence of 65 tokens; expected: from 1 to 64"),
+    (jnp.zeros((2, 0), jnp.int32), "a sequence of 0 tokens; expected: from 1 to 64"),
 ])
 def test_wrong_tokens(tokens, message):
     with pytest.raises(ValueError, match=message):
@@ -134,7 +142,7 @@ def test_first_position_shortens_the_longest_sequence():
     longest = config.context_length - config.first_position
     run = lambda T: jax.eval_shape(lambda m, t: m(t), model, jax.ShapeDtypeStruct((1, T), "int32"))
     run(longest)
-    with pytest.raises(ValueError, match=f"takes from 1 to {longest}"):
+    with pytest.raises(ValueError, match=f"expected: from 1 to {longest}"):
         run(longest + 1)
 
 
@@ -167,7 +175,7 @@ def test_wrong_parameters_are_named():
     head = params.pop("head")
     with pytest.raises(ValueError, match=r"missing parameters: \['head'\]; unknown .*: \['tail'\]"):
         from_parameters(LLAMA, params | {"tail": head})
-    with pytest.raises(ValueError, match=r"head has shape \(64, 16\); expected \(16, 64\)"):
+    with pytest.raises(ValueError, match=r"head has shape \(64, 16\); expected: \(16, 64\)"):
         from_parameters(LLAMA, params | {"head": head.T})
 
 
@@ -180,3 +188,37 @@ def test_new_models_differ_by_key_and_layer():
             continue
         assert (x != y).mean() > 0.99, name
         assert not name.startswith("blocks.") or (x[0] != x[1]).mean() > 0.99, name
+
+
+@pytest.mark.parametrize("depth", [2, 4, 5])
+def test_blocks_of_several_kinds_alternate(depth):
+    """A pattern of windows and positions, a partial period included, against NumPy in float64."""
+    local = varied(LLAMA, window=2, rope=RopeConfig(base=100.0, scale=1.25))
+    config = varied(
+        LLAMA, depth=depth, others=(local.block, varied(LLAMA, position="none", scale=0.2).block)
+    )
+    model, tokens = decoder(config), ids(config, 2, 7)
+    run = jax.jit(lambda model: model(tokens, tap=lambda acts: (acts.resid_post, acts.z)))
+    logits, (streams, z) = run(model)
+    assert streams.shape[0] == z.shape[0] == depth
+    for b in range(2):
+        expected = plain_model.run(model, tokens[b])
+        np.testing.assert_allclose(streams[:, b], expected["post"], rtol=0, atol=3e-5)
+        np.testing.assert_allclose(logits[b], expected["logits"], rtol=0, atol=3e-5)
+
+
+def test_kinds_with_other_parameters_are_refused():
+    with pytest.raises(ConfigError, match="others differ from block in what decides the param"):
+        varied(LLAMA, others=(varied(LLAMA, hidden=25).block,))
+
+
+def test_ids_out_of_range_are_refused():
+    model = decoder(LLAMA)
+    for wrong in (64, -1, 9999):
+        with pytest.raises(ValueError, match=f"a token id is {wrong}; expected: 0 to 63"):
+            model(jnp.asarray([[3, wrong, 5]]))
+
+
+def test_a_variant_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match="is 'kv_bais'; expected: .* Did you mean kv_bias"):
+        abstract(varied(LLAMA, variant="kv_bais"))

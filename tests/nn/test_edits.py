@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
-from jax_massact.nn.edits import Edits, apply_edits
+from jax_massact.nn.acts import EDITABLE
+from jax_massact.nn.edits import Edits, MaxMoves, VectorEdits
 
 B, T, D = 2, 5, LLAMA.width
 MODEL, TOKENS = decoder(LLAMA), ids(LLAMA, B, T)
@@ -52,23 +53,37 @@ def test_edits_of_one_place_are_made_in_order():
     x = jnp.full((B, T, D), 2.0)
     at = mask((0, 1), (0, 1), (0, 1))
     three = edit([1, 1, 1], at, [3, 3, 3], [0.0, 1.0, 3.0], [5.0, 1.0, 0.0])
-    assert apply_edits(x, three, 1)[0, 1, 3] == (5 + 1) * 3
+    assert three.apply(x, 1)[0, 1, 3] == (5 + 1) * 3
     turned = jax.tree.map(lambda a: a[::-1], three)
-    assert apply_edits(x, turned, 1)[0, 1, 3] == 5
-    assert int((apply_edits(x, three, 1) != x).sum()) == 1
-    np.testing.assert_array_equal(apply_edits(x, three, 0), x)
+    assert turned.apply(x, 1)[0, 1, 3] == 5
+    assert int((three.apply(x, 1) != x).sum()) == 1
+    np.testing.assert_array_equal(three.apply(x, 0), x)
 
 
-@pytest.mark.parametrize("layer", [-1, LLAMA.depth, 99])
-def test_a_layer_that_is_not_there_changes_nothing(layer):
-    plain = streams(MODEL, TOKENS, edit(0, np.zeros((1, B, T), bool), 0, 0.0, 0.0))
-    edited = streams(MODEL, TOKENS, edit(layer, np.ones((1, B, T), bool), 0, 0.0, 1e3))
-    jax.tree.map(np.testing.assert_array_equal, plain, edited)
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"layer": -1}, "layer is -1; expected: 0 to 2, of 3 blocks"),
+    ({"layer": LLAMA.depth}, "layer is 3; expected: 0 to 2, of 3 blocks"),
+    ({"dim": 999}, "dim is 999; expected: 0 to 15, of 16 dimensions of resid_post"),
+    ({"dim": -999}, "dim is -999; expected: 0 to 15"),
+    ({"dim": 24, "site": "mlp_hidden"}, "dim is 24; expected: 0 to 23, .* of mlp_hidden"),
+    ({"site": "q"}, "site is 'q'; expected: one of resid_pre, attn_in, attn_out"),
+    ({"tokens": np.arange(T + 1) == 2}, f"a mask of 1 x {T + 1}; expected: {B} sequences"),
+])
+def test_what_is_out_of_range_is_refused(wrong, message):
+    given = {"layer": 0, "tokens": np.arange(T) == 2, "dim": 0, "value": 1.0} | wrong
+    with pytest.raises(ValueError, match=message):
+        MODEL(TOKENS, edits=Edits.set_to(**given))
+
+
+@pytest.mark.parametrize("tokens", [5, [0], np.arange(T), True])
+def test_numbers_are_not_read_as_a_mask(tokens):
+    with pytest.raises(ValueError, match="expected: a boolean mask"):
+        Edits.set_to(0, tokens, 0, 1.0)
 
 
 def test_setting_replaces_nan_and_infinity():
     x = jnp.full((B, T, D), jnp.nan).at[1].set(jnp.inf)
-    out = apply_edits(x, Edits.set_to(0, np.ones((1, 1, T), bool), 4, -2.0), 0)
+    out = Edits.set_to(0, np.ones((1, 1, T), bool), 4, -2.0).apply(x, 0)
     assert (out[:, :, 4] == -2).all()
     assert not jnp.isfinite(jnp.delete(out, 4, axis=2)).any()
 
@@ -76,7 +91,7 @@ def test_setting_replaces_nan_and_infinity():
 def test_a_value_for_every_token():
     x = jnp.zeros((B, T, D))
     values = np.arange(B * T, dtype=np.float32).reshape(1, B, T)
-    out = apply_edits(x, Edits.set_to(0, np.ones((1, B, T), bool), 4, values), 0)
+    out = Edits.set_to(0, np.ones((1, B, T), bool), 4, values).apply(x, 0)
     np.testing.assert_array_equal(out[:, :, 4], values[0])
 
 
@@ -90,10 +105,10 @@ def test_set_to_takes_masks_of_fewer_axes(tokens):
     assert edits.tokens.shape[0] == 3
     expected = np.ones((B, T, D))
     expected[:, 2, 3], expected[:, 2, 4] = 10, 20
-    np.testing.assert_array_equal(apply_edits(x, edits, 0), expected)
+    np.testing.assert_array_equal(edits.apply(x, 0), expected)
     one = Edits.set_to(0, tokens[:1] if tokens.ndim > 1 else tokens, 3, 10.0)
     expected[:, 2, 4] = 1
-    np.testing.assert_array_equal(apply_edits(x, one, 0), expected)
+    np.testing.assert_array_equal(one.apply(x, 0), expected)
 
 
 def many(n, seed=0):
@@ -128,7 +143,7 @@ def test_gradients_flow_around_an_edit():
     places = mask((0, 1))
 
     def last_layer(x, edits):
-        return apply_edits(x, edits, 0).sum()
+        return edits.apply(x, 0).sum()
 
     x = jnp.ones((B, T, D))
     for scale in (0.0, 1.0, 2.5):
@@ -146,7 +161,7 @@ def test_gradients_flow_around_an_edit():
 
 def test_edits_in_bfloat16_keep_the_dtype():
     x = jnp.ones((B, T, D), jnp.bfloat16)
-    out = apply_edits(x, edit(0, mask((0, 1)), 3, 0.0, 7.0), 0)
+    out = edit(0, mask((0, 1)), 3, 0.0, 7.0).apply(x, 0)
     assert out.dtype == jnp.bfloat16 and out[0, 1, 3] == 7
 
 
@@ -156,3 +171,67 @@ def test_edits_of_another_family():
     edits = edit(0, np.ones((1, 1, T), bool), 2, 0.0, 11.0)
     _, acts = streams(model, tokens, edits)
     assert (acts.resid_post[0, :, :, 2] == 11).all()
+
+
+@pytest.mark.parametrize("site", EDITABLE)
+def test_every_site_is_edited_where_its_name_says(site):
+    """The edited value is seen at the site itself, by what is computed from it, and no earlier."""
+    edits = Edits.set_to(1, np.arange(T) == 2, 3, 50.0, site=site)
+    _, plain = streams(MODEL, TOKENS)
+    _, acts = streams(MODEL, TOKENS, edits)
+    order = [name for name in acts._fields if name in EDITABLE]
+    changed = {
+        name: [bool(np.abs(a - b).max() > 1e-4) for a, b in zip(
+            getattr(acts, name), getattr(plain, name), strict=True)]
+        for name in order
+    }
+    assert (getattr(acts, site)[1, :, 2, 3] == 50).all()
+    before = order[: order.index(site)]
+    assert not any(changed[name][0] for name in order)
+    assert not any(changed[name][1] for name in before)
+    assert changed[site][1] and changed["resid_post"][1] and changed["resid_pre"][2]
+
+
+def test_whole_vectors_are_set():
+    vector = jnp.arange(2 * D, dtype=jnp.float32).reshape(2, D)
+    tokens = jnp.asarray(np.arange(T) == np.array([[1], [3]]))[:, None]
+    edits = VectorEdits(jnp.array([0, 2]), tokens, vector, "resid_pre")
+    _, acts = streams(MODEL, TOKENS, edits)
+    np.testing.assert_array_equal(acts.resid_pre[0, :, 1], np.tile(vector[0], (B, 1)))
+    np.testing.assert_array_equal(acts.resid_pre[2, :, 3], np.tile(vector[1], (B, 1)))
+    # One vector for every token of every sequence.
+    each = jnp.asarray(np.random.default_rng(0).standard_normal((1, B, T, D)), jnp.float32)
+    everywhere = VectorEdits(jnp.array([1]), jnp.ones((1, 1, T), bool), each, "resid_post")
+    np.testing.assert_array_equal(streams(MODEL, TOKENS, everywhere)[1].resid_post[1], each[0])
+    with pytest.raises(ValueError, match="vector has 3 entries; expected: 16"):
+        MODEL(TOKENS, edits=VectorEdits(jnp.array([1]), tokens[:1], jnp.zeros((1, 3))))
+
+
+def test_a_units_largest_activation_is_moved_to_one_token():
+    _, plain = streams(MODEL, TOKENS)
+    moves = MaxMoves(jnp.array([0, 1]), jnp.array([4, 7]), jnp.array([0, T - 1]))
+    _, acts = streams(MODEL, TOKENS, moves)
+    expected = np.zeros((B, T))
+    expected[:, 0] = plain.mlp_hidden[0, :, :, 4].max(1)
+    np.testing.assert_allclose(acts.mlp_hidden[0, :, :, 4], expected, rtol=1e-6)
+    others = np.delete(np.arange(24), 4)
+    np.testing.assert_allclose(
+        acts.mlp_hidden[0][..., others], plain.mlp_hidden[0][..., others], rtol=1e-5, atol=1e-5
+    )
+    assert (acts.mlp_hidden[1, :, :-1, 7] == 0).all()
+    for wrong, message in (({"unit": 24}, "unit is 24; expected: 0 to 23"),
+                           ({"token": T}, f"token is {T}; expected: 0 to {T - 1}")):
+        given = {"layer": 0, "unit": 0, "token": 0} | wrong
+        with pytest.raises(ValueError, match=message):
+            MODEL(TOKENS, edits=MaxMoves(**{n: jnp.array([x]) for n, x in given.items()}))
+
+
+def test_edits_of_several_kinds_are_made_together():
+    at = np.arange(T) == 1
+    edits = (
+        Edits.set_to(0, at, 3, 8.0, site="mlp_out"), Edits.set_to(0, at, 3, 9.0, site="resid_post"),
+        Edits.set_to(0, at, 4, 7.0),
+    )
+    _, acts = streams(MODEL, TOKENS, edits)
+    assert (acts.mlp_out[0, :, 1, 3] == 8).all() and (acts.resid_post[0, :, 1, 3] == 9).all()
+    assert (acts.resid_post[0, :, 1, 4] == 7).all()

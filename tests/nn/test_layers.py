@@ -1,24 +1,19 @@
 """Norms, rotary positions and the MLP against NumPy in float64."""
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import LLAMA
+from tiny_models import LLAMA, varied
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import RopeConfig
-from jax_massact.nn.layers import (
-    _ACTIVATIONS,
-    MLP,
-    Norm,
-    llama3_factors,
-    rotary_angles,
-    rotate,
-)
+from jax_massact.nn import mlp as layers
+from jax_massact.nn.config import AttentionConfig, NormConfig, RopeConfig
+from jax_massact.nn.mlp import MLP
+from jax_massact.nn.norms import Norm
+from jax_massact.nn.positions import POSITIONS, llama3_factors, rotary_angles
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +25,7 @@ def filled(module, seed=0):
 
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 def test_rms_norm(eps):
-    norm = filled(Norm(dataclasses.replace(LLAMA, norm_eps=eps)))
+    norm = filled(Norm(NormConfig(eps=eps), 16))
     x = RNG.standard_normal((2, 3, 16)) + 2
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * np.float64(norm.scale[...])
     np.testing.assert_allclose(norm(jnp.float32(x)), expected, rtol=2e-6, atol=2e-6)
@@ -38,8 +33,7 @@ def test_rms_norm(eps):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_norm(bias):
-    config = dataclasses.replace(LLAMA, norm="layer", norm_bias=bias, norm_eps=0.1)
-    norm = filled(Norm(config))
+    norm = filled(Norm(NormConfig(kind="layer", bias=bias, eps=0.1), 16))
     x = 3 * RNG.standard_normal((2, 3, 16)) + 5
     variance = x.var(-1, keepdims=True)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance + 0.1)
@@ -50,47 +44,58 @@ def test_layer_norm(bias):
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norms_of_bfloat16_are_computed_in_float32(kind):
-    norm = filled(Norm(dataclasses.replace(LLAMA, norm=kind)))
+    norm = filled(Norm(NormConfig(kind=kind), 16))
     # The mean of 4096 squares of 16 bits: in bfloat16 the sum would stop growing at 256.
-    wide = Norm(dataclasses.replace(LLAMA, norm=kind, width=4096))
+    wide = Norm(NormConfig(kind=kind), 4096)
     x = jnp.asarray(RNG.standard_normal((1, 4096)), jnp.bfloat16)
     y = wide(x)
     assert y.dtype == norm(x[:, :16]).dtype == jnp.bfloat16
     assert abs(float(jnp.square(y.astype(jnp.float32)).mean()) - 1) < 0.01
 
 
-@pytest.mark.parametrize("pairs", ["halves", "interleaved"])
 class TestRotate:
     H = 8
 
-    def turned(self, x, positions, pairs, **rope):
-        angles = rotary_angles(RopeConfig(base=100.0, **rope), self.H, jnp.asarray(positions))
-        return rotate(x, angles, pairs)
+    def rotation(self, positions, **rope):
+        config = AttentionConfig(
+            heads=1, kv_heads=1, head_dim=self.H, rope=RopeConfig(base=100.0, **rope)
+        )
+        return POSITIONS["rope"](config, jnp.asarray(positions))
 
-    def test_every_pair_turns_by_its_angle(self, pairs):
+    def turned(self, x, positions, **rope):
+        return self.rotation(positions, **rope).turn(x)
+
+    def test_every_pair_turns_by_its_angle(self):
         x = RNG.standard_normal((1, 4, 2, self.H))
         factors = (1.0, 2.0, 4.0, 0.5)
-        out = self.turned(jnp.float32(x), [0, 1, 5, 11], pairs, factors=factors)
+        out = self.turned(jnp.float32(x), [0, 1, 5, 11], factors=factors)
         for t, position in enumerate([0, 1, 5, 11]):
             for i in range(self.H // 2):
-                pair = (i, i + self.H // 2) if pairs == "halves" else (2 * i, 2 * i + 1)
+                pair = (i, i + self.H // 2)
                 angle = position * 100.0 ** (-2 * i / self.H) / factors[i]
                 z = (x[0, t, :, pair[0]] + 1j * x[0, t, :, pair[1]]) * np.exp(1j * angle)
                 np.testing.assert_allclose(out[0, t, :, pair[0]], z.real, atol=5e-6)
                 np.testing.assert_allclose(out[0, t, :, pair[1]], z.imag, atol=5e-6)
 
-    def test_norm_is_kept_and_position_0_untouched(self, pairs):
+    def test_norm_is_kept_and_position_0_untouched(self):
         x = jnp.float32(RNG.standard_normal((2, 5, 3, self.H)))
-        out = self.turned(x, range(5), pairs)
+        out = self.turned(x, range(5))
         norm = lambda x: jnp.linalg.norm(x, axis=-1)
         np.testing.assert_allclose(norm(out), norm(x), rtol=1e-6)
         np.testing.assert_array_equal(out[:, 0], x[:, 0])
 
+    def test_turning_back_undoes_it_whatever_the_scale(self):
+        x = jnp.float32(RNG.standard_normal((2, 5, 3, self.H)))
+        plain, scaled = self.rotation(range(3, 8)), self.rotation(range(3, 8), scale=1.5)
+        np.testing.assert_allclose(scaled.turn(x), 1.5 * plain.turn(x), rtol=1e-6, atol=1e-6)
+        for rotation in (plain, scaled):
+            np.testing.assert_allclose(rotation.turn_back(rotation.turn(x)), x, atol=3e-6)
+
     @pytest.mark.parametrize("shift", [1, 30])
-    def test_products_depend_on_the_distance_alone(self, pairs, shift):
+    def test_products_depend_on_the_distance_alone(self, shift):
         q, k = jnp.float32(RNG.standard_normal((2, 1, 1, 2, self.H)))
         product = lambda m, n: (
-            self.turned(q, [m], pairs) * self.turned(k, [n], pairs)
+            self.turned(q, [m]) * self.turned(k, [n])
         ).sum(-1)
         base = product(9, 4)
         np.testing.assert_allclose(product(9 + shift, 4 + shift), base, atol=2e-5)
@@ -161,8 +166,8 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_mlp(activation, gated, bias):
-    config = dataclasses.replace(LLAMA, activation=activation, gated_mlp=gated, mlp_bias=bias)
-    mlp = filled(MLP(config, jax.random.key(0)))
+    config = varied(LLAMA, activation=activation, gated=gated, mlp_bias=bias)
+    mlp = filled(MLP(config.block, config.width, 0.02, jax.random.key(0)))
     x = RNG.standard_normal((2, 3, config.width)) / 3
     get = lambda p: 0.0 if p is None else np.float64(p[...])
     act = ACTIVATIONS[activation]
@@ -170,14 +175,15 @@ def test_mlp(activation, gated, bias):
     hidden = act(x @ get(mlp.gate) + get(mlp.gate_bias)) * up if gated else act(up)
     expected = hidden @ get(mlp.down) + get(mlp.down_bias)
     assert (mlp.gate is not None) == gated and (mlp.down_bias is not None) == bias
-    np.testing.assert_allclose(mlp(jnp.float32(x)), expected, rtol=0, atol=3e-5)
+    found = mlp.output(mlp.hidden(jnp.float32(x), activation))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
 
 
 def test_the_gradient_of_gelu():
     x = np.linspace(-9, 9, 4001)
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     expected = 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2)) + x * density
-    gelu = _ACTIVATIONS["gelu"]
+    gelu = layers.ACTIVATIONS["gelu"]
     for dtype, atol in ((jnp.float32, 4e-7), (jnp.bfloat16, 0.02)):
         _, pull = jax.vjp(gelu, jnp.asarray(x, dtype))
         np.testing.assert_allclose(

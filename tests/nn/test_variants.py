@@ -1,15 +1,14 @@
 """Every attention variant: values and gradients against a dense float64 reference, causality."""
 
 import dataclasses
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIGS, LLAMA, decoder, ids
+from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
-from jax_massact.nn.config import AttentionKind, ModelConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
 from jax_massact.nn.variants import VARIANTS
 
@@ -18,15 +17,16 @@ FAMILY = pytest.mark.parametrize("family", ["llama", "gpt2"])
 
 
 def config_of(family: str, variant: str) -> ModelConfig:
-    return dataclasses.replace(CONFIGS[family], attention=variant, tied_head=False)
+    return varied(CONFIGS[family], variant=variant, tied=False)
 
 
 def dense_attention(p, config, normed, q, k, v):
     """One block's attention output in float64, one head and one query at a time."""
     B, T, N, H = q.shape
-    group = N // config.num_kv_heads
-    variant = config.attention
+    group = N // config.block.attention.kv_heads
+    variant = config.block.attention.variant
     z = np.zeros((B, T, N, H))
+    gamma = 4 / config.context_length
     for n in range(N):
         kv = n // group
         for t in range(T):
@@ -34,20 +34,22 @@ def dense_attention(p, config, normed, q, k, v):
             values = v[:, : t + 1, kv]
             add = None
             if variant in ("kv_bias", "k_bias"):
-                add = q[:, t, n] @ p["attn.variant.k"][kv] / np.sqrt(H)
+                add = q[:, t, n] @ p["attn.variant.k"][0, kv] / np.sqrt(H)
             elif variant == "sink_logit":
                 add = np.full(B, p["attn.variant.logit"][n])
             elif variant == "softmax1":
                 add = np.zeros(B)
             if add is not None:
-                value = p["attn.variant.v"][kv] if variant == "kv_bias" else np.zeros(H)
+                value = p["attn.variant.v"][0, kv] if variant == "kv_bias" else np.zeros(H)
                 scores = np.concatenate([scores, add[:, None]], axis=1)
                 values = np.concatenate([values, np.broadcast_to(value, (B, 1, H))], axis=1)
             weights = np.exp(scores - scores.max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True)
+            if variant == "clipped":
+                weights = np.clip((1 + gamma) * weights - gamma, 0, 1)
             z[:, t, n] = np.einsum("bs,bsh->bh", weights, values)
         if variant == "v_bias":
-            z[:, :, n] += p["attn.variant.v"][kv]
+            z[:, :, n] += p["attn.variant.v_bias"][kv]
         if variant == "gated":
             z[:, :, n] /= 1 + np.exp(-(normed @ p["attn.variant.gate"][:, n]))[..., None]
     out = np.einsum("btnh,nhd->btd", z, p["attn.out"])
@@ -66,7 +68,7 @@ def test_attention_is_that_of_a_dense_reference(family, variant):
         p = {n.removeprefix(prefix): np.float64(x[layer])
              for n, x in parameters(model).items() if n.startswith(prefix)}
         out = dense_attention(
-            p, config, acts.normed[layer], acts.q[layer], acts.k[layer], acts.v[layer]
+            p, config, acts.attn_in[layer], acts.q[layer], acts.k[layer], acts.v[layer]
         )
         np.testing.assert_allclose(acts.attn_out[layer], out, rtol=0, atol=5e-6)
 
@@ -119,12 +121,10 @@ def test_no_token_sees_a_later_one(variant):
 
 @EACH
 def test_a_new_model_starts_as_gpt2_does(variant):
-    config = dataclasses.replace(
-        LLAMA, width=64, mlp_dim=256, num_heads=8, num_kv_heads=8, vocab_size=512,
-        attention=variant,
+    config = varied(
+        LLAMA, width=64, hidden=256, heads=8, kv_heads=8, vocab_size=512, variant=variant,
     )
     params = parameters(Transformer(config, jax.random.key(0)))
-    assert set(get_args(AttentionKind)) == set(VARIANTS)
     for name, x in params.items():
         if "norm" in name or name.endswith("logit"):
             continue
@@ -139,8 +139,8 @@ def test_the_sink_stands_in_front_and_is_dropped():
     x, streams = jax.jit(lambda m: m.residual(tokens, tap=lambda acts: acts.resid_pre))(model)
     assert x.shape[1] == 5 and streams.shape[2] == 6
     # It has no position; the tokens have those of a model without it.
-    front = parameters(model)["front"][0]
+    front = parameters(model)["prefix"][0]
     np.testing.assert_array_equal(streams[0, :, 0], np.broadcast_to(front, (2, config.width)))
-    params = {n: x for n, x in parameters(model).items() if n != "front"}
-    plain = from_parameters(dataclasses.replace(config, attention="standard"), params)
+    params = {n: x for n, x in parameters(model).items() if n != "prefix"}
+    plain = from_parameters(config.with_attention(variant="standard"), params)
     np.testing.assert_array_equal(streams[0, :, 1:], plain.embedded(tokens))

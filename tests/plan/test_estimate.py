@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_massact.nn.flash import flash_attend
 from train_runs import MICRO
 
 from jax_massact.accelerators import ACCELERATORS, PEAK_FLOPS, find_accelerator
 from jax_massact.errors import ConfigError
-from jax_massact.nn.flash import flash_attend
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.plan.collectives import Collective
 from jax_massact.plan.estimate import LEAST_EFFICIENCY, Standin, link_seconds

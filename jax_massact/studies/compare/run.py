@@ -162,7 +162,7 @@ def _names(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]
     """The variants' names, if no two groups would share one; else the folders'."""
     same = {"seed": 0, "tensorboard": False}
     without_seed = [to_json(dataclasses.replace(config, **same)) for config in configs]
-    variants = [config.model.attention for config in configs]
+    variants = [config.model.block.attention.variant for config in configs]
     if len(set(without_seed)) == len(set(variants)):
         return list(variants)
     first = {key: folder for folder, key in reversed(list(zip(folders, without_seed, strict=True)))}

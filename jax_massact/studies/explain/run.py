@@ -13,6 +13,7 @@ from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.measure.mechanism import LayerMechanism, explain
 from jax_massact.nn.transformer import Transformer
+from jax_massact.nn.variants import variant_of
 from jax_massact.results import SCHEMA_VERSION, MassiveRecord
 from jax_massact.studies.collector import (
     Collector,
@@ -99,7 +100,7 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
             picture = AttentionMap(weight, inputs.names(0, shown), at[0, :shown].tolist())
         progress(len(inputs) + rows.stop, total_sequences)
     assert picture is not None
-    has_extra = model.config.attention in ("kv_bias", "k_bias", "sink_logit", "softmax1")
+    has_extra = variant_of(model.config).extra_key is not None
     layers = total.layers(has_extra)
     seconds["explain"] = watch.lap()
     locations = _locations(

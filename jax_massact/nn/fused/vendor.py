@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_massact.nn.acts import Mask
+from jax_massact.nn.weigh import Softmax
+
 
 class FlashKernel(Protocol):
     """Causal attention over the real keys, from queries [B T N H], keys and values [B T K H]."""
@@ -24,8 +27,8 @@ class FlashKernel(Protocol):
         """The number of tokens must be a multiple of this."""
         ...
 
-    def unfit(self, q: jax.ShapeDtypeStruct, window: int | None) -> str | None:
-        """Why this kernel cannot take such queries on this device; None: it can."""
+    def unfit(self, q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
+        """Why this kernel cannot compute such attention on this device; None: it can."""
         ...
 
     def forward(
@@ -54,8 +57,9 @@ class Cudnn:
 
     multiple: int = 2  # odd lengths are rejected in training
 
-    def unfit(self, q: jax.ShapeDtypeStruct, window: int | None) -> str | None:
-        del window
+    def unfit(self, q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
+        if reason := _not_plain(q, mask):
+            return reason
         head_dim = q.shape[-1]
         if platform() != "gpu":
             return f"it runs on NVIDIA GPUs, not on this {platform()}"
@@ -90,8 +94,9 @@ class Splash:
     interpret: bool = False
     multiple: int = 128  # lanes of a TPU
 
-    def unfit(self, q: jax.ShapeDtypeStruct, window: int | None) -> str | None:
-        del window
+    def unfit(self, q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
+        if reason := _not_plain(q, mask):
+            return reason
         if platform() != "tpu" and not self.interpret:
             return f"it runs on TPUs, not on this {platform()}"
         if q.shape[-1] % 64:
@@ -120,8 +125,25 @@ class Splash:
         return dq.astype(q.dtype), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
 
 
+# By name, in the order of preference.
+KERNELS: dict[str, FlashKernel] = {"cudnn": Cudnn(), "splash": Splash()}
+
+
+def _not_plain(q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
+    """Why no flash kernel can compute this attention; None: it is causal softmax."""
+    if not mask.causal:
+        return "its queries see later keys"
+    if mask.weigh != Softmax():
+        return f"its weights are {type(mask.weigh).__name__}, not a softmax"
+    if mask.softcap is not None:
+        return f"its logits are capped at {mask.softcap:g}"
+    if mask.scale != q.shape[-1] ** -0.5:
+        return f"its scale is {mask.scale:g}, not 1 / sqrt({q.shape[-1]})"
+    return None
+
+
 def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: where computations go that say nothing else."""
+    """The platform of the default device: `cpu`, `gpu` or `tpu`."""
     device: Any = getattr(jax.config, "jax_default_device")  # noqa: B009
     if device is None:
         return jax.default_backend()

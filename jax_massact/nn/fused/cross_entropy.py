@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_massact import mesh
-from jax_massact.nn.kernels import platform
+from jax_massact.nn import sharded
+from jax_massact.nn.fused.vendor import platform
 
 PARTS = 8
 LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -28,13 +28,13 @@ def cross_entropy(
 
 def _forward(logits, targets):
     lse = _logsumexp(logits)
-    return lse - mesh.pick(logits, targets).astype(jnp.float32), (logits, targets, lse)
+    return lse - sharded.pick(logits, targets).astype(jnp.float32), (logits, targets, lse)
 
 
 def _backward(residuals, cotangent):
     logits, targets, lse = residuals
     probabilities = jnp.exp(logits.astype(jnp.float32) - lse[..., None])
-    gradient = probabilities - mesh.one_hot(logits, targets)
+    gradient = probabilities - sharded.one_hot(logits, targets)
     return (gradient * cotangent[..., None]).astype(logits.dtype), None
 
 
@@ -44,7 +44,7 @@ cross_entropy.defvjp(_forward, _backward)
 def _logsumexp(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     """log sum exp over the vocabulary, in float32."""
     # Where the vocabulary is split, each device has its part. CPUs would add one after the other.
-    if mesh.is_split(logits) or logits.shape[-1] % PARTS or platform() == "cpu":
+    if sharded.is_split(logits) or logits.shape[-1] % PARTS or platform() == "cpu":
         return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
     return logsumexp_once(logits)
 

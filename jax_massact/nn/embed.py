@@ -1,0 +1,37 @@
+"""From ids to the residual stream before the first block."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jax_massact.nn import sharded
+from jax_massact.nn.config import ModelConfig
+
+
+def embed(
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    table: nnx.Param,
+    positions: nnx.Param | None,
+    prefix: nnx.Param | None,
+) -> Float[Array, "B S D"]:
+    """The embedded tokens, which are the last T of S, behind the learned rows in front.
+
+    Args:
+      table: one row for each id [V, D].
+      positions: one row for each position [P, D], added to the tokens.
+      prefix: rows in front [R, D]; they have no positions of their own (Sun et al. 2024).
+    """
+    tokens = sharded.constrain(tokens, "bt")
+    x = sharded.take_rows(sharded.gathered(table[...], "vd"), tokens, out="btd")
+    x = x.astype(config.dtype)
+    if positions is not None:
+        first = config.first_position
+        rows = sharded.gathered(positions[...], "pd")[first : first + tokens.shape[1]]
+        x = x + sharded.broadcast(rows.astype(x.dtype), x)
+    if prefix is None:
+        return x
+    front = sharded.gathered(prefix[...].astype(x.dtype), "rd")
+    shape: tuple[int, ...] = (x.shape[0], *front.shape)
+    front = sharded.constrain(jnp.broadcast_to(front, shape), "btd")
+    return jnp.concatenate([front, x], axis=1)

@@ -1,0 +1,76 @@
+"""One row for every parameter: how it is laid out, whether it decays, what Muon makes of it.
+
+A parameter without a row is an error wherever one of these facts is needed, never a default.
+"""
+
+from typing import NamedTuple
+
+
+class Parameter(NamedTuple):
+    """The facts about one parameter.
+
+    Attributes:
+      letters: its axes, a kind of `mesh.LAYOUTS`; inside blocks there is a leading layer axis.
+      decays: whether it is subject to weight decay. The authors decay what they store with two or
+        more dimensions: every matrix, the embeddings, the sink token, and k' and v'.
+      inputs: how many of its first axes are the rows of the one matrix that Muon orthogonalizes;
+        0: not a matrix inside the blocks, AdamW serves it.
+      rotary: whether its last axis H is turned by rotary positions or multiplied with what is.
+    """
+
+    letters: str
+    decays: bool
+    inputs: int = 0
+    rotary: bool = False
+
+
+PARAMETERS = {
+    "embed": Parameter("vd", True),
+    "positions": Parameter("pd", True),
+    "prefix": Parameter("rd", True),
+    "final_norm.scale": Parameter("d", False),
+    "final_norm.bias": Parameter("d", False),
+    "head": Parameter("dv", True),
+    "blocks.attn_norm.scale": Parameter("d", False),
+    "blocks.attn_norm.bias": Parameter("d", False),
+    "blocks.attn.q": Parameter("dnh", True, inputs=1, rotary=True),
+    "blocks.attn.k": Parameter("dnh", True, inputs=1, rotary=True),
+    "blocks.attn.v": Parameter("dnh", True, inputs=1),
+    "blocks.attn.out": Parameter("nhd", True, inputs=2),
+    "blocks.attn.q_bias": Parameter("nh", False, rotary=True),
+    "blocks.attn.k_bias": Parameter("nh", False, rotary=True),
+    "blocks.attn.v_bias": Parameter("nh", False),
+    "blocks.attn.out_bias": Parameter("d", False),
+    "blocks.attn.variant.k": Parameter("rnh", True, rotary=True),
+    "blocks.attn.variant.v": Parameter("rnh", True),
+    "blocks.attn.variant.v_bias": Parameter("nh", True),
+    "blocks.attn.variant.logit": Parameter("n", False),
+    "blocks.attn.variant.gate": Parameter("dn", True),
+    "blocks.mlp_norm.scale": Parameter("d", False),
+    "blocks.mlp_norm.bias": Parameter("d", False),
+    "blocks.mlp.up": Parameter("df", True, inputs=1),
+    "blocks.mlp.gate": Parameter("df", True, inputs=1),
+    "blocks.mlp.down": Parameter("fd", True, inputs=1),
+    "blocks.mlp.up_bias": Parameter("f", False),
+    "blocks.mlp.gate_bias": Parameter("f", False),
+    "blocks.mlp.down_bias": Parameter("d", False),
+}
+
+
+def parameter(name: str) -> Parameter:
+    """The row of the parameter `name`, as in `nn.transformer.parameters`.
+
+    Raises:
+      KeyError: there is none.
+    """
+    if name not in PARAMETERS:
+        raise KeyError(
+            f"parameter {name!r} has no row in nn.parameters.PARAMETERS; expected: its layout, "
+            "whether it decays, and what Muon makes of it"
+        )
+    return PARAMETERS[name]
+
+
+def is_stacked(name: str) -> bool:
+    """Whether it is a parameter of every block, with a leading layer axis."""
+    return name.startswith("blocks.")

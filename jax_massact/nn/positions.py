@@ -1,0 +1,92 @@
+"""How queries and keys know their positions.
+
+A row of POSITIONS gives the angles by which a block turns the pairs of a head, or None where it
+turns nothing. Every way of stretching a rotary context is a divisor for each frequency and one
+factor on cosine and sine (`RopeConfig.factors`, `scale`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_massact.nn.config import AttentionConfig, PositionKind, RopeConfig
+from jax_massact.settings import check_float, check_int
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of each token's angles, in float32, times `RopeConfig.scale`."""
+
+    cos: Float[Array, "T H/2"]
+    sin: Float[Array, "T H/2"]
+
+    def turn(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        """Turns each pair (i, i + H/2) of a head by its token's angle (Su et al. 2021, eq. 34)."""
+        return _turned(x, self.cos, self.sin)
+
+    def turn_back(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        """The inverse of `turn`, up to rounding."""
+        size = jnp.square(self.cos[:1, :1]) + jnp.square(self.sin[:1, :1])
+        return _turned(x, self.cos / size, -self.sin / size)
+
+    def first(self, tokens: int) -> "Rotation":
+        """That of the first tokens only."""
+        return Rotation(self.cos[:tokens], self.sin[:tokens])
+
+
+def _turned(x, cos, sin):
+    cos, sin = (y[:, None, :].astype(x.dtype) for y in (cos, sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _rope(config: AttentionConfig, positions: Int[Array, " T"]) -> Rotation:
+    angles = rotary_angles(config.rope, config.head_dim, positions)
+    return Rotation(config.rope.scale * jnp.cos(angles), config.rope.scale * jnp.sin(angles))
+
+
+def _none(config: AttentionConfig, positions: Int[Array, " T"]) -> None:
+    del config, positions
+
+
+POSITIONS: dict[PositionKind, Callable[[AttentionConfig, Int[Array, " T"]], Rotation | None]] = {
+    "rope": _rope,
+    "none": _none,
+}
+
+
+def rotary_angles(
+    rope: RopeConfig, head_dim: int, positions: Int[Array, " T"]
+) -> Float[Array, "T H/2"]:
+    """Angles in radians: position x base^(-2i/H), each frequency divided by its factor."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    frequency = 1.0 / (rope.base**exponent)
+    if rope.factors is not None:
+        frequency = frequency / jnp.asarray(rope.factors, jnp.float32)
+    return positions.astype(jnp.float32)[:, None] * frequency
+
+
+def llama3_factors(
+    rope: RopeConfig, head_dim: int, *, factor: float, low: float, high: float, context: int
+) -> tuple[float, ...]:
+    """Llama 3's context extension as one divisor for each frequency (`rope_type: llama3`).
+
+    Wavelengths above context / low are slowed down by `factor`, those below context / high are
+    kept, those between are interpolated.
+
+    Args:
+      context: the context length, in tokens, that the model was trained with before.
+
+    Raises:
+      ConfigError: `high` is not above `low`, or `factor`, `low` or `context` is out of range.
+    """
+    check_float("rope factor", factor, 1.0)
+    check_float("rope low frequency factor", low, 0.0, open_low=True)
+    check_float("rope high frequency factor", high, low, open_low=True)
+    check_int("rope original context", context, 1)
+    wavelengths = 2 * np.pi * rope.base ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
+    # Frequencies are interpolated, not wavelengths: 1/divisor = (1 - smooth)/factor + smooth.
+    return tuple((1.0 / ((1.0 - smooth) / factor + smooth)).tolist())
