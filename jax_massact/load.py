@@ -3,6 +3,8 @@
 import difflib
 import functools
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -13,9 +15,8 @@ from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.errors import WeightsError
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
-from jax_massact.families.gguf_config import gguf_config
-from jax_massact.families.hf_config import hf_config
-from jax_massact.families.names import table_for
+from jax_massact.families.config_files import read_config, read_gguf_config
+from jax_massact.families.places import Names
 from jax_massact.nn.config import DType, ModelConfig
 from jax_massact.nn.transformer import Transformer
 from jax_massact.resources import RESOURCES, fetch
@@ -96,20 +97,28 @@ def _open_gguf_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise WeightsError(f"{path} is one file of a model; expected: its folder, with {CONFIG}")
     file = open_gguf(path)
-    config = gguf_config(path, file)
+    family, config = read_gguf_config(path, file)
+    assert family.gguf is not None
     tokenizer = functools.partial(gguf_tokenizer, file.metadata, str(path))
-    return check_tensors(path, path, "gguf", config, file.tensors, tokenizer)
+    return check_tensors(
+        path, path, family.model_type, family.gguf.names, config, file.tensors, tokenizer
+    )
 
 
 def _open_folder_checkpoint(folder: Path) -> Checkpoint:
-    if not (folder / CONFIG).exists():
+    stated_in = folder / CONFIG
+    if not stated_in.exists():
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f". It holds {ggufs[0]}: name that file" if ggufs else ""
         raise WeightsError(f"{folder} has no {CONFIG}; expected: a Hugging Face folder{hint}")
-    config = hf_config(folder / CONFIG)
-    tensors = _without_tied_head(config, open_folder(folder), folder / CONFIG)
+    family, config = read_config(stated_in)
+    names = {**family.names, **family.own_names(config)}
+    tensors = _with_names(open_folder(folder), names)
+    tensors = _with_one_head(config, tensors, names, stated_in)
     tokenizer = functools.partial(_read_tokenizer, folder / "tokenizer.json")
-    return check_tensors(folder, folder / CONFIG, "huggingface", config, tensors, tokenizer)
+    return check_tensors(
+        folder, stated_in, family.model_type, names, config, tensors, tokenizer
+    )
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
@@ -117,20 +126,44 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     return read_tokenizer(path)
 
 
-def _without_tied_head(
-    config: ModelConfig, tensors: dict[str, Tensor], stated_in: Path
+# What torch.compile and DistributedDataParallel put into the names of what they wrap.
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|module)(?=\.)")
+
+
+def _with_names(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The tensors by the names of a table, whatever wrapped the model when it was saved."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        name = _WRAPPERS.sub("", name).removeprefix(".")
+        if name in found:
+            raise tensor.error(f"has the same place as {found[name].name!r}", "one of the two")
+        found[name] = tensor
+    embed, head = names["embed"].template, names["head"].template
+    # A model that was saved without its head lacks what stands before all other names.
+    before, _, bare = embed.partition(".")
+    if embed in found or bare not in found:
+        return found
+    return {name if name == head else f"{before}.{name}": tensor for name, tensor in found.items()}
+
+
+def _with_one_head(
+    config: ModelConfig, tensors: dict[str, Tensor], names: Names, stated_in: Path
 ) -> dict[str, Tensor]:
-    """A tied head may be stored nevertheless, if it is equal to the embedding."""
-    head = tensors.get("lm_head.weight")
-    if head is None or not config.tied_head:
+    """A tied head may be stored beside an embedding that equals it, or in its place."""
+    embed_name, head_name = names["embed"].template, names["head"].template
+    head, embed = tensors.get(head_name), tensors.get(embed_name)
+    if head is None or not config.head.tied:
         return tensors
-    embed = tensors.get(table_for("huggingface", config, tensors)["embed"].template)
-    if embed is None or not _same_bytes(head, embed):
+    if embed is not None and not _same_bytes(head, embed):
         raise head.error(
             f"differs from the embedding and {stated_in.name} has tie_word_embeddings true",
             "a head equal to the embedding, or tie_word_embeddings false",
         )
-    return {name: tensor for name, tensor in tensors.items() if tensor is not head}
+    return {embed_name: embed or head, **_without(tensors, head_name, embed_name)}
+
+
+def _without(tensors: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:

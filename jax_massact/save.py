@@ -13,9 +13,8 @@ import numpy as np
 
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import WeightsError
-from jax_massact.families.describe import describe
-from jax_massact.families.halves import with_halves
-from jax_massact.families.names import by_template, letter_sizes, table_for
+from jax_massact.families.config_files import describe
+from jax_massact.families.places import Names, fused, join, places_of, sizes_of
 from jax_massact.nn.transformer import Transformer, parameters
 from jax_massact.weights.folder import CONFIG, INDEX, WEIGHTS
 
@@ -34,14 +33,13 @@ def save(
 ) -> list[Path]:
     """Writes a model so that `load` gives it back, and transformers loads it where it knows it.
 
-    Parameters keep their type and every bit. `load` returns an equal configuration but for three
-    things: the compute dtype is the caller's, as always; rotary pairs that were `interleaved`
-    are `halves`, with the coordinates of queries and keys reordered to match, which changes logits
-    by rounding alone; and see `describe.readable` for what means nothing or nothing else.
+    Parameters keep their type and every bit. `load` returns an equal configuration but for the
+    compute dtype, which is the caller's as always, and what `families.config_files.readable` says.
 
-    A standard LLaMA, Mistral, Qwen2 or GPT-2 becomes what transformers expects under that name. Any
-    other model (another attention, a first position, ...) gets a `model_type` beginning with
-    `massact-`, which transformers refuses, and its settings in the group `massact`.
+    A model that transformers has becomes what it expects, under the name of the first family in
+    `families.table` that can state the configuration. Any other model (another attention, a first
+    position, ...) gets a `model_type` beginning with `massact-`, which transformers refuses, and
+    its settings in the group `massact`.
 
     Args:
       folder: made if need be. One that this function wrote before is overwritten; other files in
@@ -53,20 +51,22 @@ def save(
 
     Raises:
       WeightsError: the folder holds a model that something else wrote, or cannot be written; the
-        model is of a family without a file format, or has a parameter that is not finite or
-        neither float32 nor bfloat16.
+        no file can state the model's configuration, or a parameter is not finite or neither float32
+        nor bfloat16.
       DataError: the tokenizer cannot be written as a `tokenizer.json`.
     """
     folder = Path(os.path.expanduser(folder))
-    model = with_halves(model)
-    config = describe(model.config) | _tokens(tokenizer) | _MARK
+    family, settings = describe(model.config)
+    names = {**family.names, **family.own_names(model.config)}
+    places = places_of(names, model.config, f"a file of a {family.model_type} model")
+    config = settings | _tokens(tokenizer) | _MARK
     config["torch_dtype"] = _check_parameters(model)
     files = {} if tokenizer is None else tokenizer.files()
     try:
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / CONFIG, _UNFINISHED)
-        written = _write_weights(model, folder)
+        written = _write_weights(model, places, folder)
         for name, text in files.items():
             written.append(_write_text(folder / name, text))
         return [*written, _write_json(folder / CONFIG, config)]
@@ -119,12 +119,12 @@ def _is_ours(config: Path) -> bool:
     return isinstance(settings, dict) and _MARK.items() <= settings.items()
 
 
-def _write_weights(model: Transformer, folder: Path) -> list[Path]:
+def _write_weights(model: Transformer, places: Names, folder: Path) -> list[Path]:
     """`model.safetensors`, or shards and their index; what was there before is gone."""
     before = {folder / WEIGHTS, folder / INDEX, *folder.glob(_SHARDS)}
     with contextlib.ExitStack() as stack:
         parts: list[tuple[Path, Mapping[str, int]]] = []
-        for shard in _shards(tensors_of(model)):
+        for shard in _shards(tensors_of(model, places)):
             path = stack.enter_context(_temporary(folder / f"{WEIGHTS}.{len(parts)}"))
             _write_safetensors(path, shard)
             parts.append((path, {name: array.nbytes for name, array in shard.items()}))
@@ -136,31 +136,30 @@ def _write_weights(model: Transformer, folder: Path) -> list[Path]:
             os.replace(path, file)
     if count > 1:
         size = sum(sum(tensors.values()) for _, tensors in parts)
-        places = {
+        lies_in = {
             name: file.name
             for (_, tensors), file in zip(parts, files, strict=True)
             for name in tensors
         }
-        index = {"metadata": {"total_size": size}, "weight_map": places}
+        index = {"metadata": {"total_size": size}, "weight_map": lies_in}
         files.append(_write_json(folder / INDEX, index))
     for path in before.difference(files):
         path.unlink(missing_ok=True)
     return files
 
 
-def tensors_of(model: Transformer) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a model under Hugging Face's names, each made when it is its turn."""
-    config, arrays = model.config, parameters(model)
-    table = table_for("huggingface", config)
-    for sharers in by_template({name: table[name] for name in arrays}):
-        sizes = letter_sizes(config, len(sharers))
-        place = next(iter(sharers.values()))
-        parts = [np.asarray(jax.device_get(arrays[name])) for name in sharers]
+def tensors_of(model: Transformer, places: Names) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a file by name, yielded one at a time."""
+    config, arrays, sizes = model.config, parameters(model), sizes_of(model.config)
+    for group in fused(places):
+        place = next(iter(group.values()))
+        parts = {name: np.asarray(jax.device_get(arrays[name])) for name in group}
         if not place.in_every_block:
-            yield place.tensor(), place.array(parts, sizes)
+            yield place.tensor(), join(group, parts, sizes)
             continue
         for layer in range(config.depth):
-            yield place.tensor(layer), place.array([part[layer] for part in parts], sizes)
+            block = {name: part[layer] for name, part in parts.items()}
+            yield place.tensor(layer), join(group, block, sizes)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

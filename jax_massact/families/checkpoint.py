@@ -1,8 +1,8 @@
 """A checkpoint: its configuration, and its tensors found to fit it, before any is read."""
 
 import dataclasses
-import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +11,28 @@ import jax
 
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import WeightsError
-from jax_massact.families.names import (
-    CONSTANTS,
-    Format,
+from jax_massact.families.places import (
+    Names,
     Place,
-    by_template,
-    letter_sizes,
-    table_for,
+    file_shape,
+    fused,
+    places_of,
+    sizes_of,
+    split,
 )
 from jax_massact.families.placing import Destination
-from jax_massact.nn.config import DType, ModelConfig, RopeConfig
-from jax_massact.nn.transformer import (
-    Transformer,
-    abstract,
-    from_parameters,
-    parameters,
-)
+from jax_massact.nn.config import DType, ModelConfig
+from jax_massact.nn.transformer import Transformer, abstract, from_parameters, parameters
 from jax_massact.settings import check_in
 from jax_massact.weights.tensors import Tensor
 
 # How many names an error lists beside the first.
 _LISTED = 3
+# Tensors that some files hold and that follow from the configuration: constants, not weights.
+_CONSTANTS = re.compile(
+    r"(.*\.)?rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
+    r"|rope_freqs\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ class Checkpoint:
 
     Attributes:
       path: the GGUF file or the folder.
-      format: which kind of file it is.
+      family: the `model_type` of its family.
       config: the model's configuration; its compute dtype is that of `load_model`.
       tensors: the tensors that are parameters, by their name in the file.
-      places: where each parameter of the decoder lies among them.
+      places: where each parameter of the model lies among them.
       load_tokenizer: reads its tokenizer.
     """
 
     path: Path
-    format: Format
+    family: str
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     places: Mapping[str, Place]
@@ -81,32 +82,30 @@ class Checkpoint:
         arrays: dict[str, jax.Array | None] = {}
         # A tensor that holds several parameters is read once. The largest come first, while there
         # is the most room for their copy on the host.
-        for places in sorted(by_template(self.places), key=self._size, reverse=True):
-            parts = {name: Destination(name, shapes[name], dtype, mesh) for name in places}
-            self._fill(parts, places)
+        for group in sorted(fused(self.places), key=self._size, reverse=True):
+            parts = {name: Destination(name, shapes[name], dtype, mesh) for name in group}
+            self._fill(parts, group)
             arrays.update((name, part.array) for name, part in parts.items())
         return from_parameters(config, arrays)
 
-    def _size(self, places: Mapping[str, Place]) -> int:
-        return math.prod(self.tensors[next(iter(places.values())).tensor(0)].shape)
+    def _size(self, group: Names) -> int:
+        return math.prod(self.tensors[next(iter(group.values())).tensor()].shape)
 
-    def _fill(
-        self, destinations: Mapping[str, Destination], places: Mapping[str, Place]
-    ) -> None:
-        """Reads the tensors that `places`, of one template, have in common."""
-        sizes = letter_sizes(self.config, len(places))
-        place = next(iter(places.values()))
+    def _fill(self, destinations: Mapping[str, Destination], group: Names) -> None:
+        """Reads the tensors that a group of parameters has in common."""
+        sizes, place = sizes_of(self.config), next(iter(group.values()))
         for layer in range(self.config.depth if place.in_every_block else 1):
             array = self.tensors[place.tensor(layer)].read()
-            for name, destination in destinations.items():
-                destination.put(places[name].parameter(array, sizes), layer)
-            del array  # before the next is read
+            for name, part in split(group, array, sizes).items():
+                destinations[name].put(part, layer)
+            del array, part  # before the next is read
 
 
 def check_tensors(
     path: Path,
     stated_in: Path,
-    fmt: Format,
+    family: str,
+    names: Names,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     tokenizer: Callable[[], Tokenizer],
@@ -116,31 +115,31 @@ def check_tensors(
     Args:
       path: the file or folder.
       stated_in: the file that states the configuration, for errors.
-      tensors: all of the checkpoint's tensors.
+      family: the `model_type`.
+      names: where the parameters lie.
+      tensors: all of the checkpoint's tensors, by the names of `names`.
       tokenizer: see `Checkpoint.load_tokenizer`.
 
     Raises:
       WeightsError: a tensor is missing, mis-shaped, of a type that holds no weights, or not part
         of the model.
     """
-    table = table_for(fmt, config, tensors)
-    places = {name: table[name] for name in _parameter_names(_small(config))}
+    places = places_of(names, config, f"a file of a {family} model")
     _check_depth(path, stated_in, config, places, tensors)
     used: dict[str, Tensor] = {}
-    for sharers in by_template(places):
-        place = next(iter(sharers.values()))
-        shape = place.file_shape(letter_sizes(config, len(sharers)))
+    sizes = sizes_of(config)
+    for group in fused(places):
+        place, shape = next(iter(group.values())), file_shape(group, sizes)
         for layer in range(config.depth if place.in_every_block else 1):
             name = place.tensor(layer)
             used[name] = _expect(path, stated_in, tensors, name, shape)
-    extra = [name for name in tensors if name not in used and not CONSTANTS[fmt].fullmatch(name)]
+    extra = [name for name in tensors if name not in used and not _CONSTANTS.fullmatch(name)]
     if extra:
         raise tensors[extra[0]].error(
-            f"is not part of a {config.family} model as {stated_in.name} describes it"
-            + _and_more(extra),
+            f"is not part of a {family} model as {stated_in.name} describes it" + _and_more(extra),
             f"{len(used)} tensors and no other",
         )
-    return Checkpoint(path, fmt, config, used, places, tokenizer)
+    return Checkpoint(path, family, config, used, places, tokenizer)
 
 
 def _expect(
@@ -173,7 +172,7 @@ def _check_depth(
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Compares the number of blocks first, so that a wild one is not counted up to."""
-    place = places["blocks.attn_norm.scale"]
+    place = next(place for place in places.values() if place.in_every_block)
     before, after = place.template.split("{l}")
     found = {
         name[len(before) : -len(after)]
@@ -191,19 +190,3 @@ def _and_more(names: list[str]) -> str:
     more = names[1 : 1 + _LISTED]
     rest = ", ..." if len(names) > 1 + _LISTED else ""
     return f" (nor is {', '.join(map(repr, more))}{rest})" if more else ""
-
-
-def _small(config: ModelConfig) -> ModelConfig:
-    """The least configuration with the same parameters: sizes may still be lies."""
-    return dataclasses.replace(
-        config,
-        **{"vocab_size": 1, "depth": 1, "width": 2, "num_heads": 1, "num_kv_heads": 1},
-        **{"head_dim": 2, "mlp_dim": 1, "context_length": 1, "norm_eps": 1.0},
-        rope=RopeConfig(),
-        sliding_window=None,
-    )
-
-
-@functools.lru_cache
-def _parameter_names(config: ModelConfig) -> tuple[str, ...]:
-    return tuple(parameters(abstract(config)))

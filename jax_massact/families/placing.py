@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_massact.mesh import parameter_sharding
 from jax_massact.nn.config import DType
-from jax_massact.nn.transformer import parameter_kind
+from jax_massact.nn.parameters import is_stacked, parameter
 
 
 class Destination:
@@ -24,14 +24,14 @@ class Destination:
     def __init__(
         self, name: str, shape: tuple[int, ...], dtype: DType, mesh: jax.sharding.Mesh | None
     ):
-        self.is_stacked = name.startswith("blocks.")
+        self.is_stacked = is_stacked(name)
         self._dtype = jnp.dtype(dtype)
         self._stack = self._block = None
         if mesh is not None:
-            kind = parameter_kind(name)
+            letters = parameter(name).letters
             block = shape[1:] if self.is_stacked else shape
-            self._block = parameter_sharding(mesh, kind, block, stacked=False)
-            self._stack = parameter_sharding(mesh, kind, shape, stacked=self.is_stacked)
+            self._block = parameter_sharding(mesh, letters, block, stacked=False)
+            self._stack = parameter_sharding(mesh, letters, shape, stacked=self.is_stacked)
         self.array = jnp.zeros(shape, self._dtype, device=self._stack) if self.is_stacked else None
 
     def put(self, block: np.ndarray, layer: int) -> None:

@@ -1,13 +1,11 @@
-"""The metadata of a GGUF file as a model's configuration."""
+"""What the families have in common in GGUF files, under llama.cpp's names."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jax_massact.errors import ConfigError, WeightsError
-from jax_massact.nn.config import ModelConfig, RopeConfig, RopePairs
+from jax_massact.errors import WeightsError
+from jax_massact.families.places import Place, in_blocks
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 from jax_massact.weights.tensors import Tensor
@@ -33,39 +31,57 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def gguf_config(path: Path, file: GgufFile) -> ModelConfig:
-    """The configuration that a GGUF file states, with float32 as its compute dtype.
+def read_sizes(settings: Settings, file: GgufFile) -> dict[str, Any]:
+    """The fields that all families state, whatever their blocks are made of.
 
     Raises:
-      WeightsError: the architecture or a setting is not supported, or one is missing or wrong.
+      WeightsError: a setting is not supported, or one is missing or wrong.
     """
-    general = Settings(file.metadata, path)
-    arch = general.one_of("general.architecture", tuple(_READERS))
-    settings = Settings(file.metadata, path, f"{arch}.")
     for name, unused in _UNUSED.items():
         if settings.has(name) and settings.get(name) not in unused:
             raise settings.error(name, " or ".join(map(repr, unused)) or "nothing, not supported")
-    try:
-        return _READERS[arch](settings, file)
-    except ConfigError as error:
-        raise WeightsError(f"{path}: {error}") from error
-
-
-def _common(settings: Settings, file: GgufFile) -> dict[str, Any]:
     width, heads = settings.size("embedding_length"), _same_in_all(settings, "attention.head_count")
     head_dim = settings.size("attention.key_length", max(width // heads, 1))
     if settings.size("attention.value_length", head_dim) != head_dim:
         raise settings.error("attention.value_length", f"{head_dim}, that of the keys")
     return {
-        "vocab_size": _vocab_size(settings, file),
+        "embed.vocab_size": _vocab_size(settings, file),
         "depth": settings.size("block_count"),
         "width": width,
-        "num_heads": heads,
-        "num_kv_heads": _same_in_all(settings, "attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "mlp_dim": _same_in_all(settings, "feed_forward_length"),
         "context_length": settings.size("context_length"),
-        "tied_head": "output.weight" not in file.tensors,
+        "block.attention.heads": heads,
+        "block.attention.kv_heads": _same_in_all(settings, "attention.head_count_kv", heads),
+        "block.attention.head_dim": head_dim,
+        "block.mlp.hidden": _same_in_all(settings, "feed_forward_length"),
+        "head.tied": "output.weight" not in file.tensors,
+    }
+
+
+def read_decoder(settings: Settings, file: GgufFile) -> dict[str, Any]:
+    """The fields of a model with RMSNorm, rotary positions and a gated MLP.
+
+    Raises:
+      WeightsError: a setting is not supported, or one is missing or wrong.
+    """
+    sizes = read_sizes(settings, file)
+    head_dim = sizes["block.attention.head_dim"]
+    if settings.size("rope.dimension_count", head_dim) != head_dim:
+        raise settings.error("rope.dimension_count", f"{head_dim}, the whole head")
+    window = settings.get("attention.sliding_window", 0)
+    has, eps = file.tensors.__contains__, settings.number("attention.layer_norm_rms_epsilon")
+    return {
+        **sizes,
+        "block.attention.rope.base": settings.number("rope.freq_base", 10_000.0),
+        "block.attention.rope.factors": _factors(
+            settings, file.tensors.get(ROPE_FREQS), head_dim // 2
+        ),
+        "block.attention.window": settings.size("attention.sliding_window") if window else None,
+        # llama.cpp reads a bias wherever there is one.
+        "block.attention.qkv_bias": has("blk.0.attn_q.bias"),
+        "block.attention.out_bias": has("blk.0.attn_output.bias"),
+        "block.mlp.bias": has("blk.0.ffn_up.bias"),
+        "block.norm.eps": eps,
+        "final_norm.eps": eps,
     }
 
 
@@ -92,40 +108,6 @@ def _vocab_size(settings: Settings, file: GgufFile) -> int:
     return size
 
 
-def _rope_decoder(
-    family: str, pairs: RopePairs, *, biased: bool
-) -> Callable[[Settings, GgufFile], ModelConfig]:
-    """A reader for families with rotary positions, RMSNorm and a gated MLP."""
-
-    def read(settings: Settings, file: GgufFile) -> ModelConfig:
-        common = _common(settings, file)
-        head_dim = common["head_dim"]
-        if settings.size("rope.dimension_count", head_dim) != head_dim:
-            raise settings.error("rope.dimension_count", f"{head_dim}, the whole head")
-        window = settings.get("attention.sliding_window", 0)
-        has = file.tensors.__contains__
-        return ModelConfig(
-            family=family,
-            **common,
-            norm="rms",
-            norm_eps=settings.number("attention.layer_norm_rms_epsilon"),
-            rope=RopeConfig(
-                base=settings.number("rope.freq_base", 10_000.0),
-                pairs=pairs,
-                factors=_factors(settings, file.tensors.get(ROPE_FREQS), head_dim // 2),
-            ),
-            activation="silu",
-            gated_mlp=True,
-            # llama.cpp reads a bias wherever there is one.
-            qkv_bias=biased or has("blk.0.attn_q.bias"),
-            attn_out_bias=has("blk.0.attn_output.bias"),
-            mlp_bias=has("blk.0.ffn_up.bias"),
-            sliding_window=settings.size("attention.sliding_window") if window else None,
-        )
-
-    return read
-
-
 def _factors(settings: Settings, freqs: Tensor | None, count: int) -> tuple[float, ...] | None:
     """The divisors of the rotary frequencies: a tensor, or one number for all."""
     kind = settings.get("rope.scaling.type", "linear")
@@ -143,24 +125,22 @@ def _factors(settings: Settings, freqs: Tensor | None, count: int) -> tuple[floa
     return tuple((values * factor).tolist())
 
 
-def _gpt2(settings: Settings, file: GgufFile) -> ModelConfig:
-    return ModelConfig(
-        family="gpt2",
-        **_common(settings, file),
-        norm="layer",
-        norm_eps=settings.number("attention.layer_norm_epsilon"),
-        norm_bias=True,
-        position="learned",
-        activation="gelu_tanh",
-        gated_mlp=False,
-        qkv_bias=True,
-        attn_out_bias=True,
-        mlp_bias=True,
-    )
-
-
-_READERS: Mapping[str, Callable[[Settings, GgufFile], ModelConfig]] = {
-    "llama": _rope_decoder("llama", "interleaved", biased=False),
-    "qwen2": _rope_decoder("qwen2", "halves", biased=True),
-    "gpt2": _gpt2,
+NAMES = {
+    "embed": Place("token_embd.weight", "vd->vd"),
+    "final_norm.scale": Place("output_norm.weight", "d->d"),
+    "head": Place("output.weight", "vd->dv"),
+    **in_blocks(
+        "blk.{l}.",
+        {
+            "attn_norm.scale": Place("attn_norm.weight", "d->d"),
+            "attn.q": Place("attn_q.weight", "(nh)d->dnh"),
+            "attn.k": Place("attn_k.weight", "(kh)d->dkh"),
+            "attn.v": Place("attn_v.weight", "(kh)d->dkh"),
+            "attn.out": Place("attn_output.weight", "d(nh)->nhd"),
+            "mlp_norm.scale": Place("ffn_norm.weight", "d->d"),
+            "mlp.gate": Place("ffn_gate.weight", "fd->df"),
+            "mlp.up": Place("ffn_up.weight", "fd->df"),
+            "mlp.down": Place("ffn_down.weight", "df->fd"),
+        },
+    ),
 }

@@ -1,0 +1,115 @@
+"""What the families that look like LLaMA have in common in Hugging Face's files."""
+
+from typing import Any
+
+from jax_massact.families.places import Names, Place, in_blocks
+from jax_massact.families.rope import read_rope, write_rope
+from jax_massact.nn.config import ActivationKind, ModelConfig
+from jax_massact.weights.settings import Settings
+
+_ACTIVATIONS: dict[str, ActivationKind] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_MAX_DEPTH = 10_000
+_WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_new"}
+
+
+def read_activation(settings: Settings, name: str) -> ActivationKind:
+    """The activation that the setting `name` states."""
+    return _ACTIVATIONS[settings.one_of(name, tuple(_ACTIVATIONS))]
+
+
+def write_activation(config: ModelConfig) -> str:
+    """Hugging Face's name of the MLP's activation."""
+    return _WRITTEN[config.block.mlp.activation]
+
+
+def read_depth(settings: Settings, name: str) -> int:
+    """The number of blocks, of which lists of one entry each can be made."""
+    depth = settings.size(name)
+    if depth > _MAX_DEPTH:
+        raise settings.error(name, f"at most {_MAX_DEPTH:,} blocks")
+    return depth
+
+
+def read_decoder(settings: Settings) -> dict[str, Any]:
+    """Fields of a model with RMSNorm, rotary positions and a gated MLP.
+
+    Raises:
+      WeightsError, ConfigError: a setting is not supported, or one is missing or wrong.
+    """
+    width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
+    head_dim = settings.size("head_dim", max(width // heads, 1))
+    context_length, eps = settings.size("max_position_embeddings"), settings.number("rms_norm_eps")
+    rope = read_rope(settings, head_dim, context_length)
+    return {
+        "embed.vocab_size": settings.size("vocab_size"),
+        "depth": read_depth(settings, "num_hidden_layers"),
+        "width": width,
+        "context_length": context_length,
+        "block.attention.heads": heads,
+        "block.attention.kv_heads": settings.size("num_key_value_heads", heads),
+        "block.attention.head_dim": head_dim,
+        "block.attention.rope.base": rope.base,
+        "block.attention.rope.factors": rope.factors,
+        "block.attention.rope.scale": rope.scale,
+        "block.mlp.hidden": settings.size("intermediate_size"),
+        "block.mlp.activation": read_activation(settings, "hidden_act"),
+        "block.norm.eps": eps,
+        "final_norm.eps": eps,
+        "head.tied": settings.flag("tie_word_embeddings", False),
+    }
+
+
+def write_decoder(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_decoder`."""
+    attention = config.block.attention
+    return {
+        "vocab_size": config.embed.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.block.mlp.hidden,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": write_activation(config),
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.block.norm.eps,
+        **write_rope(attention, config.context_length),
+        "tie_word_embeddings": config.head.tied,
+    }
+
+
+NAMES = {
+    "embed": Place("model.embed_tokens.weight", "vd->vd"),
+    "final_norm.scale": Place("model.norm.weight", "d->d"),
+    "head": Place("lm_head.weight", "vd->dv"),
+    **in_blocks(
+        "model.layers.{l}.",
+        {
+            "attn_norm.scale": Place("input_layernorm.weight", "d->d"),
+            "attn.q": Place("self_attn.q_proj.weight", "(nh)d->dnh"),
+            "attn.k": Place("self_attn.k_proj.weight", "(kh)d->dkh"),
+            "attn.v": Place("self_attn.v_proj.weight", "(kh)d->dkh"),
+            "attn.out": Place("self_attn.o_proj.weight", "d(nh)->nhd"),
+            "mlp_norm.scale": Place("post_attention_layernorm.weight", "d->d"),
+            "mlp.gate": Place("mlp.gate_proj.weight", "fd->df"),
+            "mlp.up": Place("mlp.up_proj.weight", "fd->df"),
+            "mlp.down": Place("mlp.down_proj.weight", "df->fd"),
+        },
+    ),
+}
+
+
+def own_names(config: ModelConfig) -> Names:
+    """Places for what such a model has in this package alone."""
+    del config
+    return {
+        "positions": Place("model.embed_positions.weight", "pd->pd"),
+        "prefix": Place("model.front.weight", "sd->sd"),
+    }

@@ -1,0 +1,53 @@
+"""LLaMA 1, 2 and 3 (Touvron et al. 2023), and all that is published in its format."""
+
+from typing import Any
+
+from jax_massact.families import gguf
+from jax_massact.families.decoder import read_decoder, write_decoder
+from jax_massact.families.fields import Fields
+from jax_massact.families.places import Place
+from jax_massact.nn.config import ModelConfig
+from jax_massact.weights.settings import Settings
+
+DEFAULTS = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+}
+
+
+def read(settings: Settings) -> Fields:
+    """The fields that a `config.json` states."""
+    bias = settings.flag("attention_bias", False)
+    return read_decoder(settings) | {
+        "block.attention.qkv_bias": bias,
+        "block.attention.out_bias": bias,
+        "block.mlp.bias": settings.flag("mlp_bias", False),
+    }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The settings of a `config.json`."""
+    biases = {
+        "attention_bias": config.block.attention.qkv_bias,
+        "mlp_bias": config.block.mlp.bias,
+    }
+    return write_decoder(config) | biases
+
+
+# The two coordinates of a rotary pair lie side by side.
+GGUF_NAMES = gguf.NAMES | {
+    "blocks.attn.q": Place("blk.{l}.attn_q.weight", "(nij)d->dn(ji)"),
+    "blocks.attn.k": Place("blk.{l}.attn_k.weight", "(kij)d->dk(ji)"),
+}

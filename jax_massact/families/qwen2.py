@@ -1,0 +1,66 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024): LLaMA with biases of queries, keys and values."""
+
+from typing import Any
+
+from jax_massact.families import gguf, llama
+from jax_massact.families.decoder import read_decoder, read_depth, write_decoder
+from jax_massact.families.fields import Fields, pattern, per_layer
+from jax_massact.nn.config import ModelConfig
+from jax_massact.weights.gguf import GgufFile
+from jax_massact.weights.settings import Settings
+
+DEFAULTS = llama.DEFAULTS | {
+    "vocab_size": 151_936,
+    "intermediate_size": 22_016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "bos_token_id": None,
+}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def read(settings: Settings) -> Fields:
+    """The fields that a `config.json` states."""
+    windows = [
+        settings.size("sliding_window") if kind == _SLIDING else None
+        for kind in _layer_types(settings)
+    ]
+    return {
+        **read_decoder(settings),
+        "block.attention.qkv_bias": True,
+        **pattern("attention.window", windows),
+    }
+
+
+def _layer_types(settings: Settings) -> list[str]:
+    """The kind of every layer's attention: stated, or a window from one layer on."""
+    depth = read_depth(settings, "num_hidden_layers")
+    has_window = settings.flag("use_sliding_window", False) and settings.has("sliding_window")
+    first = settings.count("max_window_layers") if has_window else depth
+    types = settings.get("layer_types")
+    if types is None:
+        return [_FULL if layer < first else _SLIDING for layer in range(depth)]
+    allowed = (_FULL, _SLIDING) if has_window else (_FULL,)
+    if not isinstance(types, list) or len(types) != depth or not set(types) <= set(allowed):
+        raise settings.error("layer_types", f"{depth} times {' or '.join(map(repr, allowed))}")
+    return types
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The settings of a `config.json`."""
+    windows = per_layer(config, "attention.window")
+    window = next((window for window in windows if window is not None), None)
+    if window is None:
+        return write_decoder(config) | {"use_sliding_window": False}
+    settings = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+    if None in windows:
+        settings["layer_types"] = [_FULL if w is None else _SLIDING for w in windows]
+    return write_decoder(config) | settings
+
+
+def read_gguf(settings: Settings, file: GgufFile) -> Fields:
+    """The fields that a GGUF file states."""
+    return gguf.read_decoder(settings, file) | {"block.attention.qkv_bias": True}
