@@ -15,7 +15,7 @@ CHARACTERS = ["<unk>", "<s>", *" .,;:!?\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLM
 def folder_of(model: Transformer, folder: Path) -> Path:
     """Writes the model and a tokenizer of as many characters as it has embeddings."""
     save(model, folder)
-    characters = CHARACTERS[: model.config.vocab_size]
+    characters = CHARACTERS[: model.config.embed.vocab_size]
     backend = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>")
     )

@@ -17,9 +17,10 @@ import ml_collections
 
 def get_config():
     return ml_collections.ConfigDict({
-        "model": {"attention": "kv_bias", "vocab_size": 64, "depth": 2, "width": 16,
-                  "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 32,
-                  "context_length": 16, "dtype": "float32"},
+        "model": {"depth": 2, "width": 16, "context_length": 16, "dtype": "float32",
+                  "embed": {"vocab_size": 64},
+                  "block": {"attention": {"variant": "kv_bias", "heads": 2, "kv_heads": 2,
+                                          "head_dim": 8}, "mlp": {"hidden": 32}}},
         "optimizer": {"warmup": 1, "decay_end": 1000, "lr": 1e-2, "final_lr": 1e-3},
         "data": {"source": "ids.npy", "tokenizer": "ids:64"},
         "watch": {"every": 10, "sequences": 4, "sink_tokens": 8}, "checkpoint": {"every": 5},

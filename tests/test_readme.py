@@ -39,4 +39,4 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert np.isfinite(names["logits"]).all()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 5 and not any("nan" in line for line in lines)
-    assert names["folded"].config.attention == "kv_bias"
+    assert names["folded"].config.block.attention.variant == "kv_bias"

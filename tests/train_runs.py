@@ -13,8 +13,8 @@ from jax_massact.train.config import (
 )
 
 MODEL = gpt2(
-    vocab_size=64, depth=2, width=32, num_heads=8, context_length=16, dtype="float32",
-    attention="kv_bias",
+    vocab_size=64, depth=2, width=32, heads=8, context_length=16, dtype="float32",
+    variant="kv_bias",
 )
 MICRO = TrainConfig(
     model=MODEL,

@@ -112,10 +112,10 @@ def prepare(source: str, config: RunConfig) -> Prepared:
         sequence_length=config.sequence_length,
         bos=bos,
     )
-    if tokens.max() >= checkpoint.config.vocab_size:
+    if tokens.max() >= checkpoint.config.embed.vocab_size:
         raise DataError(
             f"the tokenizer gives id {tokens.max()}; the model of {checkpoint.path.name} has "
-            f"embeddings for {checkpoint.config.vocab_size} ids: they do not belong together"
+            f"embeddings for {checkpoint.config.embed.vocab_size} ids: they do not belong together"
         )
     inputs = Inputs(tokens, tokenizer.token_strings, in_front(checkpoint.config))
     return Prepared(source, checkpoint, tokenizer, text, inputs, bos)
@@ -152,18 +152,19 @@ def data_info(prepared: Prepared, config: RunConfig) -> DataInfo:
 def model_info(prepared: Prepared, dtype: DType, model: Transformer) -> ModelInfo:
     """Which model was run."""
     c = prepared.checkpoint.config
+    attention = c.block.attention
     return ModelInfo(
         name=Path(prepared.name).name,
         source=prepared.checkpoint.path.name,
-        family=c.family,
+        family=prepared.checkpoint.family,
         parameters=sum(leaf.size for leaf in parameters(model).values()),
         depth=c.depth,
         width=c.width,
-        num_heads=c.num_heads,
-        num_kv_heads=c.num_kv_heads,
-        head_dim=c.head_dim,
-        mlp_dim=c.mlp_dim,
-        vocab_size=c.vocab_size,
+        num_heads=attention.heads,
+        num_kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        mlp_dim=c.block.mlp.hidden,
+        vocab_size=c.embed.vocab_size,
         dtype=dtype,
     )
 

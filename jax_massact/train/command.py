@@ -109,7 +109,8 @@ def run_train(
         check_installed()  # before text is read, which may take long
     batches = open_batches(config, console.print)
     console.print(
-        f"{workdir}: {config.model.depth} blocks, attention {config.model.block.attention.variant}, "
+        f"{workdir}: {config.model.depth} blocks, attention "
+        f"{config.model.block.attention.variant}, "
         f"{config.steps:,} steps of {config.batch_size} x {config.sequence_length} tokens"
     )
     with stop_on_signals() as stop, progress(console, config.steps) as show:

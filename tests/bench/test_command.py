@@ -132,7 +132,7 @@ def test_each_mesh_has_a_first_variant_and_each_variant_a_first_mesh():
     (["--meshes=data=-1"], "mesh is data=-1; allowed here: no axis of -1"),
     (["--meshes=data=2;rows=2"], "mesh is 'rows=2'; expected AXIS=DEVICES"),
     (["--meshes=data=2", "--reference=."], "--reference runs on one device"),
-    (["--meshes=model=2"], "mesh.model is 2; allowed: a divisor of model.num_heads (1)"),
+    (["--meshes=model=2"], "mesh.model is 2; allowed: a divisor of attention.heads (1)"),
 ])
 def test_meshes_that_bench_train_refuses(capsys, more, said):
     assert main(["bench", "train", *TINY, *more]) == 2

@@ -14,9 +14,10 @@ import ml_collections
 
 def get_config():
     return ml_collections.ConfigDict({
-        "model": {"attention": "kv_bias", "vocab_size": 300, "depth": 2, "width": 16,
-                  "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 32,
-                  "context_length": 24, "dtype": "float32"},
+        "model": {"depth": 2, "width": 16, "context_length": 24, "dtype": "float32",
+                  "embed": {"vocab_size": 300},
+                  "block": {"attention": {"variant": "kv_bias", "heads": 2, "kv_heads": 2,
+                                          "head_dim": 8}, "mlp": {"hidden": 32}}},
         "optimizer": {"warmup": 1, "decay_end": 0, "lr": 1e-2},
         "watch": {"every": 0}, "checkpoint": {"every": 0},
         "steps": 3, "batch_size": 4, "sequence_length": 24, "unroll": False,
@@ -68,7 +69,7 @@ def test_a_run_is_read_like_any_model(train, tmp_path, capsys, name, source, tok
         assert result["model"]["parameters"] == summary["parameters"]
         assert result["data"]["bos"] is bos and result["data"]["sequences"] == 3
     model, tokenizer = ma.load(run)
-    assert model.config.attention == "kv_bias" and tokenizer.adds_bos is bos
+    assert model.config.block.attention.variant == "kv_bias" and tokenizer.adds_bos is bos
 
 
 def test_a_run_on_ids_has_no_tokenizer_and_says_so(train, tmp_path, capsys):

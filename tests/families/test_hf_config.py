@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_massact.families.hf_config import hf_config
 from jax_massact.nn.layers import llama3_factors
 from weight_files import CONFIG, GPT2_CONFIG, hf_arrays, write_folder
 
 from jax_massact.errors import WeightsError
-from jax_massact.families.hf_config import hf_config
 from jax_massact.load import open_checkpoint
 
 MISTRAL = CONFIG | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_massact.families.halves import with_halves
 from jax_massact.nn.layers import llama3_factors
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
 from jax_massact import save as saving
 from jax_massact.errors import WeightsError
-from jax_massact.families.halves import with_halves
 from jax_massact.load import load, open_checkpoint
 from jax_massact.mesh import make_mesh
 from jax_massact.nn.config import AttentionKind, ModelConfig, RopeConfig

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import varied
 
 from jax_massact.nn.transformer import (
     Transformer,
@@ -34,7 +35,7 @@ DEPTH, HEADS, HEAD_DIM = 2, 3, 4
 WIDTH = HEADS * HEAD_DIM
 # What is not stated here is at its default, which is the authors'.
 MODEL = gpt2(
-    vocab_size=96, depth=DEPTH, width=WIDTH, num_heads=HEADS, context_length=20, dtype="float32"
+    vocab_size=96, depth=DEPTH, width=WIDTH, heads=HEADS, context_length=20, dtype="float32"
 )
 RUN = TrainConfig(
     model=MODEL,
@@ -47,7 +48,7 @@ RUN = TrainConfig(
 # The authors' variants by this project's names, and what each has beside the others.
 VARIANTS = {
     "standard": set(),
-    "sink": {"front"},
+    "sink": {"prefix"},
     "kv_bias": {"blocks.attn.variant.k", "blocks.attn.variant.v"},
 }
 EACH = pytest.mark.parametrize("variant", VARIANTS)
@@ -89,16 +90,16 @@ def transplanted(tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         "final_norm.scale": left.pop("transformer.ln_f.weight"),
     }
     if "reg_token" in left:
-        params["front"] = left.pop("reg_token")[0]
+        params["prefix"] = left.pop("reg_token")[0]
     if "transformer.h.0.attn.k_bias" in left:
-        params["blocks.attn.variant.k"] = blocks("attn.k_bias")[:, 0, :, 0]
-        params["blocks.attn.variant.v"] = blocks("attn.v_bias")[:, 0, :, 0]
+        params["blocks.attn.variant.k"] = blocks("attn.k_bias")[:, :, :, 0]
+        params["blocks.attn.variant.v"] = blocks("attn.v_bias")[:, :, :, 0]
     assert not left
     return {name: jnp.asarray(x) for name, x in params.items()}
 
 
 def run_of(variant: str) -> TrainConfig:
-    return dataclasses.replace(RUN, model=dataclasses.replace(MODEL, attention=variant))
+    return dataclasses.replace(RUN, model=MODEL.with_attention(variant=variant))
 
 
 def weights_of(variant: str) -> dict[str, jax.Array]:
@@ -148,7 +149,7 @@ def test_updates(variant):
 
 
 def on_a_position(params):
-    return params | {"front": params["front"] + params["positions"][:1]}
+    return params | {"prefix": params["prefix"] + params["positions"][:1]}
 
 
 def key_not_divided(params):
@@ -168,17 +169,17 @@ def own_head(params):
 
 @pytest.mark.parametrize(("variant", "settings", "change"), [
     ("standard", {"activation": "gelu_tanh"}, dict),
-    ("standard", {"norm": "rms"}, dict),
+    ("standard", {"norm_kind": "rms"}, dict),
     ("standard", {"norm_eps": 1e-6}, dict),
     ("standard", {"first_position": 1}, dict),
-    ("standard", {"tied_head": False}, own_head),
+    ("standard", {"tied": False}, own_head),
     ("sink", {}, on_a_position),
     ("kv_bias", {}, key_not_divided),
     ("kv_bias", {}, one_for_all_heads),
 ])
 def test_a_wrong_detail_would_be_seen(variant, settings, change):
     """At ten times the tolerance and more: the numbers above say something."""
-    config = dataclasses.replace(run_of(variant).model, **settings)
+    config = varied(run_of(variant).model, **settings)
     model = from_parameters(config, change(weights_of(variant)))
     logits, _ = jax.jit(lambda model, tokens: model(tokens))(model, stored()["tokens"][0, :, :-1])
     assert np.abs(logits - stored()[f"{variant}/logits"]).max() > 1e-4
@@ -187,8 +188,8 @@ def test_a_wrong_detail_would_be_seen(variant, settings, change):
 @EACH
 def test_new_parameters(variant):
     """Those of the authors and no others, drawn from the same distributions."""
-    config = gpt2(vocab_size=384, depth=3, width=96, num_heads=4, context_length=64,
-                  attention=variant)
+    config = gpt2(vocab_size=384, depth=3, width=96, heads=4, context_length=64,
+                  variant=variant)
     found = parameters(jax.jit(lambda key: Transformer(config, key))(jax.random.key(0)))
     scales = {"blocks.attn_norm.scale", "blocks.mlp_norm.scale", "final_norm.scale"}
     stds = dict.fromkeys(["embed", "positions", "blocks.attn.q", "blocks.attn.k", "blocks.attn.v",
@@ -209,13 +210,13 @@ def test_new_parameters(variant):
 @EACH
 def test_the_defaults(variant):
     """Of GPT-2 124M and its optimizer."""
-    model, config = gpt2(attention=variant), TrainConfig()
+    model, config = gpt2(variant=variant), TrainConfig()
     shapes = {name: x.shape for name, x in parameters(abstract(model)).items()}
     assert shapes["embed"] == (50304, 768) and shapes["positions"] == (1024, 768)
     assert shapes["blocks.attn.q"] == (12, 768, 12, 64)
     assert shapes["blocks.mlp.up"] == (12, 768, 3072)
     for name in VARIANTS[variant]:
-        assert shapes[name] == ((1, 768) if name == "front" else (12, 12, 64))
+        assert shapes[name] == ((1, 768) if name == "prefix" else (12, 1, 12, 64))
     assert config.model == gpt2() and config.optimizer == OptimizerConfig()
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.final_lr, optimizer.warmup) == (6e-4, 6e-5, 2000)

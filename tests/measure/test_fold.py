@@ -8,7 +8,7 @@ import numpy as np
 import plain_model
 import pytest
 from planted import BOS, DIM, VALUE, llama_written_and_removed, written_and_removed
-from tiny_models import CONFIGS, decoder, ids
+from tiny_models import CONFIGS, decoder, ids, varied
 
 import jax_massact as ma
 from jax_massact.nn.transformer import from_parameters, parameters
@@ -43,7 +43,9 @@ def test_every_other_token_keeps_its_logits(name):
     # The extra key matters: without it the logits are others.
     params = parameters(folded)
     silent = {n: x for n, x in params.items() if "variant" not in n}
-    config = dataclasses.replace(folded.config, attention="standard", bias_position=None)
+    config = dataclasses.replace(
+        folded.config.with_attention(variant="standard"), bias_position=None
+    )
     without = run(from_parameters(config, silent), tokens[:, 1:])
     assert np.abs(whole - without).max() > 1e-4 * np.abs(whole).max()
 
@@ -72,8 +74,8 @@ def test_folded_k_and_v_are_those_of_the_plain_model():
     params = parameters(folded)
     for layer in range(config.depth):
         key, value = (params[f"blocks.attn.variant.{n}"][layer] for n in "kv")
-        np.testing.assert_allclose(key, plain["k_turned"][layer][0], rtol=0, atol=2e-4)
-        np.testing.assert_allclose(value, plain["v"][layer][0], rtol=0, atol=2e-4)
+        np.testing.assert_allclose(key[0], plain["k_turned"][layer][0], rtol=0, atol=2e-4)
+        np.testing.assert_allclose(value[0], plain["v"][layer][0], rtol=0, atol=2e-4)
     # And the folded model is the plain model with one more key.
     tokens = np.array(ids(config, 1, 6))[0]
     found = jax.jit(lambda m: m(tokens[None])[0][0])(folded)
@@ -94,7 +96,7 @@ def test_massive_tokens_elsewhere_remain():
 
 @pytest.mark.parametrize("attention", ["kv_bias", "gated", "sink"])
 def test_a_model_with_other_attention_is_refused(attention):
-    config = dataclasses.replace(CONFIGS["llama"], attention=attention)
+    config = CONFIGS["llama"].with_attention(variant=attention)
     with pytest.raises(ma.ConfigError, match=f"attention is '{attention}'"):
         ma.fold(decoder(config), BOS)
 
@@ -110,3 +112,18 @@ def test_a_folded_model_cannot_be_folded_again_but_probed_and_edited():
     limit = folded.config.context_length - 1
     with pytest.raises(ValueError, match=str(limit)):
         folded(jnp.zeros((1, limit + 1), jnp.int32))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_several_first_tokens_are_folded(name):
+    """Every later token keeps its logits, also where a window passes over the first tokens."""
+    model, front = decoder(varied(CONFIGS[name], tied=False), spread=0.5), np.array([BOS, 7, 3])
+    tokens = np.array(ids(model.config, S, 9))
+    whole = np.concatenate([np.tile(front, (S, 1)), tokens], axis=1)
+    run = jax.jit(lambda m, t: m(t)[0])
+    folded = jax.jit(ma.fold)(model, front)
+    assert parameters(folded)["blocks.attn.variant.k"].shape[1] == 3
+    expected, found = run(model, whole)[:, 3:], run(folded, tokens)
+    assert np.abs(expected - found).max() <= 1e-5 * np.abs(expected).max()
+    one = run(ma.fold(model, front[2]), tokens)
+    assert np.abs(expected - one).max() > 1e-3 * np.abs(expected).max()

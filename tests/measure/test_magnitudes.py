@@ -22,7 +22,7 @@ from jax_massact.measure.magnitudes import (
     map_first_dims,
     residual_streams,
 )
-from jax_massact.nn.block import Acts
+from jax_massact.nn.acts import Acts
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import from_parameters, parameters
 

@@ -9,7 +9,7 @@ import numpy as np
 import plain_model
 import pytest
 from planted import BOS, CONFIG, DIM, WRITER, llama_written_and_removed, written_and_removed
-from tiny_models import CONFIGS, decoder, ids
+from tiny_models import CONFIGS, decoder, ids, varied
 
 from jax_massact.measure.magnitudes import magnitudes
 from jax_massact.measure.massive import find_hits
@@ -25,8 +25,7 @@ EPSILON, LENGTH = 0.12, 6
 
 def models():
     llama = llama_written_and_removed().louder(12).build()
-    kv = dataclasses.replace(CONFIGS["llama"], attention="kv_bias", sliding_window=5,
-                             bias_position=0, first_position=2)
+    kv = varied(CONFIGS["llama"], variant="kv_bias", window=5, bias_position=0, first_position=2)
     return {
         "gpt2": written_and_removed().louder(12).build(),
         "llama": llama,
@@ -58,7 +57,7 @@ def measured(name):
             step(model, tokens[part], jnp.asarray(marks[part]), sink_length=LENGTH)
         )
         total.add(jax.tree.map(np.float64, batch))
-    layers = total.layers(model.config.attention == "kv_bias")
+    layers = total.layers(model.config.block.attention.variant == "kv_bias")
     runs = [plain_model.run(model, row) for row in tokens]
     return layers, total, runs, marks, model
 
@@ -76,7 +75,7 @@ def test_attention_shares_and_logits(name):
             np.testing.assert_allclose(total.sink_rate()[l, s], rates[-1], atol=1e-6)
         assert a["sink_rate"]["mean"] == pytest.approx(np.mean(rates), abs=1e-6)
         assert a["sink_rate"]["std"] == pytest.approx(np.std(rates), abs=1e-6)
-        for n in range(model.config.num_heads):
+        for n in range(model.config.block.attention.heads):
             first, extra, massive, logits, others = [], [], [], [], []
             for s, run in enumerate(runs):
                 p, score, at = run["p"][l][n], run["scores"][l][n], marks[s]
@@ -127,18 +126,18 @@ def test_norms_cosines_and_effective_dimensions(name):
 @EACH
 def test_value_updates_and_their_constancy(name):
     layers, _, runs, marks, model = measured(name)
-    c = model.config
-    group = c.num_heads // c.num_kv_heads
+    c = model.config.block.attention
+    group = c.heads // c.kv_heads
     for l, layer in enumerate(layers):
         updates = {"massive": [], "other": []}
         shares = {"massive": [], "other": []}
         for run, at in zip(runs, marks, strict=True):
             p, v = run["p"][l], run["v"][l]
-            if c.attention == "kv_bias":
+            if c.variant == "kv_bias":
                 bias = np.float64(parameters(model)["blocks.attn.variant.v"][l])
-                v = np.concatenate([v, bias[None]])
+                v = np.concatenate([v, bias])
             of = lambda t, keys, p=p, v=v: np.concatenate(
-                [p[n, t, keys] @ v[keys, n // group] for n in range(c.num_heads)]
+                [p[n, t, keys] @ v[keys, n // group] for n in range(c.heads)]
             )
             seen = np.isfinite(run["scores"][l][0, :, :T])
             queries = [t for t in range(T) if not at[t] and (seen[t] & at).any()]
@@ -175,8 +174,7 @@ def constancy(rows):
 
 def test_long_sequences_are_measured_block_by_block():
     """More queries than one block holds, and a window: as dense softmax gives."""
-    config = dataclasses.replace(CONFIGS["mistral"], context_length=400, depth=1)
-    config = dataclasses.replace(config, sliding_window=150)
+    config = varied(CONFIGS["mistral"], context_length=400, depth=1, window=150)
     model = decoder(config)
     length = 2 * QUERY_BLOCK + 7
     tokens = np.array(ids(config, 1, length))
@@ -188,8 +186,9 @@ def test_long_sequences_are_measured_block_by_block():
     seen = (behind >= 0) & (behind < 150)
     at = marks[0]
     queries = ~at & (seen & at).any(1)
-    for n in range(config.num_heads):
-        scores = np.where(seen, q[:, n] @ k[:, n // 2].T / np.sqrt(config.head_dim), -np.inf)
+    c = config.block.attention
+    for n in range(c.heads):
+        scores = np.where(seen, q[:, n] @ k[:, n // 2].T / np.sqrt(c.head_dim), -np.inf)
         p = np.exp(scores - scores.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         a = found.attention
@@ -215,7 +214,7 @@ def test_no_more_memory_than_a_few_blocks_of_one_layer():
     forward = temporary(lambda model, tokens, marks: model.residual(tokens)[0])
     both = temporary(explain)
     extra = both.temp_size_in_bytes - forward.temp_size_in_bytes
-    assert extra < 0.25 * (T * T * config.num_heads * 4)
+    assert extra < 0.25 * (T * T * config.block.attention.heads * 4)
 
 
 def test_nothing_massive_leaves_sinks_and_norms():

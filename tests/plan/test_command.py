@@ -45,8 +45,9 @@ def test_a_mesh_that_is_not_named_takes_all_devices(tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_said_and_is_an_exit_code(capsys):
-    big = ["--config.model.width=8192", "--config.model.num_heads=1", "--config.model.depth=24",
-           "--config.model.head_dim=64", "--config.model.mlp_dim=32768"]
+    big = ["--config.model.width=8192", "--config.model.block.attention.heads=1",
+           "--config.model.depth=24", "--config.model.block.attention.head_dim=64",
+           "--config.model.block.mlp.hidden=32768"]
     assert main(["plan", TINY, "--devices=1", "--device=v5e", *big]) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "does not fit: " in out and "--config.remat=true" in out
@@ -61,7 +62,7 @@ def test_what_does_not_fit_is_said_and_is_an_exit_code(capsys):
       "--config.batch_size=48"],
      "config: mesh.fsdp is 3; allowed: a divisor of model.width (64): 1, 2, 4, 8, 16, 32, 64"),
     (["--devices=4", "--device=h100", "--config.mesh=model=-1"],
-     "mesh.model is 4; allowed: a divisor of model.num_heads (1)"),
+     "mesh.model is 4; allowed: a divisor of attention.heads (1)"),
     (["--devices=64", "--device=h100"],
      "mesh.data is 64; allowed: a divisor of batch_size / accumulate, which is 32"),
     (["--devices=2", "--device=h100", "--config.mesh=data=-1,tensor=2"],

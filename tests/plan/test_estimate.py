@@ -105,7 +105,7 @@ def test_the_measured_step_of_one_device_lies_between_the_bounds():
     assert seconds["overlapped"] < 0.0600 < seconds["slow"] < 3.5 * seconds["overlapped"]
     assert found["traffic"] == [] and found["mfu"][1] == pytest.approx(1.0)
     # XLA's attention keeps the weights that a flash kernel computes again: half of [T, T].
-    plain = dataclasses.replace(config, model=dataclasses.replace(gpt2(), implementation="xla"))
+    plain = dataclasses.replace(config, model=gpt2().with_attention(implementation="xla"))
     more = plan(plain, 1, "h200")["memory"]["total"] - found["memory"]["total"]
     assert more > 12 * 32 * 12 * 1024**2 / 2 * 2
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from planted import CONFIG, DIM, MARK, REMOVER, WRITER, Plant, written_and_removed
-from tiny_models import LLAMA, ids
+from tiny_models import LLAMA, ids, varied
 
 from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.nn.transformer import abstract
@@ -200,14 +200,14 @@ def memory(config, batch, length, step):
 
 
 def test_memory_does_not_grow_with_depth_and_stays_below_that_of_logits():
-    sizes = dict(width=64, mlp_dim=128, vocab_size=2048, context_length=256)
+    sizes = dict(width=64, hidden=128, vocab_size=2048, context_length=256)
 
     def logits(model, tokens, keep):
         return model(tokens)[0]
 
     peak = {}
     for depth in (2, 12):
-        config = dataclasses.replace(LLAMA, depth=depth, **sizes)
+        config = varied(LLAMA, depth=depth, **sizes)
         found = memory(config, 2, 256, probe_batch)
         # What is returned may grow, by layers: but not by tokens x dimensions.
         assert found.output_size_in_bytes < depth * 2 * 256 * 64 * 4 / 2

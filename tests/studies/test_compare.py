@@ -43,9 +43,10 @@ def get_config(attention):
     if attention not in ("standard", "sink", "kv_bias"):
         raise ValueError(f"no attention {attention!r}")
     return ml_collections.ConfigDict({
-        "model": {"attention": attention, "vocab_size": 257, "depth": 1, "width": 8,
-                  "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 16,
-                  "context_length": 16, "dtype": "float32"},
+        "model": {"depth": 1, "width": 8, "context_length": 16, "dtype": "float32",
+                  "embed": {"vocab_size": 257},
+                  "block": {"attention": {"variant": attention, "heads": 2, "kv_heads": 2,
+                                          "head_dim": 4}, "mlp": {"hidden": 16}}},
         "optimizer": {"warmup": 1, "decay_end": 0, "lr": 1e-2},
         "data": {"source": "bigram-backcopy"},
         "watch": {"every": 2, "sequences": 2}, "checkpoint": {"every": 0},
@@ -202,7 +203,7 @@ def test_data_that_is_gone(planted, tmp_path, capsys):
 def test_the_trained_model_is_one_that_the_other_commands_read(compared):
     out, _ = compared
     checkpoint = open_checkpoint(out / "kv_bias" / "seed-5" / "model")
-    assert checkpoint.config.attention == "kv_bias" and checkpoint.config.width == 8
+    assert checkpoint.config.block.attention.variant == "kv_bias" and checkpoint.config.width == 8
     model = checkpoint.load_model("float32", None)
     logits, _ = model(jnp.arange(10)[None])
     assert logits.shape == (1, 10, 257) and np.ptp(np.asarray(logits)) > 1e-3

@@ -130,8 +130,8 @@ def test_what_may_not_change(whole):
         ({"batch_size": 16}, "batch_size was 8 and is 16"),
         ({"optimizer": dataclasses.replace(MICRO.optimizer, lr=2e-2)},
          "optimizer.lr was 0.01 and is 0.02"),
-        ({"model": dataclasses.replace(MICRO.model, attention="standard")},
-         "model.attention was 'kv_bias' and is 'standard'"),
+        ({"model": MICRO.model.with_attention(variant="standard")},
+         "model.block.attention.variant was 'kv_bias' and is 'standard'"),
     ):
         with pytest.raises(ConfigError, match=said):
             train(dataclasses.replace(MICRO, **change), Counting(), folder)

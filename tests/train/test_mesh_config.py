@@ -63,8 +63,8 @@ def test_texts_that_are_no_mesh(text, said):
     ("data=3", "mesh.data is 3; allowed: a divisor of batch_size / accumulate, which is 8: "
                "1, 2, 4, 8"),
     ("dcn=2,fsdp=8", "mesh.dcn x mesh.fsdp is 16; allowed: a divisor of .* is 8: 1, 2, 4, 8"),
-    ("model=16", r"mesh.model is 16; allowed: a divisor of model.num_heads \(8\), "
-                 r"model.num_kv_heads \(8\), model.mlp_dim \(128\): 1, 2, 4, 8"),
+    ("model=16", r"mesh.model is 16; allowed: a divisor of attention.heads \(8\), "
+                 r"attention.kv_heads \(8\), mlp.hidden \(128\): 1, 2, 4, 8"),
 ])
 def test_what_does_not_divide(mesh, said):
     mesh = MeshConfig.from_text(mesh)

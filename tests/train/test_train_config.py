@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_models import varied
 from train_runs import MICRO
 
 from jax_massact.accelerators import PEAK_FLOPS, peak_flops
@@ -36,7 +37,7 @@ from jax_massact.train.step import parameter_count
     (lambda: WatchConfig(sink_epsilon=1.5), "sink_epsilon is 1.5; .* at most 1"),
     (lambda: CheckpointConfig(every=10, keep_every=25), "keep_every is 25; .* multiple of every"),
     (lambda: DataConfig(tokenizer=3), "data.tokenizer is 3; allowed: a text"),
-    (lambda: gpt2(width=100, num_heads=3), "num_heads is 3; allowed: a divisor of width, 100"),
+    (lambda: gpt2(width=100, heads=3), "heads is 3; allowed: a divisor of width, 100"),
     (lambda: dataclasses.replace(MICRO, accumulate=3), "accumulate is 3; allowed: a divisor of b"),
     (lambda: dataclasses.replace(MICRO, accumulate=2, mesh=MeshConfig(data=4, fsdp=2)),
      "mesh.data x mesh.fsdp is 8; .* which is 4"),
@@ -55,7 +56,7 @@ def test_the_defaults_are_the_authors_gpt2():
     config = TrainConfig()
     assert parameter_count(config) == 124_373_760  # nanoGPT's count with vocabulary 50304
     assert config.batch_size * config.sequence_length == 491_520
-    kv_bias = dataclasses.replace(config, model=gpt2(attention="kv_bias"))
+    kv_bias = dataclasses.replace(config, model=gpt2(variant="kv_bias"))
     assert parameter_count(kv_bias) - parameter_count(config) == 12 * 2 * 768
 
 
@@ -72,7 +73,7 @@ def test_a_run_may_become_longer_but_not_another():
 def test_operations_of_a_token():
     """6 for every multiplied parameter, counted from the shapes of the matrices."""
     for tied in (True, False):
-        model = dataclasses.replace(MICRO.model, tied_head=tied)
+        model = varied(MICRO.model, tied=tied)
         assert isinstance(model, ModelConfig)
         count = sum(x.size for x in parameters(abstract(model)).values())
         shapes = {name: x.shape for name, x in parameters(abstract(model)).items()}

@@ -1,11 +1,10 @@
 """What is watched, against NumPy on the activations themselves."""
 
-import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from tiny_models import LLAMA, decoder, ids
+from tiny_models import LLAMA, decoder, ids, varied
 
 from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.train.config import WatchConfig
@@ -41,14 +40,14 @@ def attention(acts, front, window, reach):
 
 CASES = {
     "standard": {}, "sink": {}, "kv_bias": {}, "sink_logit": {},
-    "window": {"attention": "kv_bias", "sliding_window": 5, "bias_position": 0,
+    "window": {"variant": "kv_bias", "window": 5, "bias_position": 0,
                "first_position": 2},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_against_numpy(case):
-    config = dataclasses.replace(LLAMA, **{"attention": case} | CASES[case])
+    config = varied(LLAMA, **{"variant": case} | CASES[case])
     model, tokens = decoder(config, spread=0.5), ids(config, B, T)
     # q and k are far enough from 0 for attention to be uneven.
     found = jax.jit(lambda m, t: watch(m, t, CONFIG))(model, tokens)
@@ -63,7 +62,7 @@ def test_against_numpy(case):
         over = lambda t: ((size > t.magnitude)  # noqa: B023
                           & (size >= t.ratio * median[:, None, None])).sum((1, 2)).mean()  # noqa: B023
         reach = 3 if case == "window" else None
-        weights = attention(acts, front, config.sliding_window, reach)
+        weights = attention(acts, front, config.block.attention.window, reach)
         rate = lambda key: (weights[..., key].mean(-1) > CONFIG.sink_epsilon).mean()  # noqa: B023
         norm = np.sqrt(np.square(acts.v).sum((2, 3)))
         expected = {

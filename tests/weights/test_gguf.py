@@ -289,8 +289,8 @@ def test_a_number_that_is_none(write, bad):
 
 def test_a_head_of_its_own_unties(write):
     contents = tensors() | {"output.weight": ((40, 32), Type.F32, bytes(40 * 32 * 4))}
-    assert not open_checkpoint(write(gguf_bytes(contents=contents))).config.tied_head
-    assert open_checkpoint(write(gguf_bytes())).config.tied_head
+    assert not open_checkpoint(write(gguf_bytes(contents=contents))).config.head.tied
+    assert open_checkpoint(write(gguf_bytes())).config.head.tied
 
 
 def test_rotary_settings(write):
