@@ -4,7 +4,7 @@ Where transformers 4 and 5 read a folder differently, version 5 is followed and 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +199,14 @@ def _set_prefix_space(
 
 def _steps(description: Mapping[str, Any], part: str, inner: str) -> list[dict[str, Any]]:
     step = description.get(part)
-    if not isinstance(step, dict):
-        return []
-    return step[inner] if step.get("type") == "Sequence" else [step]
+    steps = step.get(inner) or [step] if isinstance(step, dict) else []
+    return [step for step in steps if isinstance(step, dict)]
 
 
 def _prepends(description: Mapping[str, Any]) -> bool:
     steps = _steps(description, "normalizer", "normalizers")
     cuts = _steps(description, "pre_tokenizer", "pretokenizers")
-    return any(step["type"] == "Prepend" for step in steps) or any(
+    return any(step.get("type") == "Prepend" for step in steps) or any(
         cut.get("prepend_scheme", "never") != "never" or cut.get("add_prefix_space") for cut in cuts
     )
 
@@ -215,10 +214,10 @@ def _prepends(description: Mapping[str, Any]) -> bool:
 def _never_prepend(description: dict[str, Any]) -> None:
     steps = _steps(description, "normalizer", "normalizers")
     if steps:
-        kept = [step for step in steps if step["type"] != "Prepend"]
+        kept = [step for step in steps if step.get("type") != "Prepend"]
         description["normalizer"] = {"type": "Sequence", "normalizers": kept}
     for cut in _steps(description, "pre_tokenizer", "pretokenizers"):
-        if cut["type"] == "Metaspace":
+        if cut.get("type") == "Metaspace":
             cut["prepend_scheme"] = "never"
 
 
@@ -226,34 +225,42 @@ def _add_tokens(
     backend: tokenizers.Tokenizer, files: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """Adds the tokens that only other files name, under the next ids, as transformers does."""
-    config, special, added = files[_CONFIG], files[_SPECIAL], files[_ADDED]
-    decoder = config.get("added_tokens_decoder") or {}
-    stated = sorted(((token, int(i)) for i, token in decoder.items()), key=lambda item: item[1])
-    for values in (config, special):
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            tokens = values.get(key) or []
-            stated += [(token, None) for token in tokens if isinstance(tokens, list)]
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        stated += [(token, None) for key, token in values.items()
-                   if key.endswith("_token") and _content(token) in vocabulary]
-    plain = [(token, i) for token, i in sorted(added.items(), key=lambda item: item[1])]
     notes = []
-    for token, wanted in (*stated, *plain):
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token, wanted, special in _stated_tokens(backend, files):
         content = _content(token)
-        known = {t.content for t in backend.get_added_tokens_decoder().values()}
-        if content and content not in known:
+        if not content:
+            continue
+        if content not in known:
             options = token if isinstance(token, Mapping) else {}
-            made = AddedToken(
-                content,
-                **{key: bool(options.get(key)) for key in ("lstrip", "rstrip", "single_word")},
-                normalized=bool(options.get("normalized")),
-                special=bool(options.get("special", (token, wanted) not in plain)),
-            )
-            backend.add_tokens([made])
-        got = backend.token_to_id(content) if content else None
-        if wanted is not None and got != wanted:
+            flags = {key: bool(options.get(key))
+                     for key in ("lstrip", "rstrip", "single_word", "normalized")}
+            special = bool(options.get("special", special))
+            backend.add_tokens([AddedToken(content, **flags, special=special)])
+            known.add(content)
+        if wanted not in (None, got := backend.token_to_id(content)):
             notes.append(f"{content!r} is stated with id {wanted}; it has id {got}")
     return notes
+
+
+def _stated_tokens(
+    backend: tokenizers.Tokenizer, files: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[Any, Any, bool]]:
+    """Tokens, the ids that are stated for them if any, and whether they are special by default."""
+    decoder = files[_CONFIG].get("added_tokens_decoder")
+    if isinstance(decoder, Mapping):
+        ids = sorted(int(i) for i in decoder if i.isdecimal())
+        yield from ((decoder[str(i)], i, True) for i in ids)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    for values in (files[_CONFIG], files[_SPECIAL]):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            tokens = values.get(key)
+            tokens = tokens.values() if isinstance(tokens, Mapping) else tokens or []
+            yield from ((token, None, True) for token in tokens)
+        yield from ((token, None, True) for key, token in values.items()
+                    if key.endswith("_token") and _content(token) in vocabulary)
+    by_id = sorted(files[_ADDED].items(), key=lambda item: str(item[1]).zfill(9))
+    yield from ((token, i, False) for token, i in by_id)
 
 
 def _readable_of(description: Mapping[str, Any]) -> Callable[[str], str]:

@@ -474,6 +474,7 @@ def test_llama_without_a_space_in_front(tmp_path: Path, part: dict[str, Any]) ->
                                                             "normalized": False}}}},
      {"tokenizer_config": {"additional_special_tokens": ["<user>"]}},
      {"tokenizer_config": {"additional_special_tokens": [{"content": "<user>"}]}},
+     {"tokenizer_config": {"extra_special_tokens": {"user_token": "<user>"}}},
      {"special_tokens_map": {"additional_special_tokens": ["<user>"]}},
      {"added_tokens": {"<user>": 273}}],
 )
@@ -490,6 +491,14 @@ def test_a_token_stated_with_another_id_is_reported(folder: Path) -> None:
     assert made.encode("<user>", bos=False).tolist() == [273]
     assert [note.partition(": ")[2] for note in made.notes] == [
         "'<bos>' is stated with id 4; it has id 0", "'<user>' is stated with id 307; it has id 273"]
+
+
+def test_settings_of_another_kind_are_passed_over(folder: Path) -> None:
+    made = write(folder, tokenizer_config={
+        "added_tokens_decoder": {"x": "<user>"}, "additional_special_tokens": [None, 3],
+        "bos_token": 7, "tokenizer_class": 5, "add_bos_token": None}, config={"bos_token_id": True})
+    assert (made.bos_id, made.vocab_size, made.notes) == (0, 273, ())
+    assert write(folder, tokenizer_config={"added_tokens_decoder": ["<user>"]}).vocab_size == 273
 
 
 def test_a_special_token_of_the_vocabulary_is_taken_whole(folder: Path) -> None:
