@@ -1,4 +1,4 @@
-"""The cache folder, and entries in it that are there whole or not at all."""
+"""The cache folder, whose entries are whole or absent."""
 
 import contextlib
 import errno
@@ -106,7 +106,7 @@ def _remove_abandoned(cache: Path) -> None:
 
 
 def _problem(cache: Path, error: OSError, needed_bytes: int) -> str:
-    """What the operating system said of a folder, with what the user can do about it."""
+    """The error of the operating system, with the folder and what the user can do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         need = f"; expected: about {needed_bytes / 1e6:.0f} MB" if needed_bytes else ""
         problem = f"no room is left on its disk{need}"

@@ -185,7 +185,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _manifest(folder: Path, resource: Resource) -> dict[str, object]:
-    """What `_is_sound` compares: cheap to take, and different after any write to a file."""
+    """The state of the files that `_is_sound` compares: it differs after any write."""
     stats = {p.relative_to(folder).as_posix(): p.stat() for p in _files(folder)}
     return {
         "members": dict(resource.members),

@@ -1,1 +1,1 @@
-"""Text in, fixed-shape arrays of token ids out. Knows nothing of models."""
+"""Text in, fixed-shape arrays of token ids out. Nothing here knows of models."""

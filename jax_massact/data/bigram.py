@@ -10,7 +10,7 @@ from jax_massact.data.vocabulary import Vocabulary
 from jax_massact.errors import DataError
 
 TRIGGERS = 3
-_LARGEST_VOCABULARY = 2048  # of which all pairs are counted
+_LARGEST_VOCABULARY = 2048  # all pairs of its ids are counted
 _CHUNK = 1 << 24
 
 
@@ -49,7 +49,7 @@ class BigramBackcopy:
         size = vocabulary.size
         if size > _LARGEST_VOCABULARY:
             raise DataError(
-                f"bigram-backcopy: the tokenizer, {vocabulary.name}, has {size} ids; allowed: at "
+                f"bigram-backcopy: the tokenizer, {vocabulary.name}, has {size} ids; expected: at "
                 f"most {_LARGEST_VOCABULARY}, as with chars or bytes"
             )
         unigrams, bigrams = np.zeros(size, np.int64), np.zeros((size, size), np.int64)
@@ -66,7 +66,7 @@ class BigramBackcopy:
         distinct = np.count_nonzero(unigrams)
         if distinct <= TRIGGERS + 1:
             raise DataError(
-                f"bigram-backcopy: {name} has {distinct} different tokens; needed: at least "
+                f"bigram-backcopy: {name} has {distinct} different tokens; expected: at least "
                 f"{TRIGGERS + 2}"
             )
         bigrams = np.where(bigrams.any(1, keepdims=True), bigrams, unigrams)
@@ -115,5 +115,5 @@ class Drawn:
 
 
 def _search(ends: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Which of the ranges that end at `ends` each place is in."""
+    """The index of the range, of those that end at `ends`, that holds each place."""
     return np.searchsorted(ends, np.floor(place), side="right")

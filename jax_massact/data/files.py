@@ -1,4 +1,4 @@
-"""Which files a data source means, and how they are opened."""
+"""Files of a data source: finding, telling apart and opening them."""
 
 import bz2
 import contextlib
@@ -40,7 +40,7 @@ _NAMED = {
 
 
 def find_files(source: str) -> list[Path]:
-    """The files that `source` names as a path, a folder or a glob; none if it is no such thing.
+    """The files that a path, a folder or a glob names; none if `source` is none of these.
 
     Of a folder: its text files and shards at any depth, but for hidden ones, readmes and licences.
     The order is that of their names.
@@ -76,7 +76,7 @@ def find_files(source: str) -> list[Path]:
 
 
 def called(source: str, files: list[Path]) -> str:
-    """A source of files, in words."""
+    """The name of a source of files, with their number."""
     return source if len(files) == 1 else f"{source} ({len(files)} files)"
 
 
@@ -91,7 +91,7 @@ def is_shard(path: Path) -> bool:
 
 
 def splits_of(files: Sequence[Path]) -> list[str]:
-    """What every file is for: `training`, `validation` or `test`.
+    """The purpose of every file: `training`, `validation` or `test`.
 
     The names of files and of their folders inside the source say it: `val.bin`,
     `web_val_000.bin`, `wiki.test.raw`, `validation/0.txt`. Where none is left for training, all
@@ -115,7 +115,7 @@ def listed(files: Sequence[Path]) -> str:
 
 
 def stamp(paths: Iterable[Path]) -> str:
-    """What changes when the files do: their paths, sizes and times of modification.
+    """A text that changes when the files do: their paths, sizes and times of modification.
 
     Raises:
       DataError: a file cannot be read.
@@ -159,7 +159,7 @@ def open_binary(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what goes wrong in reading a file into a DataError that names it."""
+    """Turns errors in reading a file into a DataError that names it."""
     name = os.fspath(path)
     try:
         yield

@@ -156,7 +156,7 @@ class _GgufVocabulary(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """A tokenizer, and what its kind implies where the file is silent."""
+    """A tokenizer, and the defaults of its kind."""
 
     backend: tokenizers.Tokenizer
     readable: Callable[[str], str]

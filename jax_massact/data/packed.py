@@ -112,8 +112,8 @@ class Windows:
           name: what the tokens are, for errors.
           seed: of the order.
           length: targets in a window (T).
-          first_token: what takes the place of the first token of every window, if anything.
-          vocab_size: what every id has to be below.
+          first_token: replaces the first token of every window; None: nothing does.
+          vocab_size: every id is below this.
           shift: whether epochs differ; if not, the first is repeated.
 
         Raises:
@@ -122,8 +122,8 @@ class Windows:
         spare = len(tokens) - 1 - length
         if spare < 0:
             raise DataError(
-                f"{name}: {len(tokens)} tokens; needed for one window: {length + 1}. Ask for a "
-                "smaller sequence length or give more text"
+                f"{name}: {len(tokens)} tokens; expected: at least {length + 1}, for one window. "
+                "Ask for a smaller sequence length or give more text"
             )
         self._tokens = tokens
         self._name = name
@@ -151,7 +151,7 @@ class Windows:
         return rows.astype(np.int32)
 
     def starts(self, lo: int, hi: int) -> Int[np.ndarray, " N"]:
-        """Where windows `lo` to `hi - 1` begin in the tokens."""
+        """The places in the tokens where windows `lo` to `hi - 1` begin."""
         epoch, number = np.divmod(np.arange(lo, hi, dtype=np.int64), self.count)
         starts = np.empty(hi - lo, np.int64)
         for e in np.unique(epoch):

@@ -29,7 +29,7 @@ from jax_massact.settings import check_float, check_in, check_int
 
 BIGRAM_BACKCOPY = "bigram-backcopy"
 HELD_OUT = 0.1  # the share of a source, from its end, that only validation sees
-_VALIDATION_SEED = 0  # the same for every run: its losses are to be compared
+_VALIDATION_SEED = 0  # the same for every run, so that losses can be compared
 
 Examples = Callable[[int, int], Int[np.ndarray, "N T+1"]]
 """`examples(lo, hi)`: the examples number lo to hi - 1 of an endless sequence."""
@@ -41,8 +41,8 @@ class Stream:
 
     Training examples form one endless sequence that depends on the source, the tokenizer, the
     sequence length and the seed; the batch of step s holds those numbered s x B to (s + 1) x B - 1.
-    So any restart, any mesh and any number of hosts sees the same data, and nothing but the step
-    has to be saved.
+    So any restart, any mesh and any number of hosts sees the same data, and only the step needs to
+    be saved.
 
     Of a row, `[:-1]` are inputs and `[1:]` their targets.
 
@@ -53,11 +53,11 @@ class Stream:
       vocab_size: every id is below this.
       first_token: what every row begins with, or None if rows begin where they fall.
       end_of_text: the id that stands after every document.
-      description: the source, the tokenizer, and what is held out, in a line.
+      description: the source, the tokenizer, and the split, in a line.
       digests: of the content of `training data`, `validation data` and `tokenizer`: a run that
         resumes on other digests sees other numbers. They depend on neither paths nor caches.
       tokenizer: for the trained model: it puts `first_token` in front. None where the source holds
-        ids of which only their number is known.
+        ids without a known tokenizer.
     """
 
     training: Examples
@@ -87,7 +87,7 @@ class Stream:
         return self.training(first + lo, first + hi)
 
     def validation(self, index: int, batch_size: int | None = None) -> Int[np.ndarray, "B T+1"]:
-        """Batch `index`, from 0, of what is held out: the same for every seed.
+        """Batch `index`, from 0, of the held-out data: the same for every seed.
 
         Wraps around at the end of the held-out data. `batch_size`: None for that of training.
         """
@@ -151,7 +151,7 @@ def open_stream(
     Raises:
       ConfigError: a number is out of range, or there is no such tokenizer.
       DataError: the source cannot be read, does not fit the tokenizer, or is too short.
-      ResourceError: a named resource cannot be had.
+      ResourceError: a named resource could not be fetched.
     """
     check_int("seed", seed, 0, 2**63 - 1)
     check_int("batch_size", batch_size, 1)

@@ -1,4 +1,4 @@
-"""Documents: what a text source means."""
+"""Documents: the texts of a source."""
 
 import codecs
 import dataclasses
@@ -75,7 +75,7 @@ def documents(source: str, text_field: str = "text") -> Documents:
 
 
 def _unknown(source: str) -> str:
-    """What to say of a source that does not exist: the nearest names, of sources and of files."""
+    """The error for a source that does not exist, with the nearest names of sources and files."""
     shown = repr(source if len(source) <= 200 else f"{source[:200]}...")
     message = f"there is no text source or file {shown}."
     parent, name = os.path.split(os.path.expanduser(source))

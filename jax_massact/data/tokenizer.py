@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer:
-    """A tokenizer that says everything about the token in front.
+    """A tokenizer, and all that is known about the token in front.
 
     BOS is never added silently: `encode` puts it in front when told to, and `adds_bos` says whether
     the model's own tokenizer does so.
@@ -29,7 +29,7 @@ class Tokenizer:
       vocab_size: number of ids; every id that `encode` gives is smaller.
       bos_id, bos_token: the token that begins a sequence, or None where the model has none.
       eos_id: the token that ends a sequence, or None.
-      adds_bos: whether the model was published to be run with BOS in front.
+      adds_bos: whether the model was published for sequences with BOS in front.
       notes: contradictions and gaps in its files, in words.
       FILES: the names of `files`.
     """
@@ -136,7 +136,7 @@ class Tokenizer:
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
     def digest(self) -> str:
-        """A digest of all that decides which ids a text gets."""
+        """A digest of everything that decides the ids of a text."""
         settings = f"{self._backend.encode_special_tokens} {self._backend.to_str()}"
         return hashlib.sha256(settings.encode()).hexdigest()
 
@@ -175,7 +175,7 @@ class Tokenizer:
         return out
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
-        r"""What each id stands for: ' the' rather than 'Ġthe', and `\xNN` for part of a character.
+        r"""The text of each id: ' the' rather than 'Ġthe', and `\xNN` for part of a character.
 
         An id that the vocabulary does not use, as in a padded embedding table, reads `<id 50300>`.
         """
@@ -247,7 +247,7 @@ class Tokenizer:
 
 
 def put_in_front(backend: tokenizers.Tokenizer) -> int | None:
-    """The id that the post-processor puts before a text, if it does."""
+    """The id that the post-processor puts before a text; None: it puts none there."""
     plain = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids
     starts_alike = whole[: len(plain)] == plain

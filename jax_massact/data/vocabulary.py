@@ -25,7 +25,7 @@ _TRAINING_CHARACTERS = 256 * 2**20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The ids of a tokenizer, as training needs to know them.
+    """A tokenizer as training sees it: its ids and their number.
 
     Attributes:
       name: the tokenizer, in words.
@@ -42,7 +42,7 @@ class Vocabulary:
     tokenizer: Tokenizer | None
 
     def digest(self) -> str:
-        """A digest of what every id stands for."""
+        """A digest of the pieces and special roles of all ids."""
         pieces = [] if self.tokenizer is None else self.tokenizer.pieces()
         text = json.dumps([self.size, self.end_of_text, self.first, pieces])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -76,8 +76,8 @@ def open_vocabulary(
 
     Raises:
       ConfigError: there is no such tokenizer.
-      DataError: its file cannot be read, or it would have to be trained and there is no text.
-      ResourceError: a named resource cannot be had.
+      DataError: its file cannot be read, or there is no text to train it on.
+      ResourceError: a named resource could not be fetched.
     """
     if isinstance(name, Tokenizer):
         return _of(name, name.source)
@@ -98,7 +98,7 @@ def open_vocabulary(
     path = Path(name).expanduser()
     if not name or (path.suffix != ".json" and not path.exists()):
         raise ConfigError(
-            f"tokenizer is {name!r}; allowed: bytes, chars, gpt2, bpe:SIZE, ids:SIZE, or the path "
+            f"tokenizer is {name!r}; expected: bytes, chars, gpt2, bpe:SIZE, ids:SIZE, or the path "
             "of a tokenizer.json"
         )
     if path.is_dir():

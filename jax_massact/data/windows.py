@@ -99,8 +99,8 @@ class _Cutter:
         if count == 1 and len(last):
             return [last]
         raise DataError(
-            f"{documents.description}: {count} documents with {tokens} tokens in all; needed for "
-            f"one sequence: {self._stride}. Ask for a smaller sequence length or give more text"
+            f"{documents.description}: {count} documents with {tokens} tokens; expected: "
+            f"at least {self._stride}, for one sequence. Ask for a smaller sequence length or give more text"
         )
 
     def _deepen(self, texts: list[str], sequences: int) -> list[np.ndarray]:

@@ -144,7 +144,7 @@ def _open_one(path: Path) -> GgufFile:
 
 
 class _Description(NamedTuple):
-    """What the header says about a tensor; `dims` runs fastest first."""
+    """The header's entry for a tensor; `dims` runs fastest first."""
 
     name: str
     dims: tuple[int, ...]
@@ -159,7 +159,7 @@ class _Header:
         self.path, self.data, self.size, self.at = path, data, size, 0
 
     def walk(self) -> tuple[dict[str, tuple[int, int]], list[_Description]]:
-        """Passes over the whole header; `at` is then its end.
+        """Walks over the whole header; `at` is then its end.
 
         Returns the (type, position) of each metadata value, and the tensors in order.
         """
@@ -285,7 +285,7 @@ class _Header:
             )
         self.at = at
 
-    # Decoding what was passed over
+    # Decoding the values
 
     def cursor(self, at: int) -> "_Header":
         """Another cursor over the same header, at `at`."""
@@ -383,7 +383,7 @@ def _sized(header: _Header, d: _Description) -> tuple[GGMLQuantizationType, int]
 
 @functools.cache
 def _decoder(kind: GGMLQuantizationType) -> Decode | None:
-    """Raw bytes of a type to float32, or None where the gguf package cannot."""
+    """The function from raw bytes of a type to float32; None: the gguf package has none."""
     block, nbytes = GGML_QUANT_SIZES[kind]
     if kind == GGMLQuantizationType.F32:
         return lambda raw: raw.view(np.float32)

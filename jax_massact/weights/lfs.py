@@ -1,4 +1,4 @@
-"""Git LFS pointers: what a clone without git-lfs has in place of its large files."""
+"""Git LFS pointers: the small files that a clone without git-lfs has in place of large ones."""
 
 _MARK = b"version https://git-lfs.github.com/spec/"
 HEAD_BYTES = len(_MARK)

@@ -84,7 +84,7 @@ def parse_json(raw: bytes, what: str, opening: str = "") -> dict[str, Any]:
 
     Args:
       what: a name for it in errors.
-      opening: what it must begin with, to the byte.
+      opening: the text it must begin with, to the byte.
 
     Raises:
       WeightsError: it is something else.
@@ -111,7 +111,7 @@ def parse_json(raw: bytes, what: str, opening: str = "") -> dict[str, Any]:
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int, data: int) -> Tensor:
-    """A tensor whose bytes lie inside the file and fit its shape and type."""
+    """The tensor of an entry, whose bytes are inside the file and fit its shape and type."""
 
     def error(found: str, expected: str) -> WeightsError:
         return WeightsError(f"{path}: tensor {name!r} {found}; expected: {expected}")
@@ -147,7 +147,7 @@ def _are_sizes(values: Any) -> bool:
 
 
 def _check_places(path: Path, tensors: list[Tensor], start: int, data: int) -> None:
-    """The tensors must cover the data, each byte once."""
+    """Raises WeightsError unless the tensors cover the data, each byte once."""
     at = start
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != at:

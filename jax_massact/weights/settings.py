@@ -1,4 +1,4 @@
-"""A checkpoint's own settings, whatever file states them, read one by one with their types."""
+"""Settings of a checkpoint from any of its files, read one by one with their types."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _MAX_SIZE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one file; one that is null counts as absent.
+    """The settings of one file; one that is null counts as absent.
 
     Attributes:
       values: by name.
@@ -27,28 +27,28 @@ class Settings:
     prefix: str = ""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value, or `default`."""
+        """The value of a setting, or `default`."""
         value = self.values.get(self.prefix + name)
         return default if value is None else value
 
     def has(self, name: str) -> bool:
-        """Whether it is stated and not null."""
+        """Whether a setting is stated and not null."""
         return self.get(name) is not None
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+        """The value of a setting: a whole number above 0."""
         return self._checked(check_int, name, default, 1, _MAX_SIZE)
 
     def count(self, name: str) -> int:
-        """A whole number of at least 0."""
+        """The value of a setting: a whole number of at least 0."""
         return self._checked(check_int, name, None, 0, _MAX_SIZE)
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """The value of a setting: a finite number above 0."""
         return float(self._checked(check_float, name, default, 0.0, open_low=True))
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """A list of finite numbers above 0."""
+        """The value of a setting: a list of finite numbers above 0."""
         values = self._required(name, None)
         if not isinstance(values, list):
             raise self.error(name, "a list of numbers above 0")
@@ -56,18 +56,18 @@ class Settings:
         return tuple(Settings(each, self.file).number(key) for key in each)
 
     def flag(self, name: str, default: bool) -> bool:
-        """A truth value."""
+        """The value of a setting: true or false."""
         return self.one_of(name, (True, False), default)
 
     def one_of(self, name: str, allowed: Collection[Any], default: Any = None) -> Any:
-        """A value out of `allowed`."""
+        """The value of a setting: one of `allowed`."""
         value = self._required(name, default)
         if not any(value == a and type(value) is type(a) for a in allowed):
             raise self.error(name, " or ".join(repr(a) for a in allowed))
         return value
 
     def error(self, name: str, expected: str) -> WeightsError:
-        """That setting `name` is not what was expected."""
+        """The error that a setting has a value other than expected."""
         found = repr(self.get(name))
         found = found if len(found) <= 100 else f"{found[:100]}..."
         return WeightsError(f"{self.file}: {self.prefix}{name} is {found}; expected: {expected}")

@@ -1,4 +1,4 @@
-"""A tensor in a file: what it is without reading it, and how to read that one alone."""
+"""Tensors in files: described without reading them, and read one at a time."""
 
 import hashlib
 import io
@@ -22,15 +22,15 @@ _FINITE_CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a checkpoint, not read yet.
+    """A tensor of a checkpoint that has not been read.
 
     Attributes:
       name: as the file calls it.
-      file: where it lies.
+      file: the file that holds it.
       shape: in row-major order, as NumPy states it.
       dtype: the file format's name for its type, for people.
-      offset, nbytes: where its bytes lie in the file; known to be inside it.
-      decode: raw bytes to numbers; None for a type that holds no weights.
+      offset, nbytes: place and number of its bytes, which are inside the file.
+      decode: the function from raw bytes to numbers; None: its type holds no weights.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Tensor:
     decode: Decode | None
 
     def read(self) -> np.ndarray:
-        """Its numbers, float16, bfloat16 or float32, of `shape`.
+        """Returns its numbers: float16, bfloat16 or float32, of `shape`.
 
         Raises:
           WeightsError: the bytes are gone, or some number is infinite or not a number.
@@ -54,7 +54,7 @@ class Tensor:
         return array
 
     def raw(self) -> np.ndarray:
-        """Its bytes, uint8 [nbytes]."""
+        """Returns its bytes, uint8 [nbytes]."""
         # Read rather than mapped: a file that shrinks meanwhile is an error, not a signal.
         with reading(self.file) as file:
             raw = np.fromfile(file, np.uint8, self.nbytes, offset=self.offset)
@@ -63,7 +63,7 @@ class Tensor:
         return raw
 
     def error(self, found: str, expected: str) -> WeightsError:
-        """What was found of this tensor, and what was expected."""
+        """The error that names this tensor, what was found and what was expected."""
         return WeightsError(f"{self.file}: tensor {self.name!r} {found}; expected: {expected}")
 
     def _check_finite(self, array: np.ndarray) -> None:
@@ -108,7 +108,7 @@ def size_of(path: Path) -> int:
 
 
 def merge(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in several files.
+    """The tensors of a checkpoint that has several files.
 
     Raises:
       WeightsError: a tensor lies in two of them.

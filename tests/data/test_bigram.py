@@ -114,7 +114,7 @@ def test_lengths_of_one_and_two(tmp_path: Path) -> None:
 
 
 def test_too_few_different_characters(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has 4 different tokens; needed: at least 5$"):
+    with pytest.raises(DataError, match="has 4 different tokens; expected: at least 5$"):
         stream(tmp_path, "abcdabcd")
 
 
@@ -127,6 +127,6 @@ def test_an_id_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 def test_too_large_a_vocabulary(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.arange(3000))
-    with pytest.raises(DataError, match="has 3000 ids; allowed: at most 2048"):
+    with pytest.raises(DataError, match="has 3000 ids; expected: at most 2048"):
         open_stream(f"bigram-backcopy:{tmp_path}/ids.npy", tokenizer="ids:3000", seed=0,
                     batch_size=1, sequence_length=8)

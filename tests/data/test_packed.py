@@ -102,7 +102,7 @@ def test_few_tokens_are_enough(count: int, shift: bool) -> None:
 
 
 def test_too_few_tokens_for_a_window() -> None:
-    with pytest.raises(DataError, match=r"^a test: 7 tokens; needed for one window: 8\."):
+    with pytest.raises(DataError, match=r"^a test: 7 tokens; expected: at least 8, for one w"):
         windows(TOKENS[:7])
 
 

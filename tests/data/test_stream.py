@@ -264,7 +264,7 @@ def test_pydoc_and_given_text_are_sources() -> None:
         ({"same_first_token": "yes"}, "same_first_token is 'yes'"),
         ({"validation_share": 0.0}, "validation_share is 0.0"),
         ({"validation_share": 0.6}, "validation_share is 0.6"),
-        ({"tokenizer": "gpt5"}, "tokenizer is 'gpt5'; allowed: bytes"),
+        ({"tokenizer": "gpt5"}, "tokenizer is 'gpt5'; expected: bytes"),
     ],
 )
 def test_settings_out_of_range(text: str, settings: dict[str, object], message: str) -> None:
@@ -273,7 +273,7 @@ def test_settings_out_of_range(text: str, settings: dict[str, object], message: 
 
 
 def test_sources_that_cannot_serve(text: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"text.txt.xz, for validation: \d+ tokens; needed for one"):
+    with pytest.raises(DataError, match=r"for validation: \d+ tokens; expected: at least 2001"):
         stream(text, sequence_length=2000)
     with pytest.raises(DataError, match="no text source or file"):
         stream(tmp_path / "none.txt")

@@ -185,7 +185,7 @@ def test_ids_alone() -> None:
 
 def test_wrong_names_are_named(tmp_path: Path) -> None:
     for name in ("gpt3", "bpe", "bpe:many", "ids:", "byte", ""):
-        with pytest.raises(ConfigError, match="allowed: bytes, chars, gpt2, bpe:SIZE, ids:SIZE"):
+        with pytest.raises(ConfigError, match="expected: bytes, chars, gpt2, bpe:SIZE, ids:SIZE"):
             vocabulary(name)
     with pytest.raises(ConfigError, match="bpe:SIZE is 256; allowed: .* at least 257"):
         vocabulary("bpe:256")
