@@ -32,7 +32,12 @@ _NOT_READ = (
     (".zip", b"PK\x03\x04", "a zip archive", "unzip {path}"),
 )
 _LISTED = 3
-_NOT_DATA = re.compile(r"\.|readme|licen[cs]e", re.IGNORECASE)
+# Hidden files, those about a data set, and a model's beside one.
+_NOT_DATA = re.compile(
+    r"\.|readme|licen[cs]e"
+    r"|(dataset_infos?|dataset_dict|state|features|metadata|config|tokenizer\w*)\.json$",
+    re.IGNORECASE,
+)
 _NAMED = {
     "validation": re.compile(r"(^|[._-])(val|valid|validation|dev|eval)([._-]|$)", re.IGNORECASE),
     "test": re.compile(r"(^|[._-])test([._-]|$)", re.IGNORECASE),
@@ -42,7 +47,8 @@ _NAMED = {
 def find_files(source: str) -> list[Path]:
     """The files that a path, a folder or a glob names; none if `source` is none of these.
 
-    Of a folder: its text files and shards at any depth, but for hidden ones, readmes and licences.
+    Of a folder: its text files and shards at any depth, but for hidden ones and those about the
+    data set (readmes, licences, dataset_info.json and the like).
     The order is that of their names.
 
     Raises:

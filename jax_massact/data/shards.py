@@ -36,17 +36,19 @@ def _open(path: Path, vocab_size: int) -> np.ndarray:
     kind = path.suffix.lower()
     if kind not in SHARD_SUFFIXES:
         raise DataError(f"{path} is packed; ids are read in place: unpack it first")
-    ids = _open_npy(path) if kind == ".npy" else _open_bin(path)
+    with readable(path):
+        head = _head(path)
+    check_format(path, head)
+    ids = _open_npy(path) if kind == ".npy" else _open_bin(path, head)
     if not len(ids):
         raise DataError(f"{path} holds no ids")
     check_ids(ids[:_CHECKED], vocab_size, str(path))
     return ids
 
 
-def _open_bin(path: Path) -> np.ndarray:
+def _open_bin(path: Path, head: bytes) -> np.ndarray:
     with readable(path):
         size = path.stat().st_size
-        head = _head(path)
         _check_layout(path, head)
         mark, version, count = np.frombuffer(head[:12].ljust(12, b"\0"), "<u4").tolist()
         expected, dtype = _LLM_C.get(mark, (None, "<u2"))
@@ -83,7 +85,6 @@ def _head(path: Path) -> bytes:
 
 def _check_layout(path: Path, head: bytes) -> None:
     """Raises DataError where a file is known to be something else than ids."""
-    check_format(path, head)
     index = path.with_suffix(".idx")
     if index.is_file() and _head(index).startswith(_MEGATRON):
         raise DataError(

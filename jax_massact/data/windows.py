@@ -100,7 +100,8 @@ class _Cutter:
             return [last]
         raise DataError(
             f"{documents.description}: {count} documents with {tokens} tokens; expected: "
-            f"at least {self._stride}, for one sequence. Ask for a smaller sequence length or give more text"
+            f"at least {self._stride}, for one sequence. Ask for a smaller sequence length or give "
+            "more text"
         )
 
     def _deepen(self, texts: list[str], sequences: int) -> list[np.ndarray]:

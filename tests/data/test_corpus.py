@@ -51,7 +51,7 @@ def test_a_folder_is_its_text_files_by_name(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / ".git").mkdir()
     for name in ("b.txt", "a.md", "deep/c.jsonl.xz", "README.md", "LICENSE.txt", ".hidden.txt",
-                 ".git/d.txt", "e.py"):
+                 ".git/d.txt", "e.py", "dataset_infos.json", "deep/state.json", "config.json"):
         (tmp_path / name).write_text("text")
     assert names(tmp_path) == ["a.md", "b.txt", "c.jsonl.xz"]
     assert corpus(tmp_path).name == f"{tmp_path} (3 files)"
@@ -112,7 +112,7 @@ def test_the_stamp_changes_with_the_files(tmp_path: Path) -> None:
 
 
 def test_the_stamp_of_a_text_is_of_the_text() -> None:
-    assert corpus("some words").stamp != corpus("some word s").stamp
+    assert corpus("text:some words").stamp != corpus("text:some word s").stamp
     assert corpus("pydoc").stamp == corpus("pydoc").stamp
 
 
@@ -155,7 +155,7 @@ def test_places_without_files_are_named(tmp_path: Path) -> None:
         find_files(str(tmp_path))
     with pytest.raises(DataError, match="no file matches .*x"):
         find_files(f"{tmp_path}/*.x")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="there is no text source or file"):
         corpus(tmp_path / "none.txt")
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "a.bin").write_text("")

@@ -102,7 +102,8 @@ def test_several_files_are_parts_in_order(tmp_path: Path) -> None:
         ("a.npy", np.zeros(0, int), "holds no ids"),
         ("a.npy", b"no array", "is not a NumPy array"),
         ("a.npy", b"", "is not a NumPy array"),
-        ("a.npy", b"PK\x03\x04" + b"\0" * 40, "is not a NumPy array"),
+        ("a.npy", b"PK\x03\x04" + b"\0" * 40, "a.npy is a zip archive"),
+        ("a.npy", b"version https://git-lfs.github.com/spec/v1\nx", "is a Git LFS pointer"),
         ("none.bin", None, "none.bin cannot be read"),
     ],
 )
@@ -121,5 +122,5 @@ def test_what_is_wrong_is_named(
 def test_an_npz_by_another_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", IDS)
     path = (tmp_path / "a.npz").rename(tmp_path / "a.npy")
-    with pytest.raises(DataError, match="a.npy is not a NumPy array"):
+    with pytest.raises(DataError, match="a.npy is a zip archive, which is not read"):
         open_shards([path], 1000)
