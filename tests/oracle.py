@@ -1,9 +1,138 @@
-"""What the package computes, written out a second time in plain NumPy, float64."""
+"""What the package computes, written out a second time in plain NumPy, float64.
+
+Only what it says: no batching, no blocks of queries, no scan.
+"""
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
 
 from jax_massact.nn.acts import Mask
+from jax_massact.nn.transformer import parameters
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (
+        1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    ),
+}
+
+
+def norm(x, scale, bias, config):
+    if config.kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.eps)
+    return x * scale + bias
+
+
+def turned(x, positions, c):
+    """Vectors [T N H] at their positions, after the rotary embedding; pairs are halves."""
+    half = c.head_dim // 2
+    frequency = 1 / c.rope.base ** (np.arange(half) / half) / (c.rope.factors or 1)
+    angle = np.multiply.outer(positions, frequency)[:, None]
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle) * c.rope.scale
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def run(model, tokens, edits=()):
+    """`decode` of a model's own parameters."""
+    params = {n: np.float64(x) for n, x in parameters(model).items()}
+    return decode(model.config, params, np.asarray(tokens), edits)
+
+
+def decode(config, p, tokens, edits=()):
+    """One sequence [T]; `edits` are (layer, position, dim, value).
+
+    Returns a dictionary of lists over layers: pre, normed, q, k (before rotary), k_turned, v,
+    p [N T S], scores, z, attn_out, post; and logits. S has one more key for each extra key, and
+    T of all but the logits the prefix.
+    """
+    prefix = p.get("prefix", np.zeros((0, config.width)))
+    x = p["embed"][tokens]
+    if config.embed.positions == "learned":
+        x = x + p["positions"][config.first_position + np.arange(len(tokens))]
+    x = np.concatenate([prefix, x])
+    positions = config.first_position + np.arange(len(x))
+    seen = []
+    for l in range(config.depth):
+        block = config.pattern[l % len(config.pattern)]
+        b = {n.removeprefix("blocks."): v[l] for n, v in p.items() if n.startswith("blocks.")}
+        h = norm(x, b["attn_norm.scale"], b.get("attn_norm.bias", 0), block.norm)
+        found = attention(config, block.attention, b, h, positions)
+        mid = x + found["attn_out"]
+        m = norm(mid, b["mlp_norm.scale"], b.get("mlp_norm.bias", 0), block.norm)
+        up, act = m @ b["mlp.up"] + b.get("mlp.up_bias", 0), ACTIVATIONS[block.mlp.activation]
+        gated = block.mlp.gated
+        hidden = act(m @ b["mlp.gate"] + b.get("mlp.gate_bias", 0)) * up if gated else act(up)
+        post = mid + hidden @ b["mlp.down"] + b.get("mlp.down_bias", 0)
+        for layer, t, d, value in edits:
+            if layer == l:
+                post[t, d] = value
+        seen.append(found | {"pre": x, "normed": h, "post": post})
+        x = post
+    final = norm(x, p["final_norm.scale"], p.get("final_norm.bias", 0), config.final_norm)
+    head = p["head"] if "head" in p else p["embed"].T
+    lists = {name: [layer[name] for layer in seen] for name in seen[0]}
+    return lists | {"last": x[len(prefix):], "logits": (final @ head)[len(prefix):]}
+
+
+def attention(config, c, b, h, positions):
+    """Attention of one block, one head at a time, with every variant's parameters that `b` has."""
+    T, N, K = len(h), c.heads, c.kv_heads
+    q, k, v = (
+        np.einsum("td,dnh->tnh", h, b[f"attn.{n}"]) + b.get(f"attn.{n}_bias", 0) for n in "qkv"
+    )
+    kt = k
+    if c.position == "rope":
+        q, kt = turned(q, positions, c), turned(k, positions, c)
+    keys = b.get("attn.variant.k")
+    logit = np.zeros(N) if c.variant == "softmax1" else b.get("attn.variant.logit")
+    R = int(logit is not None) if keys is None else len(keys)
+    extra_values = b.get("attn.variant.v", np.zeros((R, K, c.head_dim)))
+    scale = c.scale or c.head_dim**-0.5
+    behind = positions[:, None] - positions
+    hidden = (behind < 0) | (behind >= (c.window or T))
+    scores, weights = np.zeros((2, N, T, T + R))
+    z = np.zeros((T, N, c.head_dim))
+    for n in range(N):
+        kv = n // (N // K)
+        scores[n, :, :T] = np.where(hidden, -np.inf, q[:, n] @ kt[:, kv].T * scale)
+        for r in range(R):
+            if keys is not None:
+                scores[n, :, T + r] += q[:, n] @ keys[r, kv] * scale
+            if logit is not None:
+                scores[n, :, T + r] += logit[n]
+            if c.window is not None and config.bias_position is not None:
+                far = positions - (config.bias_position + r) >= c.window
+                scores[n, far, T + r] = -np.inf
+        e = np.exp(scores[n] - scores[n].max(-1, keepdims=True))
+        weights[n] = e / e.sum(-1, keepdims=True)
+        if c.variant == "clipped":
+            gamma = -4 / config.context_length
+            weights[n] = np.clip((1 - gamma) * weights[n] + gamma, 0, 1)
+        z[:, n] = weights[n] @ np.concatenate([v[:, kv], extra_values[:, kv]])
+        if "attn.variant.v_bias" in b:
+            z[:, n] += b["attn.variant.v_bias"][kv]
+        if "attn.variant.gate" in b:
+            z[:, n] /= 1 + np.exp(-(h @ b["attn.variant.gate"][:, n]))[:, None]
+    out = np.einsum("tnh,nhd->td", z, b["attn.out"]) + b.get("attn.out_bias", 0)
+    return {"q": q, "k": k, "k_turned": kt, "v": v, "p": weights, "scores": scores, "z": z,
+            "attn_out": out}
+
+
+def losses(logits, tokens):
+    """-log p of each next token, nats."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.array([-log_p[t, tokens[t + 1]] for t in range(len(tokens) - 1)])
+
+
+def slope(function, x, direction, step=1e-5):
+    """The derivative of `function` at x along a direction, by a central difference in float64."""
+    ahead, back = function(x + step * direction), function(x - step * direction)
+    return (ahead - back) / (2 * step)
 
 
 def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None):

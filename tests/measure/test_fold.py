@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_model
+import oracle
 import pytest
 from planted import BOS, DIM, VALUE, llama_written_and_removed, written_and_removed
 from tiny_models import CONFIGS, decoder, ids, varied
@@ -70,7 +70,7 @@ def test_folded_k_and_v_are_those_of_the_plain_model():
     model = from_parameters(config, parameters(model))
     folded = ma.fold(model, BOS)
     assert (folded.config.first_position, folded.config.bias_position) == (4, 3)
-    plain = plain_model.run(model, [BOS])
+    plain = oracle.run(model, [BOS])
     params = parameters(folded)
     for layer in range(config.depth):
         key, value = (params[f"blocks.attn.variant.{n}"][layer] for n in "kv")
@@ -79,7 +79,7 @@ def test_folded_k_and_v_are_those_of_the_plain_model():
     # And the folded model is the plain model with one more key.
     tokens = np.array(ids(config, 1, 6))[0]
     found = jax.jit(lambda m: m(tokens[None])[0][0])(folded)
-    expected = plain_model.run(folded, tokens)["logits"]
+    expected = oracle.run(folded, tokens)["logits"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
 
 

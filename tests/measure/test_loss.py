@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_model
+import oracle
 import pytest
 from tiny_models import CONFIGS, decoder, ids
 
@@ -21,7 +21,7 @@ def test_losses_are_those_of_the_plain_model(family):
     for edits, plain_edits in ((None, ()), (edit, plain)):
         found = jax.jit(ma.token_losses)(model, tokens, edits=edits)
         expected = [
-            plain_model.losses(plain_model.run(model, row, plain_edits)["logits"], row)
+            oracle.losses(oracle.run(model, row, plain_edits)["logits"], row)
             for row in tokens
         ]
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)

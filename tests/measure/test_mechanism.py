@@ -6,7 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_model
+import oracle
 import pytest
 from planted import BOS, CONFIG, DIM, WRITER, llama_written_and_removed, written_and_removed
 from tiny_models import CONFIGS, decoder, ids, varied
@@ -58,7 +58,7 @@ def measured(name):
         )
         total.add(jax.tree.map(np.float64, batch))
     layers = total.layers(model.config.block.attention.variant == "kv_bias")
-    runs = [plain_model.run(model, row) for row in tokens]
+    runs = [oracle.run(model, row) for row in tokens]
     return layers, total, runs, marks, model
 
 
@@ -263,7 +263,7 @@ def test_parameters_of_the_plain_model_are_used():
     """The reference is not blind: a change of any block's parameter changes its logits."""
     model, tokens, _ = case("llama")
     params = parameters(model)
-    base = plain_model.run(model, tokens[0])["logits"]
+    base = oracle.run(model, tokens[0])["logits"]
     for name in params:
         moved = from_parameters(model.config, params | {name: params[name] * 1.1})
-        assert np.abs(plain_model.run(moved, tokens[0])["logits"] - base).max() > 1e-7, name
+        assert np.abs(oracle.run(moved, tokens[0])["logits"] - base).max() > 1e-7, name

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_model
+import oracle
 import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
@@ -202,7 +202,7 @@ def test_blocks_of_several_kinds_alternate(depth):
     logits, (streams, z) = run(model)
     assert streams.shape[0] == z.shape[0] == depth
     for b in range(2):
-        expected = plain_model.run(model, tokens[b])
+        expected = oracle.run(model, tokens[b])
         np.testing.assert_allclose(streams[:, b], expected["post"], rtol=0, atol=3e-5)
         np.testing.assert_allclose(logits[b], expected["logits"], rtol=0, atol=3e-5)
 

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import ACTIVATIONS, slope
+from oracle import norm as plain_norm
 from tiny_models import LLAMA, varied
 
 from jax_massact.errors import ConfigError
 from jax_massact.nn import mlp as layers
 from jax_massact.nn.config import AttentionConfig, NormConfig, RopeConfig
+from jax_massact.nn.fused.norm import norm
 from jax_massact.nn.mlp import MLP
 from jax_massact.nn.norms import Norm
 from jax_massact.nn.positions import POSITIONS, llama3_factors, rotary_angles
@@ -25,32 +28,51 @@ def filled(module, seed=0):
 
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 def test_rms_norm(eps):
-    norm = filled(Norm(NormConfig(eps=eps), 16))
+    module = filled(Norm(NormConfig(eps=eps), 16))
     x = RNG.standard_normal((2, 3, 16)) + 2
-    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * np.float64(norm.scale[...])
-    np.testing.assert_allclose(norm(jnp.float32(x)), expected, rtol=2e-6, atol=2e-6)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * np.float64(module.scale[...])
+    np.testing.assert_allclose(module(jnp.float32(x)), expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_norm(bias):
-    norm = filled(Norm(NormConfig(kind="layer", bias=bias, eps=0.1), 16))
+    module = filled(Norm(NormConfig(kind="layer", bias=bias, eps=0.1), 16))
     x = 3 * RNG.standard_normal((2, 3, 16)) + 5
     variance = x.var(-1, keepdims=True)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance + 0.1)
-    expected = expected * np.float64(norm.scale[...])
-    expected = expected + (np.float64(norm.bias[...]) if bias else 0)
-    np.testing.assert_allclose(norm(jnp.float32(x)), expected, rtol=4e-6, atol=4e-6)
+    expected = expected * np.float64(module.scale[...])
+    expected = expected + (np.float64(module.bias[...]) if bias else 0)
+    np.testing.assert_allclose(module(jnp.float32(x)), expected, rtol=4e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norms_of_bfloat16_are_computed_in_float32(kind):
-    norm = filled(Norm(NormConfig(kind=kind), 16))
+    module = filled(Norm(NormConfig(kind=kind), 16))
     # The mean of 4096 squares of 16 bits: in bfloat16 the sum would stop growing at 256.
     wide = Norm(NormConfig(kind=kind), 4096)
     x = jnp.asarray(RNG.standard_normal((1, 4096)), jnp.bfloat16)
     y = wide(x)
-    assert y.dtype == norm(x[:, :16]).dtype == jnp.bfloat16
+    assert y.dtype == module(x[:, :16]).dtype == jnp.bfloat16
     assert abs(float(jnp.square(y.astype(jnp.float32)).mean()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_the_gradients_of_norms(kind):
+    """With respect to every input and scale, by itself."""
+    config = NormConfig(kind=kind, eps=0.3)
+    x, cotangent = 3 * RNG.standard_normal((2, 2, 3, 16)) + 5
+    scale = RNG.standard_normal(16)
+
+    @jax.jit
+    def pulled(x, scale, cotangent):
+        return jax.vjp(lambda x, scale: norm(kind, config.eps, x, scale), x, scale)[1](cotangent)
+
+    d_x, d_scale = pulled(*map(jnp.float32, (x, scale, cotangent)))
+    for i, direction in enumerate(np.eye(16)):
+        along = slope(lambda x: plain_norm(x, scale, 0, config), x, direction)
+        np.testing.assert_allclose(d_x[..., i], (along * cotangent).sum(-1), rtol=0, atol=3e-5)
+        along = slope(lambda scale: plain_norm(x, scale, 0, config), scale, direction)
+        np.testing.assert_allclose(d_scale[i], (along * cotangent).sum(), rtol=0, atol=1e-4)
 
 
 class TestRotate:
@@ -153,15 +175,6 @@ def test_llama3_factors_out_of_range(wrong, message):
     assert message in str(error.value)
 
 
-ACTIVATIONS = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: 0.5 * x * (
-        1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    ),
-}
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
@@ -179,13 +192,14 @@ def test_mlp(activation, gated, bias):
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
 
 
-def test_the_gradient_of_gelu():
+@pytest.mark.parametrize(("activation", "limit"), [
+    ("silu", 1e-6), ("gelu", 4e-7),
+    ("gelu_tanh", 1e-5),  # 1 + tanh(x) loses digits below -5
+])
+def test_the_gradients_of_activations(activation, limit):
     x = np.linspace(-9, 9, 4001)
-    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    expected = 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2)) + x * density
-    gelu = layers.ACTIVATIONS["gelu"]
-    for dtype, atol in ((jnp.float32, 4e-7), (jnp.bfloat16, 0.02)):
-        _, pull = jax.vjp(gelu, jnp.asarray(x, dtype))
-        np.testing.assert_allclose(
-            np.float64(pull(jnp.ones(x.shape, dtype))[0]), expected, rtol=0, atol=atol
-        )
+    expected = slope(ACTIVATIONS[activation], x, 1.0)
+    for dtype, atol in ((jnp.float32, limit), (jnp.bfloat16, 0.02)):
+        _, pull = jax.vjp(layers.ACTIVATIONS[activation], jnp.asarray(x, dtype))
+        found = np.float64(pull(jnp.ones(x.shape, dtype))[0])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)

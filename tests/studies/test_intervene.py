@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-import plain_model
+import oracle
 import pytest
 from model_folders import folder_of
 from planted import BOS, DIM, MARK, REMOVER, WRITER, Plant, llama_written_and_removed
@@ -74,7 +74,7 @@ def test_every_perplexity_is_that_of_the_plain_model(folders, layers):
     at = {"first": [WRITER], "all": [*range(WRITER, REMOVER)], "2,3": [2, 3]}[layers]
     assert [(t["layer"], t["dim"]) for t in result["targets"]] == [(l, DIM) for l in at]
     means = {
-        l: np.mean([plain_model.run(model, row)["post"][l][0, DIM] for row in calibration])
+        l: np.mean([oracle.run(model, row)["post"][l][0, DIM] for row in calibration])
         for l in at
     }
     for target in result["targets"]:
@@ -88,7 +88,7 @@ def test_every_perplexity_is_that_of_the_plain_model(folders, layers):
         rows = []
         for row in held_out:
             edits = () if factor is None else [(l, 0, DIM, factor * means[l]) for l in at]
-            rows.append(plain_model.losses(plain_model.run(model, row, edits)["logits"], row))
+            rows.append(oracle.losses(oracle.run(model, row, edits)["logits"], row))
         loss = np.mean(rows)
         assert result["loss"][name]["mean"] == pytest.approx(loss, abs=2e-4)
         std = np.std(np.mean(rows, axis=1))
@@ -101,7 +101,7 @@ def test_every_perplexity_is_that_of_the_plain_model(folders, layers):
     (trajectory,) = result["after_zero"]["trajectories"]
     edits = [(l, 0, DIM, 0.0) for l in at]
     for name, changes in (("original", ()), ("zero", edits)):
-        runs = [plain_model.run(model, row, changes)["post"] for row in held_out]
+        runs = [oracle.run(model, row, changes)["post"] for row in held_out]
         expected = [np.mean([run[l][0, DIM] for run in runs]) for l in range(CONFIG.depth)]
         np.testing.assert_allclose(trajectory[name], expected, rtol=1e-3, atol=2e-3)
     json.dumps(result)
@@ -115,13 +115,13 @@ def test_the_control_zeroes_as_many_ordinary_activations(folders):
     model, held_out = prepared.checkpoint.load_model(), prepared.inputs.tokens[4:9]
     rows = []
     for s, row in enumerate(held_out):
-        post = plain_model.run(model, row)["post"][WRITER]
+        post = oracle.run(model, row)["post"][WRITER]
         low, high = np.quantile(np.abs(post), [0.5, 0.9], method="lower")
         size = np.abs(post[:, control])
         free = np.nonzero((size >= low) & (size <= high))[0]
         place = np.random.default_rng([0, s, 0]).choice(free, 1, replace=False)
         edits = [(WRITER, int(t), control, 0.0) for t in place]
-        rows.append(plain_model.losses(plain_model.run(model, row, edits)["logits"], row))
+        rows.append(oracle.losses(oracle.run(model, row, edits)["logits"], row))
     assert result["loss"]["control_zero"]["mean"] == pytest.approx(np.mean(rows), abs=2e-4)
     other, _ = intervene(folders["needed"], batch_size=3)
     for name, value in result["perplexity"].items():
@@ -149,7 +149,7 @@ def test_none_found_is_a_result(folders):
     assert result["targets"] == [] and result["massive"] == []
     assert result["after_zero"] is None and result["perplexity"].keys() == {"original"}
     model = prepared.checkpoint.load_model()
-    rows = [plain_model.losses(plain_model.run(model, row)["logits"], row)
+    rows = [oracle.losses(oracle.run(model, row)["logits"], row)
             for row in prepared.inputs.tokens[4:9]]
     assert result["loss"]["original"]["mean"] == pytest.approx(np.mean(rows), abs=2e-4)
 
