@@ -3,6 +3,7 @@
 import errno
 import fnmatch
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import filelock
 import pytest
+import rich.console
 
 import jax_massact
 from jax_massact import resources
@@ -41,6 +43,8 @@ if (index / "hangs").exists():
     (dest / wheel.name).write_bytes(wheel.read_bytes()[:10])
     (index / "started").touch()
     time.sleep(60)
+if (index / "slow").exists():
+    time.sleep(0.4)
 shutil.copy(wheel, dest)
 """
 MODEL = bytes(range(256)) * 64
@@ -367,6 +371,20 @@ def test_too_little_room_is_named_before_anything_is_fetched(
     with pytest.raises(ResourceError, match="no room is left on its disk"):
         fetch("toy")
     assert not index.calls
+
+
+def test_a_terminal_shows_how_far_a_download_is(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = rich.console.Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(resources.rich.console, "Console", lambda stderr: terminal)
+    monkeypatch.setattr(resources, "_PROGRESS_S", 0.05)
+    wheel = index.wheel.read_bytes()
+    monkeypatch.setattr(resources, "_bytes_in", lambda folder: len(wheel) // 2)
+    index.set("slow")
+    fetch("toy", report=lambda line: None)
+    assert f"{len(wheel) / 2000:.1f}/{len(wheel) / 1000:.1f} kB" in screen.getvalue()
 
 
 def test_a_download_is_announced_also_to_nobody(

@@ -1,5 +1,6 @@
 """Models on the Hugging Face hub, by id: only the files that are needed, and never a pickle."""
 
+import errno
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -68,10 +69,10 @@ def fetch_from_hub(model: HubModel) -> Path:
     Raises:
       WeightsError: there is no such model or no way to reach it, or access must be asked for.
     """
-    name = model.name
     import huggingface_hub
     from huggingface_hub import errors
 
+    name = model.name
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -96,6 +97,11 @@ def fetch_from_hub(model: HubModel) -> Path:
     except (errors.HFValidationError, errors.DisabledRepoError) as error:
         raise WeightsError(f"{name}: {_first_line(error)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WeightsError(
+                f"{model}: no room is left on the disk of the Hugging Face cache, "
+                f"{huggingface_hub.constants.HF_HUB_CACHE}. Set HF_HOME to choose another folder"
+            ) from error
         # Without a network the hub's client raises many types, its HTTP library's among them.
         raise WeightsError(
             f"{model} is not in this machine's Hugging Face cache and could not be downloaded: "

@@ -1,5 +1,7 @@
 """How a model on the hub may be named, and its folder in the hub's cache."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +67,16 @@ def test_a_revision_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(WeightsError, match="acme/model@v3: the model has no such revision; exp"):
         open_checkpoint("acme/model@v3")
+
+
+def test_a_full_disk_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(name: str, **options: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(WeightsError, match="no room is left on the disk .* Set HF_HOME") as caught:
+        open_checkpoint("acme/model")
+    assert "network" not in str(caught.value)
 
 
 def test_a_folder_of_the_hubs_cache(tmp_path: Path) -> None:
