@@ -25,7 +25,6 @@ DEFAULTS = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
-    "bos_token_id": 50_256,
 }
 _ALWAYS = {
     "embed.positions": "learned",

@@ -23,7 +23,6 @@ DEFAULTS = {
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
-    "bos_token_id": 1,
 }
 
 

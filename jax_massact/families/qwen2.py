@@ -17,7 +17,6 @@ DEFAULTS = llama.DEFAULTS | {
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
-    "bos_token_id": None,
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 

@@ -33,8 +33,7 @@ class Family:
     Attributes:
       model_type: Hugging Face's name.
       architecture: Hugging Face's class with a head.
-      defaults: what a setting is that a `config.json` does not have, as in transformers; also
-        which id begins a sequence, `bos_token_id`.
+      defaults: the settings that a `config.json` may leave out, as in transformers.
       read: the fields that a `config.json` states.
       write: the settings of a `config.json` that state a configuration as far as they can.
       names: where the parameters of its models lie in Hugging Face's files.

@@ -31,7 +31,8 @@ from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
 from jax_massact.load import load, open_checkpoint
 from jax_massact.mesh import make_mesh, parameter_sharding
-from jax_massact.nn.transformer import parameter_kind, parameters
+from jax_massact.nn.parameters import is_stacked, parameter
+from jax_massact.nn.transformer import Transformer, parameters
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -48,8 +49,8 @@ def fails(source, *said):
 
 def test_load_gives_a_decoder_and_its_tokenizer():
     model, tokenizer = load(FIXTURES / "gguf" / "smollm2.gguf")
-    assert model.config.family == "llama" and isinstance(tokenizer, Tokenizer)
-    assert tokenizer.vocab_size == model.config.vocab_size
+    assert isinstance(model, Transformer) and isinstance(tokenizer, Tokenizer)
+    assert tokenizer.vocab_size == model.config.embed.vocab_size
 
 
 def test_a_folder_without_a_tokenizer_still_has_weights(tmp_path):
@@ -197,8 +198,8 @@ def test_sharded_onto_a_mesh(source, dtype):
     assert sharded.keys() == whole.keys()
     split = 0
     for name, array in sharded.items():
-        stacked = name.startswith("blocks.")
-        expected = parameter_sharding(mesh, parameter_kind(name), array.shape, stacked=stacked)
+        letters, stacked = parameter(name).letters, is_stacked(name)
+        expected = parameter_sharding(mesh, letters, array.shape, stacked=stacked)
         assert array.sharding.is_equivalent_to(expected, array.ndim), name
         assert array.dtype == dtype
         np.testing.assert_array_equal(array, whole[name])
@@ -262,6 +263,6 @@ def test_the_configuration_is_there_before_the_weights(tmp_path):
 
 def test_a_config_that_states_other_sizes(tmp_path):
     write_folder(tmp_path, CONFIG | {"num_attention_heads": 8, "head_dim": 8}, hf_arrays())
-    fails(tmp_path, "'model.layers.0.self_attn.o_proj.weight' has shape [32, 32]", "[32, 64]")
+    fails(tmp_path, "'model.layers.0.self_attn.q_proj.weight' has shape [32, 32]", "[64, 32]")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 3}))
     fails(tmp_path, "config.json states 3 blocks; expected: 2")

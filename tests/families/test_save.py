@@ -1,34 +1,36 @@
 """Folders that `save` writes: read again to the bit, and never as another model."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_massact.families.halves import with_halves
-from jax_massact.nn.layers import llama3_factors
-from tiny_models import CONFIGS, LLAMA, decoder, ids
+from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
-from jax_massact import save as saving
 from jax_massact.errors import WeightsError
+from jax_massact.families.table import FAMILIES
 from jax_massact.load import load, open_checkpoint
 from jax_massact.mesh import make_mesh
-from jax_massact.nn.config import AttentionKind, ModelConfig, RopeConfig
+from jax_massact.nn.config import ModelConfig, NormConfig, RopeConfig
+from jax_massact.nn.positions import llama3_factors
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
+from jax_massact.nn.variants import VARIANTS
 from jax_massact.save import save
 from jax_massact.weights.folder import open_folder
 
+# The package's attribute of that name is the function.
+saving = importlib.import_module("jax_massact.save")
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 HUGGING_FACE = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 LLAMA3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192}
 
 
 def changed(name: str, **changes) -> ModelConfig:
-    return dataclasses.replace(CONFIGS[name], **changes)
+    return varied(CONFIGS[name], **changes)
 
 
 def stated(folder: Path) -> dict:
@@ -56,10 +58,10 @@ def logits(model: Transformer, tokens: jax.Array) -> jax.Array:
 # Round trips. Equal parameters and an equal configuration are an equal function of the tokens.
 
 
-@pytest.mark.parametrize("attention", get_args(AttentionKind))
-@pytest.mark.parametrize("family", ("llama", "mistral", "qwen2", "gpt2"))
+@pytest.mark.parametrize("attention", sorted(VARIANTS))
+@pytest.mark.parametrize("family", [family.model_type for family in FAMILIES])
 def test_every_family_and_variant(tmp_path, family, attention):
-    config = changed(family, attention=attention)
+    config = changed(family, variant=attention)
     model = decoder(config)
     written = save(model, tmp_path / "run" / "model")
     assert [path.name for path in written] == ["model.safetensors", "config.json"]
@@ -82,42 +84,69 @@ def test_every_family_and_variant(tmp_path, family, attention):
     ],
 )
 def test_how_a_variant_lies_in_the_file(tmp_path, attention, tensor, shape):
-    tensors = open_folder(write(tmp_path, changed("llama", attention=attention)))
+    tensors = open_folder(write(tmp_path, changed("llama", variant=attention)))
     assert tensors[tensor].shape == shape
 
 
-PLAIN = {"norm": "rms", "norm_bias": False, "gated_mlp": True, "activation": "silu"}
+PLAIN = {"norm_kind": "rms", "norm_bias": False, "gated": True, "activation": "silu"}
+LEARNED = {"position": "none", "positions": "learned"}
+
+
+def kinds(config: ModelConfig, *changes: dict) -> ModelConfig:
+    """`config` with further kinds of blocks, which differ from the first in attention."""
+    others = tuple(varied(config, **change).block for change in changes)
+    return dataclasses.replace(config, others=others)
+
+
+# The family that each resembles most, and it.
 UNUSUAL = {
-    "window": changed("llama", sliding_window=4, attention="kv_bias", bias_position=3),
-    "some biases": changed("llama", qkv_bias=True),
-    "all biases": changed("mistral", qkv_bias=True, attn_out_bias=True, mlp_bias=True),
-    "no biases": changed("qwen2", qkv_bias=False, sliding_window=4, first_position=5),
-    "learned positions": changed("llama", position="learned", head_dim=3, attention="sink"),
-    "layer norm": changed("qwen2", norm="layer", norm_bias=True, gated_mlp=False),
-    "bias-free gpt2": changed(
-        "gpt2", norm_bias=False, qkv_bias=False, attn_out_bias=False, mlp_bias=False
+    "window": ("mistral", changed("llama", window=4, variant="kv_bias", bias_position=3)),
+    "several extra keys": ("llama", changed("llama", variant="kv_bias", extra_keys=3)),
+    "some biases": ("llama", changed("llama", qkv_bias=True, mlp_bias=True)),
+    "all biases": ("qwen2", changed("mistral", qkv_bias=True, out_bias=True)),
+    "no biases": ("mistral", changed("qwen2", qkv_bias=False, window=4, first_position=5)),
+    "learned positions": ("llama", changed("llama", **LEARNED, head_dim=3, variant="sink")),
+    "both positions": ("llama", changed("llama", positions="learned")),
+    "no positions": ("llama", changed("llama", position="none")),
+    "layer norm": ("qwen2", changed("qwen2", norm_kind="layer", norm_bias=True, gated=False)),
+    "other final norm": (
+        "llama", dataclasses.replace(LLAMA, final_norm=NormConfig(kind="layer", eps=1e-3))
     ),
-    "modern gpt2": changed(
-        "gpt2", **PLAIN, num_kv_heads=2, position="rope", attention="k_bias",
-        rope=RopeConfig(base=2e4, factors=(1.0, 2.0, 3.0, 4.0)),
+    "bias-free gpt2": (
+        "gpt2", changed("gpt2", norm_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False)
     ),
-    "indivisible gpt2": changed("gpt2", width=18, head_dim=4, first_position=0),
-    "gelu": changed("gpt2", activation="gelu", tied_head=False),
+    "modern gpt2": (
+        "llama",
+        changed(
+            "gpt2", **PLAIN, kv_heads=2, position="rope", positions="none", variant="k_bias",
+            rope=RopeConfig(base=2e4, factors=(1.0, 2.0, 3.0, 4.0)),
+        ),
+    ),
+    "grouped gpt2": ("gpt2", changed("gpt2", kv_heads=2, head_dim=4)),
+    "indivisible gpt2": ("gpt2", changed("gpt2", width=18, head_dim=4, first_position=0)),
+    "gelu": ("gpt2", changed("gpt2", activation="gelu", tied=False)),
+    "scaled logits": ("llama", changed("llama", scale=0.5, softcap=30.0)),
+    "scaled rotary": ("llama", changed("llama", rope=RopeConfig(scale=1.5))),
+    "every second layer": ("llama", kinds(LLAMA, {"window": 5, "position": "none"})),
+    "windowed first": (
+        "mistral", kinds(varied(LLAMA, window=5), {"window": None, "rope": RopeConfig(base=7.0)})
+    ),
 }
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_what_transformers_has_no_name_for(tmp_path, name):
-    model = decoder(UNUSUAL[name])
+    family, config = UNUSUAL[name]
+    model = decoder(config)
     save(model, tmp_path)
     read = open_checkpoint(tmp_path)
-    assert read.config == UNUSUAL[name]
+    assert read.config == config
     same_bits(read.load_model(), model)
-    assert stated(tmp_path)["model_type"] == f"massact-{UNUSUAL[name].family}"
+    assert stated(tmp_path)["model_type"] == f"massact-{family}"
 
 
 def test_only_what_has_no_name_is_in_the_group(tmp_path):
-    config = changed("qwen2", sliding_window=4, first_position=5, attention="softmax1")
+    config = changed("qwen2", window=4, first_position=5, variant="softmax1")
     group = stated(write(tmp_path, config))["massact"]
     assert group == {"attention": "softmax1", "first_position": 5}
 
@@ -126,28 +155,48 @@ def test_only_what_has_no_name_is_in_the_group(tmp_path):
 FACTORS = llama3_factors(RopeConfig(base=5e5), 64, **LLAMA3)
 LLAMA3_ROPE = RopeConfig(base=5e5, factors=FACTORS)
 ALMOST = RopeConfig(base=5e5, factors=(*FACTORS[:15], FACTORS[15] * 1.00001, *FACTORS[16:]))
+FAR = tuple(1 + 0.1 * i for i in range(4))
+# The first family that can state each, and it.
 STANDARD = {
-    "almost llama3": changed("llama", rope=ALMOST, head_dim=64),
-    "llama biases": changed(
-        "llama", qkv_bias=True, attn_out_bias=True, mlp_bias=True, activation="gelu_tanh"
+    "almost llama3": ("llama", changed("llama", rope=ALMOST, head_dim=64)),
+    "llama biases": (
+        "llama",
+        changed("llama", qkv_bias=True, out_bias=True, mlp_bias=True, activation="gelu_tanh"),
     ),
-    "llama3": changed("llama", rope=LLAMA3_ROPE, head_dim=64),
-    "linear": changed("llama", rope=RopeConfig(base=2e4, factors=(2.5,) * 4)),
-    "factors": changed("llama", rope=RopeConfig(base=3e5, factors=(1.0, 1.1, 3.0, 1 / 3))),
-    "mistral": changed("mistral", sliding_window=None),
-    "qwen2": changed("qwen2", sliding_window=5, tied_head=False),
-    "gpt2": changed("gpt2", head_dim=4, first_position=0, tied_head=False, activation="gelu"),
+    "llama3": ("llama", changed("llama", rope=LLAMA3_ROPE, head_dim=64)),
+    "linear": ("llama", changed("llama", rope=RopeConfig(base=2e4, factors=(2.5,) * 4))),
+    "factors": (
+        "llama", changed("llama", rope=RopeConfig(base=3e5, factors=(1.0, 1.1, 3.0, 1 / 3)))
+    ),
+    "yarn": ("llama", changed("llama", rope=RopeConfig(factors=FAR, scale=1.2))),
+    "windowless mistral": ("llama", changed("mistral", window=None)),
+    "mistral": ("mistral", CONFIGS["mistral"]),
+    "qwen2": ("qwen2", changed("qwen2", window=5, tied=False)),
+    "some windows": ("qwen2", kinds(changed("qwen2", window=5), {}, {"window": None})),
+    "gpt2": (
+        "gpt2", changed("gpt2", head_dim=4, first_position=0, tied=False, activation="gelu")
+    ),
+    "unscaled gpt2": ("gpt2", changed("gpt2", head_dim=4, first_position=0, scale=1.0)),
+    "scales": (
+        "gpt2",
+        kinds(
+            changed("gpt2", head_dim=4, first_position=0, scale=0.5),
+            {"scale": 0.5 / 2},
+            {"scale": 0.5 / 3},
+        ),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", STANDARD)
 def test_what_transformers_has_a_name_for(tmp_path, name):
-    model = decoder(STANDARD[name])
+    family, config = STANDARD[name]
+    model = decoder(config)
     save(model, tmp_path)
     read = open_checkpoint(tmp_path)
-    assert read.config == STANDARD[name]
+    assert read.config == config
     same_bits(read.load_model(), model)
-    assert stated(tmp_path)["model_type"] == STANDARD[name].family
+    assert stated(tmp_path)["model_type"] == read.family == family
     assert "massact" not in stated(tmp_path)
 
 
@@ -162,7 +211,7 @@ def test_published_factors_keep_their_name(tmp_path, dtype):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    assert open_checkpoint(tmp_path).config.rope == LLAMA3_ROPE
+    assert open_checkpoint(tmp_path).config.block.attention.rope == LLAMA3_ROPE
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
@@ -189,7 +238,7 @@ def test_a_gguf_file_becomes_a_standard_folder(tmp_path, name):
     model, tokenizer = load(FIXTURES / "gguf" / name)
     save(model, tmp_path, tokenizer=tokenizer)
     again, its_tokenizer = load(tmp_path)
-    assert stated(tmp_path)["model_type"] == model.config.family
+    assert stated(tmp_path)["model_type"] == open_checkpoint(FIXTURES / "gguf" / name).family
     tokens = ids(model.config, 1, 12)
     np.testing.assert_allclose(logits(again, tokens), logits(model, tokens), rtol=1e-4, atol=1e-5)
     text = "".join(tokenizer.token_strings(range(3, tokenizer.vocab_size)))[:200]
@@ -202,26 +251,8 @@ def test_a_gguf_file_becomes_a_standard_folder(tmp_path, name):
     assert stated(tmp_path)["bos_token_id"] == tokenizer.bos_id
 
 
-@pytest.mark.parametrize("attention", ["standard", "kv_bias", "k_bias"])
-def test_interleaved_pairs_become_halves(tmp_path, attention):
-    rope = RopeConfig(base=5e5, pairs="interleaved", factors=(1.0, 1.0, 3.0, 8.0))
-    config = changed("qwen2", attention=attention, rope=rope, num_kv_heads=2)
-    model = decoder(config)
-    save(model, tmp_path)
-    read = open_checkpoint(tmp_path)
-    halves = dataclasses.replace(rope, pairs="halves")
-    assert read.config == dataclasses.replace(config, rope=halves)
-    again, tokens = read.load_model(), ids(config, 2, 20)
-    np.testing.assert_allclose(logits(again, tokens), logits(model, tokens), rtol=2e-5, atol=2e-5)
-    same_bits(again, with_halves(model))
-    assert with_halves(again) is again
-    np.testing.assert_array_equal(again.blocks.attn.v, model.blocks.attn.v)
-    q = np.asarray(model.blocks.attn.q)
-    np.testing.assert_array_equal(again.blocks.attn.q[..., 4:], q[..., 1::2])
-
-
-def test_pairs_mean_nothing_without_rotary_positions(tmp_path):
-    model = decoder(changed("gpt2", rope=RopeConfig(base=7.0, pairs="interleaved")))
+def test_rotary_settings_mean_nothing_without_rotary_positions(tmp_path):
+    model = decoder(changed("gpt2", rope=RopeConfig(base=7.0)))
     save(model, tmp_path)
     read = open_checkpoint(tmp_path)
     assert read.config == CONFIGS["gpt2"]
@@ -344,12 +375,6 @@ def test_parameters_that_load_would_refuse(tmp_path, value, said):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_family_without_a_format(tmp_path):
-    config = dataclasses.replace(LLAMA, family="mine")
-    with pytest.raises(WeightsError, match="family 'mine' cannot be saved; expected: llama, mist"):
-        save(decoder(config), tmp_path)
-
-
 # A damaged group
 
 DAMAGE = {
@@ -366,7 +391,9 @@ DAMAGE = {
     "factor": ({"rope_factors": [1, 1, 0, 1]}, ["massact.rope_factors[2] is 0"]),
     "few factors": ({"rope_factors": [1.0]}, ["rope.factors has 1 entries", "4"]),
     "base": ({"rope_base": float("inf")}, ["massact.rope_base is inf"]),
-    "contradiction": ({"norm_bias": True}, ["norm_bias is True; allowed with norm='rms'"]),
+    "contradiction": ({"norm_bias": True}, ["norm.bias is True; allowed with norm.kind='rms'"]),
+    "kinds": ({"kinds": 3}, ["massact.kinds is 3", "a list of groups"]),
+    "a kind": ({"kinds": [{"attention": "sink"}]}, ["no setting massact.kinds[0].attention"]),
     "no group": ([], ["massact is []", "a group of settings"]),
     "missing": (None, ["massact is None", "a group of settings"]),
 }
@@ -375,7 +402,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_group(tmp_path, name):
     group, said = DAMAGE[name]
-    path = write(tmp_path, changed("llama", attention="softmax1")) / "config.json"
+    path = write(tmp_path, changed("llama", variant="softmax1")) / "config.json"
     path.write_text(json.dumps(stated(tmp_path) | {"massact": group}))
     with pytest.raises(WeightsError) as caught:
         open_checkpoint(tmp_path)
@@ -391,14 +418,14 @@ def test_a_group_under_a_name_that_others_read(tmp_path):
 
 
 def test_architecture_and_model_type_must_agree(tmp_path):
-    path = write(tmp_path, changed("llama", attention="softmax1")) / "config.json"
+    path = write(tmp_path, changed("llama", variant="softmax1")) / "config.json"
     path.write_text(json.dumps(stated(tmp_path) | {"model_type": "llama"}))
     with pytest.raises(WeightsError, match="model_type is 'llama'; expected: 'massact-llama'"):
         open_checkpoint(tmp_path)
 
 
 def test_another_variant_than_the_tensors(tmp_path):
-    path = write(tmp_path, changed("llama", attention="gated")) / "config.json"
+    path = write(tmp_path, changed("llama", variant="gated")) / "config.json"
     path.write_text(json.dumps(stated(tmp_path) | {"massact": {"attention": "kv_bias"}}))
     with pytest.raises(WeightsError, match=r"tensor 'model.layers.0.variant.k' is missing"):
         open_checkpoint(tmp_path)

@@ -6,12 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_massact.families.hf_config import hf_config
-from jax_massact.nn.layers import llama3_factors
 from weight_files import CONFIG, GPT2_CONFIG, hf_arrays, write_folder
 
 from jax_massact.errors import WeightsError
+from jax_massact.families.config_files import read_config
 from jax_massact.load import open_checkpoint
+from jax_massact.nn.config import (
+    AttentionConfig,
+    BlockConfig,
+    EmbedConfig,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+)
+from jax_massact.nn.positions import llama3_factors
 
 MISTRAL = CONFIG | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN2 = CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
@@ -33,7 +41,7 @@ LONGROPE = {
 def read(tmp_path, config):
     path = tmp_path / "config.json"
     path.write_text(config if isinstance(config, str) else json.dumps(config))
-    return hf_config(path)
+    return read_config(path)[1]
 
 
 REFUSED = {
@@ -47,18 +55,15 @@ REFUSED = {
     "text": (CONFIG | {"hidden_size": "32"}, ["hidden_size is '32'", "a whole number"]),
     "float": (CONFIG | {"num_hidden_layers": 2.0}, ["num_hidden_layers is 2.0"]),
     "negative": (CONFIG | {"vocab_size": -1}, ["vocab_size is -1"]),
+    "deep": (CONFIG | {"num_hidden_layers": 10**9}, ["num_hidden_layers is 1000000000"]),
     "wild": (CONFIG | {"vocab_size": 10**30}, ["vocab_size is 1000000"]),
     "epsilon": (CONFIG | {"rms_norm_eps": 0}, ["rms_norm_eps is 0"]),
     "infinite": (CONFIG | {"rope_theta": float("inf")}, ["rope_theta is inf"]),
-    "heads": (CONFIG | {"num_key_value_heads": 3}, ["num_kv_heads is 3"]),
+    "heads": (CONFIG | {"num_key_value_heads": 3}, ["kv_heads is 3", "a divisor of"]),
     "odd head": (CONFIG | {"head_dim": 7}, ["head_dim is 7", "an even number"]),
     "flag": (CONFIG | {"tie_word_embeddings": 1}, ["tie_word_embeddings is 1", "True or False"]),
     "pairs": (CONFIG | {"rope_interleaved": True}, ["rope_interleaved is True"]),
     "partial": (CONFIG | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
-    "yarn": (
-        CONFIG | {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-        ["rope_scaling.type is 'yarn'", "'default' or 'linear' or 'llama3'"],
-    ),
     "new partial": (
         CONFIG | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
         ["rope_parameters.partial_rotary_factor is 0.5"],
@@ -66,6 +71,18 @@ REFUSED = {
     "per layer": (
         CONFIG | {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         ["rope_parameters.rope_type", "one kind for all layers"],
+    ),
+    "no kind": (
+        CONFIG | {"rope_scaling": {"type": None, "factor": 2}},
+        ["rope_scaling.factor is 2", "nothing with rope_type 'default'"],
+    ),
+    "unknown kind": (
+        CONFIG | {"rope_scaling": {"type": "mrope", "factor": 2.0}},
+        ["rope_scaling.type is 'mrope'", "'default' or 'linear'", "'yarn'"],
+    ),
+    "unknown setting": (
+        CONFIG | {"rope_scaling": LLAMA3 | {"mscale": 1.0}},
+        ["rope_scaling.mscale is 1.0", "nothing with rope_type 'llama3'"],
     ),
     "scaling": (CONFIG | {"rope_scaling": 4}, ["rope_scaling is 4", "an object"]),
     "llama3": (
@@ -78,29 +95,13 @@ REFUSED = {
         CONFIG | {"rope_scaling": LONGROPE | {"long_factor": [1.0, 2.0, 3.0, 5.0]}},
         ["rope_scaling.long_factor is [1.0, 2.0, 3.0, 5.0]", "short_factor's numbers"],
     ),
-    "scaled": (
-        CONFIG | {"rope_scaling": LONGROPE | {"attention_factor": 1.2}},
-        ["rope_scaling.attention_factor is 1.2"],
-    ),
-    "scaled by default": (
-        CONFIG | {"rope_scaling": LONGROPE | {"attention_factor": None}},
-        ["rope_scaling.attention_factor is missing"],
-    ),
-    "some windows": (
-        QWEN2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-        ["max_window_layers is 1", "0 or at least 2"],
-    ),
     "layer types": (
         MISTRAL | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
         ["layer_types is ['sliding_attention', 'full_attention']"],
     ),
     "windowless": (
-        QWEN2 | {"layer_types": ["sliding_attention"] * 2}, ["layer_types", "2 times the same"]
-    ),
-    "gpt2 scale": (GPT2_CONFIG | {"scale_attn_weights": False}, ["scale_attn_weights is False"]),
-    "gpt2 depth": (
-        GPT2_CONFIG | {"scale_attn_by_inverse_layer_idx": True},
-        ["scale_attn_by_inverse_layer_idx is True", "expected: False"],
+        QWEN2 | {"layer_types": ["sliding_attention"] * 2},
+        ["layer_types", "2 times 'full_attention'"],
     ),
     "gpt2 cross": (GPT2_CONFIG | {"add_cross_attention": True}, ["add_cross_attention is True"]),
     "gpt2 heads": (GPT2_CONFIG | {"n_head": 5}, ["n_head is 5", "a divisor of n_embd"]),
@@ -108,7 +109,7 @@ REFUSED = {
     "not JSON": ("{'a': 1}", ["is not JSON"]),
     "a list": ("[]", ["'[]'", "a JSON object"]),
     "twice": ('{"a": 1, "a": 2}', ["has 'a' twice"]),
-    "deep": ("[" * 100_000, ["is not JSON"]),
+    "nested": ("[" * 100_000, ["is not JSON"]),
     "empty": ("", ["is not JSON"]),
 }
 
@@ -124,46 +125,55 @@ def test_refused(tmp_path, name):
 
 def test_plain(tmp_path):
     config = read(tmp_path, CONFIG | {"torch_dtype": "float16", "use_cache": True})
-    assert (config.family, config.depth, config.width, config.head_dim) == ("llama", 2, 32, 8)
-    assert (config.num_heads, config.num_kv_heads, config.mlp_dim) == (4, 2, 64)
-    assert (config.context_length, config.vocab_size, config.norm_eps) == (64, 40, 1e-5)
-    assert config.rope.pairs == "halves" and config.rope.factors is None
-    assert not (config.tied_head or config.qkv_bias or config.mlp_bias or config.norm_bias)
-    assert config.sliding_window is None and config.dtype == "float32"
+    assert config == ModelConfig(
+        depth=2, width=32, context_length=64, embed=EmbedConfig(vocab_size=40),
+        block=BlockConfig(
+            attention=AttentionConfig(heads=4, kv_heads=2, head_dim=8),
+            mlp=MLPConfig(hidden=64),
+            norm=NormConfig(eps=1e-5),
+        ),
+    )
 
 
 def test_defaults_are_those_of_transformers(tmp_path):
     left_out = ("num_key_value_heads", "rope_theta", "hidden_act", "tie_word_embeddings")
     config = read(tmp_path, {k: v for k, v in CONFIG.items() if k not in left_out})
-    assert config.num_kv_heads == 4 and config.rope.base == 10_000 and not config.tied_head
+    assert config.block.attention.kv_heads == 4 and not config.head.tied
+    assert config.block.attention.rope.base == 10_000
     gpt2 = read(tmp_path, GPT2_CONFIG)
-    assert gpt2.tied_head and gpt2.mlp_dim == 128 and gpt2.activation == "gelu_tanh"
-    assert gpt2.norm == "layer" and gpt2.position == "learned" and gpt2.norm_eps == 1e-5
-    assert read(tmp_path, MISTRAL).sliding_window == 4096
-    assert read(tmp_path, MISTRAL | {"sliding_window": None}).sliding_window is None
+    assert gpt2.head.tied and gpt2.embed.positions == "learned"
+    assert gpt2.block.mlp == MLPConfig(hidden=128, activation="gelu_tanh", gated=False, bias=True)
+    assert gpt2.block.norm == gpt2.final_norm == NormConfig(kind="layer", bias=True)
+    assert read(tmp_path, MISTRAL).block.attention.window == 4096
+    assert read(tmp_path, MISTRAL | {"sliding_window": None}).block.attention.window is None
 
 
 def test_rotary_settings_old_and_new(tmp_path):
-    old = read(tmp_path, CONFIG | {"rope_theta": 5e5, "rope_scaling": LLAMA3}).rope
-    new = read(tmp_path, CONFIG | {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}).rope
+    rope = lambda config: read(tmp_path, config).block.attention.rope
+    old = rope(CONFIG | {"rope_theta": 5e5, "rope_scaling": LLAMA3})
+    new = rope(CONFIG | {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}})
     assert old == new and old.base == 5e5
     limits = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 16}
     assert new.factors == llama3_factors(new, 8, **limits) != (8.0,) * 4
-    linear = read(tmp_path, CONFIG | {"rope_scaling": {"type": "linear", "factor": 2.0}})
-    assert linear.rope.factors == (2.0,) * 4
-    longrope = read(tmp_path, CONFIG | {"rope_scaling": LONGROPE})
-    assert longrope.rope.factors == (1.0, 2.0, 3.0, 4.0)
+    linear = rope(CONFIG | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert linear.factors == (2.0,) * 4
+    assert rope(CONFIG | {"rope_scaling": LONGROPE}).factors == (1.0, 2.0, 3.0, 4.0)
 
 
 def test_windows(tmp_path):
+    def windows(config):
+        return [kind.attention.window for kind in read(tmp_path, config).pattern]
+
     on = QWEN2 | {"use_sliding_window": True, "sliding_window": 8}
-    assert read(tmp_path, MISTRAL | {"sliding_window": 8}).sliding_window == 8
-    assert read(tmp_path, on | {"max_window_layers": 0}).sliding_window == 8
-    assert read(tmp_path, on | {"max_window_layers": 2}).sliding_window is None
-    assert read(tmp_path, on | {"use_sliding_window": False}).sliding_window is None
-    types = {"layer_types": ["sliding_attention"] * 2}
-    assert read(tmp_path, on | types).sliding_window == 8
-    assert read(tmp_path, MISTRAL | {"sliding_window": 8} | types).sliding_window == 8
+    assert windows(MISTRAL | {"sliding_window": 8}) == [8]
+    assert windows(on | {"max_window_layers": 0}) == [8]
+    assert windows(on | {"max_window_layers": 1}) == [None, 8]
+    assert windows(on | {"max_window_layers": 2}) == [None]
+    assert windows(on | {"use_sliding_window": False}) == [None]
+    sliding, full = "sliding_attention", "full_attention"
+    assert windows(on | {"layer_types": [sliding] * 2}) == [8]
+    assert windows(on | {"layer_types": [sliding, full]}) == [8, None]
+    assert windows(MISTRAL | {"sliding_window": 8, "layer_types": [sliding] * 2}) == [8]
 
 
 def test_biases_are_honoured(tmp_path):
