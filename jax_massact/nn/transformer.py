@@ -15,6 +15,7 @@ from jax_massact.nn.block import Block
 from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig
 from jax_massact.nn.edits import Edit, apply_edits, known
 from jax_massact.nn.embed import embed
+from jax_massact.nn.fused.vendor import platform
 from jax_massact.nn.linear import project
 from jax_massact.nn.norms import Norm
 from jax_massact.nn.positions import POSITIONS
@@ -187,18 +188,30 @@ class Transformer(nnx.Module):
 
 def _scan(period: Callable, x: jax.Array, layers: Any, size: int, unroll: int) -> tuple[Any, Any]:
     """Runs all layers, `size` of them in a step; a last, partial period comes after the scan."""
-    depth = layers[0].shape[0]
-    number, rest = divmod(depth, size)
-    if size == 1:
-        split, join = (lambda leaf: leaf[:, None]), (lambda leaf: leaf[:, 0])
-    else:
-        split = lambda leaf: leaf[: number * size].reshape(number, size, *leaf.shape[1:])
-        join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    leaves = jax.tree.leaves(layers)
+    number, rest = divmod(len(leaves[0]), size)
+    # On CPUs XLA computes in float32 and would convert all layers' parameters before the loop.
+    converts = platform() == "cpu" and any(leaf.dtype == jnp.bfloat16 for leaf in leaves)
+
+    def whole(x, layers):
+        # An axis of one that is added before the scan makes XLA copy every parameter.
+        return period(x, jax.tree.map(lambda leaf: leaf[None], layers) if size == 1 else layers)
+
+    def cut(x, start):
+        # What depends on x cannot be computed before the loop.
+        x, held = jax.lax.optimization_barrier((x, layers)) if converts else (x, layers)
+        one = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
+        return period(x, jax.tree.map(one, held))
+
     parts = []
     if number:
-        unroll = max(1, unroll // size)
-        x, taps = jax.lax.scan(period, x, jax.tree.map(split, layers), unroll=unroll)
-        parts.append(jax.tree.map(join, taps))
+        if converts or rest:
+            step, inputs = cut, jnp.arange(number) * size
+        else:
+            split = lambda leaf: leaf if size == 1 else leaf.reshape(-1, size, *leaf.shape[1:])
+            step, inputs = whole, jax.tree.map(split, layers)
+        x, taps = jax.lax.scan(step, x, inputs, unroll=max(1, unroll // size))
+        parts.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), taps))
     if rest:
         x, taps = period(x, jax.tree.map(lambda leaf: leaf[number * size :], layers))
         parts.append(taps)

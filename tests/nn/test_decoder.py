@@ -222,3 +222,18 @@ def test_ids_out_of_range_are_refused():
 def test_a_variant_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match="is 'kv_bais'; expected: .* Did you mean kv_bias"):
         abstract(varied(LLAMA, variant="kv_bais"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+def test_no_copy_of_all_parameters_is_made(dtype, kinds):
+    """Not by the loop over blocks, nor because a CPU computes in float32 what is bfloat16."""
+    config = varied(LLAMA, depth=40, width=64, hidden=512, dtype=dtype)
+    other = varied(config, window=3).block
+    config = dataclasses.replace(config, others=(other,) * (kinds - 1))
+    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract(config))
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    run = jax.jit(lambda model, tokens: model.residual(tokens)[0])
+    memory = run.lower(model, tokens).compile().memory_analysis()
+    assert memory.argument_size_in_bytes > 40 * 64 * 512 * 3 * jnp.dtype(dtype).itemsize
+    assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4
