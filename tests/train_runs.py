@@ -41,6 +41,10 @@ class Counting:
     vocab_size: int = 64
     tokenizer: None = None
 
+    @property
+    def digests(self) -> dict[str, str]:
+        return {"training data": str(self.seed), "tokenizer": str(self.vocab_size)}
+
     def batch(self, step: int) -> np.ndarray:
         return self._draw(0, step)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: written while training goes on, checked when they are read."""
+"""Checkpoints of a run, by Orbax: written while training continues, checked when they are read."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,12 +19,8 @@ from jax_massact.cluster.sharing import is_first, on_first, together
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.nn.transformer import from_parameters
 from jax_massact.train.checksum import checksums
-from jax_massact.train.config import (
-    CheckpointConfig,
-    TrainConfig,
-    check_same_run,
-    to_json,
-)
+from jax_massact.train.config import CheckpointConfig, TrainConfig, to_json
+from jax_massact.train.resume import check_data, check_settings
 from jax_massact.train.step import State
 
 DIGESTS = "digests.json"
@@ -34,24 +30,23 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints in one folder. Use it as a context manager: leaving waits for the last one.
 
-    What counts is whole and as it was saved:
+    A checkpoint counts if it is whole and as it was saved:
 
-    - Orbax gives a checkpoint its name once every process has finished writing. What was not
-      finished is removed by the next run.
-    - Each holds a checksum of every array, made on the devices when it was saved, and compared with
-      what was restored (`checksum.checksums`). It does not depend on the mesh, so that it holds on
-      another one, too.
+    - Orbax gives it its name once every process has finished writing. Unfinished ones are removed
+      by the next start.
+    - It holds a checksum of every array, made on the devices when it was saved, and compared with
+      the restored array (`checksum.checksums`), on any mesh.
     - Orbax does not see flipped bits in a file, so process 0 adds a SHA-256 digest of every file
-      once the checkpoint has its name. The next run compares them before it reads anything.
+      once the checkpoint has its name. The next start compares them before it reads anything.
 
-    One that fails any of this is renamed to `STEP.damaged`, and the one before it is used.
+    A checkpoint that fails any of this is renamed to `STEP.damaged`, and the one before it is used.
 
     Args:
       folder: made when missing. Only one run at a time may use it (`lock.lock`).
       config: how many to keep.
 
     Attributes:
-      damaged: the names that those found damaged by this run have now.
+      damaged: the present names of those that were found damaged on this start.
 
     Raises:
       UserError: the folder cannot be written.
@@ -77,11 +72,19 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that there is a checkpoint of, in order."""
+        """The steps that have a checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: State, config: TrainConfig) -> None:
+    def save(
+        self, step: int, state: State, config: TrainConfig, digests: Mapping[str, str]
+    ) -> None:
         """Begins to write `state`; returns when the devices may use its memory again.
+
+        Args:
+          step: updates made so far.
+          state: what is saved.
+          config: the settings that it depends on, saved with it.
+          digests: those of its data, as `Batches.digests`, saved with it.
 
         Raises:
           UserError: this one, or the one that was begun before it, cannot be written.
@@ -98,23 +101,26 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
                     config=ocp.args.JsonSave(json.loads(to_json(config))),
+                    data=ocp.args.JsonSave(dict(digests)),
                     checksums=ocp.args.JsonSave(checksums(arrays)),
                 ),
                 force=True,
             )
         self._unsigned = step
 
-    def restore(self, abstract: State, config: TrainConfig) -> State | None:
+    def restore(
+        self, abstract: State, config: TrainConfig, digests: Mapping[str, str]
+    ) -> State | None:
         """The newest good state, laid out as `abstract`; None where there is none yet.
 
         Raises:
-          ConfigError: it belongs to a run with other settings.
+          ConfigError: it belongs to a run with other settings or other data.
           UserError: there are checkpoints, and none can be read.
         """
         while self.steps:
             step = self.steps[-1]
             try:
-                return together(lambda step=step: self._read(step, abstract, config))
+                return together(lambda step=step: self._read(step, abstract, config, digests))
             except ConfigError:
                 raise
             except UserError as error:
@@ -126,11 +132,13 @@ class Checkpoints:
         if lost := on_first(lambda: _all_damaged(self._folder)):
             raise UserError(
                 f"{self._folder}: every checkpoint is damaged ({', '.join(lost)}); "
-                "remove them to begin anew"
+                "remove them to start over"
             )
         return None
 
-    def _read(self, step: int, abstract: State, config: TrainConfig) -> State:
+    def _read(
+        self, step: int, abstract: State, config: TrainConfig, digests: Mapping[str, str]
+    ) -> State:
         import orbax.checkpoint as ocp
 
         def read(**items: Any) -> Any:
@@ -140,10 +148,13 @@ class Checkpoints:
                 raise UserError(_first_line(error)) from None
 
         before = read(config=ocp.args.JsonRestore())["config"]
-        check_same_run(config, before, str(self._folder.parent))
+        where = str(self._folder.parent)
+        check_settings(config, before, step, where)
+        # Runs of earlier versions have no digests of their data, or no checksums.
+        if (self._folder / str(step) / "data").exists():
+            check_data(digests, read(data=ocp.args.JsonRestore())["data"], where)
         wanted = _saved(abstract)
         arrays = read(state=ocp.args.StandardRestore(_named(wanted)))["state"]
-        # Runs of earlier versions have none.
         if (self._folder / str(step) / "checksums").exists():
             stated = read(checksums=ocp.args.JsonRestore())["checksums"]
             found = checksums(arrays)
@@ -172,7 +183,7 @@ class Checkpoints:
         except UserError as failed:
             if error is None:
                 raise
-            _log.warning("%s", failed)  # what went wrong first is what is to be put right
+            _log.warning("%s", failed)  # the first error is the one to fix
         finally:
             if self._signing is not None:
                 self._signing.join()
@@ -211,8 +222,8 @@ class Checkpoints:
 def _meet(*, key: str, timeout_ms: int) -> None:
     """Waits for the other processes, as Orbax does, unless writing has failed on this one.
 
-    Orbax's threads come here in a `finally`, too, while the others wait, somewhere else, until what
-    has failed is written: for 20 minutes, and then nobody says what was wrong.
+    Orbax's threads also come here in a `finally`, while the other processes wait elsewhere until
+    the failed file is written: for 20 minutes, after which nobody says what was wrong.
     """
     import orbax.checkpoint as ocp
 
@@ -222,7 +233,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The end of a line of TensorStore's, which begins with long paths."""
+    """The end of a message of TensorStore, which begins with long paths."""
     return ": ".join(_first_line(error, 2000).split(": ")[-2:])
 
 
@@ -249,7 +260,7 @@ def _sign(folder: Path) -> None:
         part.write_text(digests + "\n")
         part.replace(folder / DIGESTS)
     except FileNotFoundError:
-        # A newer checkpoint has taken its place meanwhile.
+        # A newer checkpoint has replaced it meanwhile.
         return
     except OSError as error:
         # The arrays have their checksums; a full disk stops the next checkpoint.
@@ -268,7 +279,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _set_aside_damaged(folder: Path) -> list[str]:
-    """Renames the newest checkpoints until one agrees with its digests; the names they have now."""
+    """Renames the newest checkpoints until one agrees with its digests; returns their new names."""
     steps = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: -int(p.name))
     damaged: list[str] = []
     for step in steps:
@@ -283,7 +294,7 @@ def _set_aside_damaged(folder: Path) -> list[str]:
 
 
 def _set_aside(step: Path, why: str) -> str:
-    """Renames a damaged checkpoint, so that nothing is lost; the name that it has now."""
+    """Renames a damaged checkpoint, so that nothing is lost; returns its new name."""
     names = (f"{step.name}.damaged{n or ''}" for n in itertools.count())
     aside = next(path for path in map(step.with_name, names) if not path.exists())
     try:
@@ -297,13 +308,13 @@ def _set_aside(step: Path, why: str) -> str:
 
 
 def _all_damaged(folder: Path) -> list[str]:
-    """The names of those that were set aside, newest first."""
+    """Names of the damaged checkpoints, newest first."""
     found = {path.name: path.name.partition(".")[0] for path in folder.glob("*.damaged*")}
     return sorted(found, key=lambda name: (-int(found[name]), name))
 
 
 def _disagree(stated: Path) -> list[str]:
-    """The files that are not what they were when their digests were made."""
+    """Names of the files that do not agree with their digests."""
     try:
         then, now = json.loads(stated.read_text()), _digests(stated.parent)
         return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))

@@ -100,6 +100,8 @@ def run_train(
     Raises:
       UserError: a setting, the data, the folder or the devices do not allow it.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; expected: a folder, or a new name")
     _say_once()
     quiet = not is_first()
     console = console or rich.console.Console(
@@ -113,6 +115,16 @@ def run_train(
         f"{config.model.block.attention.variant}, "
         f"{config.steps:,} steps of {config.batch_size} x {config.sequence_length} tokens"
     )
+    if config.warmup != config.optimizer.warmup:
+        console.print(
+            f"warm-up shortened to {config.warmup} steps: optimizer.warmup is "
+            f"{config.optimizer.warmup}, and steps is {config.steps}"
+        )
+    if config.stall_seconds:
+        console.print(
+            f"exit code 75 if one step makes no progress for {config.stall_seconds:,} s "
+            "(stall_seconds)"
+        )
     with stop_on_signals() as stop, progress(console, config.steps) as show:
         trained = train(
             config,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
@@ -11,6 +11,7 @@ from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.shapes import gpt2
 from jax_massact.nn.variants import variant_of
 from jax_massact.settings import check_float, check_in, check_int
+from jax_massact.train.mesh_config import MeshConfig, divisors
 
 OptimizerKind = Literal["adamw", "muon"]
 ScheduleKind = Literal["cosine", "constant_then_decay"]
@@ -57,7 +58,8 @@ class OptimizerConfig:
       final_lr: the last one.
       schedule: `cosine`: falls from `lr` at the end of the warm-up to `final_lr` at `decay_end`;
         `constant_then_decay`: stays until `decay_start`, then falls along a line.
-      warmup: steps from 0 to `lr`, along a line.
+      warmup: steps from 0 to `lr`, along a line. Where it does not fit into a run whose decay ends
+        at the last step, it is a tenth of the run.
       decay_start: step; for `constant_then_decay` only; 0: nine tenths of `decay_end`.
       decay_end: step; 0: the last one.
       beta1, beta2, eps: of Adam's averages.
@@ -96,92 +98,6 @@ class OptimizerConfig:
         check_float("eps", self.eps, 0.0, open_low=True)
         check_float("weight_decay", self.weight_decay, 0.0)
         check_float("clip", self.clip, 0.0)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MeshConfig:
-    """How many devices along each axis; also as one text, `--config.mesh=data=-1,fsdp=4`.
-
-    Attributes:
-      dcn: slices of TPUs that a data-center network joins; they split the batch.
-      data: split the batch.
-      fsdp: split the batch and every parameter.
-      model: split heads, hidden units and the vocabulary. One of these may be -1: all devices
-        that the others leave.
-    """
-
-    dcn: int = 1
-    data: int = 1
-    fsdp: int = 1
-    model: int = 1
-
-    def __post_init__(self) -> None:
-        for name, size in self.sizes.items():
-            check_int(name, size, -1)
-            if size == 0:
-                raise ConfigError(f"{name} is 0; allowed: a whole number of at least 1, or -1")
-        if list(self.sizes.values()).count(-1) > 1:
-            raise ConfigError(f"mesh is {self}; allowed: -1 for one axis at most")
-
-    @classmethod
-    def from_text(cls, text: str) -> "MeshConfig":
-        """The mesh that `data=-1,fsdp=4` names; an axis that is left out is 1.
-
-        Raises:
-          ConfigError: it is not such a text.
-        """
-        axes = [f.name for f in dataclasses.fields(cls)]
-        sizes: dict[str, int] = {}
-        for part in filter(None, text.replace(" ", "").split(",")):
-            name, _, size = part.partition("=")
-            if name not in axes or name in sizes or not size.removeprefix("-").isdecimal():
-                raise ConfigError(
-                    f"mesh is {text!r}; expected AXIS=DEVICES with commas between, such as "
-                    f"data=-1,fsdp=4; axes, each once: {', '.join(axes)}"
-                )
-            sizes[name] = int(size)
-        return cls(**sizes)
-
-    def __str__(self) -> str:
-        named = [f"{name}={size}" for name, size in self.sizes.items() if size != 1]
-        return ",".join(named) or "data=1"
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The axes in their order, -1 as it was given."""
-        return dataclasses.asdict(self)
-
-    @property
-    def open_axis(self) -> str | None:
-        """The axis whose size is -1."""
-        return next((name for name, size in self.sizes.items() if size == -1), None)
-
-    @property
-    def devices(self) -> int:
-        """How many devices the mesh has, an axis of -1 counted as one."""
-        return abs(math.prod(self.sizes.values()))
-
-    def on(self, devices: int) -> "MeshConfig":
-        """This mesh with -1 replaced by what so many devices leave.
-
-        Raises:
-          ConfigError: the other axes do not divide the devices.
-        """
-        if self.open_axis is None:
-            return self
-        if devices % self.devices:
-            raise ConfigError(
-                f"mesh is {self}; the axes beside {self.open_axis} take {self.devices} devices; "
-                f"allowed with {devices}: a divisor of {devices}: {_divisors(devices)}"
-            )
-        return dataclasses.replace(self, **{self.open_axis: devices // self.devices})
-
-
-def _divisors(*numbers: int) -> str:
-    """What divides all of these, for a person."""
-    common = math.gcd(*numbers)
-    found = [str(n) for n in range(1, common + 1) if common % n == 0]
-    return ", ".join(found if len(found) <= 12 else [*found[:11], "...", found[-1]])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,21 +155,23 @@ class TrainConfig:
     """The settings of `massact train`.
 
     Attributes:
-      steps: updates of the parameters.
-      batch_size: sequences in one update, over all devices.
-      sequence_length: tokens of each that are predicted.
-      accumulate: an update's batch is computed in this many parts, one after the other.
-      remat: keep only the residual stream between blocks, and compute the rest again for the
-        gradient.
+      steps: number of updates.
+      batch_size: sequences in one batch, over all devices.
+      sequence_length: predicted tokens in a sequence.
+      accumulate: micro-batches in a batch; they are computed one after the other.
+      remat: keep only the residual stream between blocks, and recompute the rest for the gradient.
       unroll: compile every block by itself: faster steps on a GPU, slower compilation.
-      seed: of the new weights and of the order of the data.
+      seed: seed of the new weights and of the order of the data.
       log_every: steps between two rows of metrics.jsonl.
       validate_every: steps between two measurements of the validation loss; 0: at the end only.
-      validation_batches: how many batches that loss is the mean of.
-      tensorboard: also write what is measured as event files, into the folder `tensorboard`.
+      validation_batches: number of batches in a measurement of the validation loss.
+      tensorboard: also write event files for TensorBoard, into the folder `tensorboard`.
       on_nonfinite: what to do where a loss or a gradient is not finite: `stop` the run, or `skip`
         that update, which is counted; its batch does not come again.
-      max_skipped: how many updates in a row may be skipped; one more stops the run.
+      max_skipped: number of updates in a row that may be skipped; one more stops the run.
+      stall_seconds: a run that waits longer than this for one thing (data, the devices, a
+        checkpoint) says so and ends with exit code 75; 0: it waits forever. Compilation is not
+        limited.
     """
 
     model: ModelConfig = gpt2()
@@ -275,6 +193,7 @@ class TrainConfig:
     tensorboard: bool = False
     on_nonfinite: NonfiniteKind = "stop"
     max_skipped: int = 10
+    stall_seconds: int = 1800
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every",
@@ -283,6 +202,7 @@ class TrainConfig:
         check_int("validate_every", self.validate_every, 0)
         check_in("on_nonfinite", self.on_nonfinite, get_args(NonfiniteKind))
         check_int("max_skipped", self.max_skipped, 0)
+        check_int("stall_seconds", self.stall_seconds, 0)
         check_int("seed", self.seed, 0, 2**31 - 1)
         for name in ("remat", "unroll", "tensorboard"):
             check_in(name, getattr(self, name), (True, False))
@@ -319,7 +239,7 @@ class TrainConfig:
             raise ConfigError(
                 f"{' x '.join(f'mesh.{name}' for name in named)} is {math.prod(named.values())}; "
                 f"allowed: a divisor of batch_size / accumulate, which is {self.micro_batch}: "
-                f"{_divisors(self.micro_batch)}"
+                f"{divisors(self.micro_batch)}"
             )
         split = {
             "fsdp": {"model.width": model.width},
@@ -331,73 +251,46 @@ class TrainConfig:
                 what = ", ".join(f"{name} ({length})" for name, length in lengths.items())
                 raise ConfigError(
                     f"mesh.{axis} is {sizes[axis]}; allowed: a divisor of {what}: "
-                    f"{_divisors(*lengths.values())}"
+                    f"{divisors(*lengths.values())}"
                 )
 
     def _check_schedule(self) -> None:
-        warmup, start, end = self.optimizer.warmup, self.decay_start, self.decay_end
+        warmup, start, end = self.warmup, self.decay_start, self.decay_end
         if not warmup <= start < end:
+            last = "" if self.optimizer.decay_end else " (steps, because decay_end is 0)"
             raise ConfigError(
-                f"optimizer.warmup, decay_start and decay_end are {warmup}, {start} and {end}; "
-                "allowed: warmup <= decay_start < decay_end"
+                f"optimizer.warmup, decay_start and decay_end are {warmup}, {start} and {end}"
+                f"{last}; expected: warmup <= decay_start < decay_end"
             )
 
     @property
     def micro_batch(self) -> int:
-        """Sequences in one part of an update."""
+        """Sequences in one micro-batch."""
         return self.batch_size // self.accumulate
 
     @property
+    def warmup(self) -> int:
+        """Steps of the warm-up: a tenth of a run that is too short for `optimizer.warmup`."""
+        settings = self.optimizer
+        if settings.decay_end or settings.decay_start:
+            return settings.warmup
+        is_cosine = settings.schedule == "cosine"
+        latest = self.steps - 1 if is_cosine else self.decay_start
+        return settings.warmup if settings.warmup <= latest else self.steps // 10
+
+    @property
     def decay_end(self) -> int:
-        """The step at which the learning rate has come down to `final_lr`."""
+        """The step at which the learning rate reaches `final_lr`."""
         return self.optimizer.decay_end or self.steps
 
     @property
     def decay_start(self) -> int:
         """The step at which the learning rate begins to fall."""
         if self.optimizer.schedule == "cosine":
-            return self.optimizer.warmup
+            return self.warmup
         return self.optimizer.decay_start or self.decay_end * 9 // 10
-
-
-# Settings that a run may change when it is taken up again: they do not change its numbers, or only
-# those that are still to come.
-FREE = frozenset(
-    {"steps", "log_every", "validate_every", "validation_batches", "mesh", "watch", "checkpoint",
-     "remat", "unroll", "tensorboard", "on_nonfinite", "max_skipped"}
-)
 
 
 def to_json(config: TrainConfig) -> str:
     """The settings as JSON, every one written out."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def check_same_run(config: TrainConfig, before: dict[str, Any], where: str) -> None:
-    """Raises ConfigError where `config` asks for other numbers than the run `before`.
-
-    Args:
-      before: the settings that the run was started with, as read from JSON.
-      where: which run it is.
-    """
-    # Through JSON, as those read were: tuples have become lists.
-    now = _flat(json.loads(to_json(config)))
-    # A run of an earlier version does not have every setting.
-    then = _flat(json.loads(to_json(TrainConfig()))) | _flat(before)
-    changed = [
-        f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key) and key.partition(".")[0] not in FREE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{where} holds a run with other settings: {'; '.join(changed)}. Take it up with the "
-            "same settings, or choose another --workdir"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out

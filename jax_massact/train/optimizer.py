@@ -36,9 +36,9 @@ def schedule(config: TrainConfig) -> optax.Schedule:
         )
     else:
         down = optax.linear_schedule(settings.lr, settings.final_lr, end - start)
-    up = optax.linear_schedule(0.0, settings.lr, settings.warmup)
+    up = optax.linear_schedule(0.0, settings.lr, config.warmup)
     stay = optax.constant_schedule(settings.lr)
-    return optax.join_schedules([up, stay, down], [settings.warmup, start])
+    return optax.join_schedules([up, stay, down], [config.warmup, start])
 
 
 def decays(name: str, array: Any) -> bool:

@@ -1,9 +1,9 @@
-"""Batches that are on the devices before they are asked for."""
+"""Batches that are on the devices before they are needed."""
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
@@ -24,22 +24,27 @@ class Batches(Protocol):
         ...
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """Digests of all that the batches depend on beside their arguments, by name."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
-        """What made the ids of text, to be saved with the model; None: not known."""
+        """The tokenizer of the ids, to be saved with the model; None: not known."""
         ...
 
     def rows(self, step: int, lo: int, hi: int) -> Int[np.ndarray, "hi-lo T+1"]:
-        """Rows lo to hi - 1 of the batch of update `step`, from 0: tokens and, shifted by one,
+        """Rows lo to hi - 1 of the batch of step `step`, from 0: tokens and, shifted by one,
         their targets."""
         ...
 
     def validation(self, index: int) -> Int[np.ndarray, "B T+1"]:
-        """Batch `index` of the text held out."""
+        """Batch `index` of the held-out data."""
         ...
 
 
 class Fetched(NamedTuple):
-    """One batch, and how many seconds the loop stood still until it came."""
+    """One batch, and the seconds for which the loop waited for it."""
 
     step: int
     tokens: jax.Array
@@ -53,13 +58,13 @@ def prefetch(
     *,
     ahead: int = AHEAD,
 ) -> Generator[Fetched]:
-    """The batches of steps `start` to `stop`, made and placed by a thread, `ahead` of their use.
+    """The batches of steps `start` to `stop` - 1, made and placed by a thread ahead of their use.
+
+    An error in the thread is raised here. Closing the iterator ends the thread.
 
     Args:
-      fetch: gives the batch of a step, on the devices.
-      ahead: how many are made before they are asked for.
-
-    What goes wrong in the thread is raised here. Closing the iterator ends the thread.
+      fetch: returns the batch of a step, on the devices.
+      ahead: number of batches that are made before they are needed.
     """
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     closed = threading.Event()
@@ -77,7 +82,7 @@ def prefetch(
                 if closed.is_set():
                     return
                 put((step, fetch(step)))
-        except BaseException as error:  # whatever it is, the loop must not wait for ever
+        except BaseException as error:  # whatever it is, the loop must not wait forever
             put(error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

@@ -25,14 +25,27 @@ from jax_massact.nn.transformer import (
     from_parameters,
     parameters,
 )
-from jax_massact.train.config import MeshConfig, TrainConfig
+from jax_massact.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    TrainConfig,
+    WatchConfig,
+)
 from jax_massact.train.optimizer import make_optimizer, schedule
 
-# On GPUs XLA joins the products for queries, keys and values to one, and then copies its result
-# apart, which takes longer than it gained. And it tries kernels of its own for every product, which
+# What XLA may record in CUDA graphs: everything that it would but cuDNN's kernels. Recording them,
+# in the first update, made some starts fail.
+_RECORDED = "FUSION,CUBLAS,CUBLASLT"
+# On GPUs XLA joins the matmuls for queries, keys and values to one, and then copies its result
+# apart, which takes longer than it gained. And it tries kernels of its own for every matmul, which
 # takes half of the compilation; cuBLAS alone was as fast, and adds a bias while it writes.
 _COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    "gpu": {"xla_gpu_dot_merger_threshold_mb": "0", "xla_gpu_enable_triton_gemm": False}
+    "gpu": {
+        "xla_gpu_dot_merger_threshold_mb": "0",
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_enable_command_buffer": _RECORDED,
+    }
 }
 
 
@@ -59,11 +72,11 @@ class State(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Of one update.
+    """Metrics of one update.
 
     Attributes:
       loss: mean over the batch's tokens in nats, before the update.
-      grad_norm: of the whole gradient, before it was clipped.
+      grad_norm: norm of the whole gradient, before clipping.
       lr: the learning rate.
     """
 
@@ -73,10 +86,10 @@ class StepMetrics(NamedTuple):
 
 
 def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
-    """The mesh that a run asks for, on the first of the devices that there are.
+    """The mesh of a run, on the first of the devices that are present.
 
     Raises:
-      ConfigError: there are too few devices, or they are in other slices than `config.dcn` says.
+      ConfigError: there are too few devices, or their slices are not those of `config.dcn`.
     """
     devices = jax.devices()
     config = config.on(len(devices))
@@ -95,19 +108,35 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def on_devices(config: TrainConfig) -> TrainConfig:
-    """`config` with the sizes of its mesh on the devices that there are.
+    """`config` with the sizes of its mesh on the devices that are present.
 
     Raises:
-      ConfigError: what a mesh of that size splits cannot be split evenly.
+      ConfigError: a mesh of that size does not divide what it splits.
     """
     return dataclasses.replace(config, mesh=config.mesh.on(len(jax.devices())))
+
+
+def compute_settings(config: TrainConfig) -> TrainConfig:
+    """`config` with all that does not change what is compiled at one value.
+
+    So runs that differ in nothing else share their compiled functions.
+    """
+    optimizer = dataclasses.replace(
+        config.optimizer, warmup=config.warmup, decay_start=config.decay_start,
+        decay_end=config.decay_end,
+    )
+    return dataclasses.replace(
+        config, optimizer=optimizer, data=DataConfig(), watch=WatchConfig(every=0),
+        checkpoint=CheckpointConfig(), steps=1, seed=0, log_every=1, validate_every=0,
+        validation_batches=1, tensorboard=False, max_skipped=0, stall_seconds=0,
+    )
 
 
 def new_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
     """New parameters by `config.seed`, the same numbers (to the last bit but one) on any mesh."""
     with jax.set_mesh(mesh):
         key = jax.random.key(config.seed)
-        return _new_state(dataclasses.replace(config, seed=0), mesh, key)
+        return _new_state(compute_settings(config), mesh, key)
 
 
 def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
@@ -138,7 +167,7 @@ def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> 
 
 
 def place(batch: Int[np.ndarray, "B T"], parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
-    """A batch on the devices, in `parts` [parts, B / parts, T]; each process gives its own rows."""
+    """A batch on the devices, as micro-batches [parts, B / parts, T]."""
     tokens = batch.reshape(parts, -1, batch.shape[-1])
     sharding = _batch_sharding(mesh)
     return jax.make_array_from_callback(tokens.shape, sharding, lambda index: tokens[index])
@@ -197,14 +226,14 @@ def update(
 def compile_update(
     config: TrainConfig, mesh: jax.sharding.Mesh
 ) -> Callable[[State, jax.Array], tuple[State, StepMetrics]]:
-    """`update`, compiled; takes what `place` gave. The state given to it is used up."""
+    """`update`, compiled, for batches made by `place`. It consumes the state that it is given."""
     options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         return lower_update(config, mesh).compile(compiler_options=options)
 
 
 def lower_update(config: TrainConfig, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """`update`, ready to be compiled for the devices of `mesh`."""
+    """`update`, lowered for the devices of `mesh`."""
     shape = (config.accumulate, config.micro_batch, config.sequence_length + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=_batch_sharding(mesh))
     with jax.set_mesh(mesh):
@@ -221,5 +250,5 @@ def validation_loss(
 
 
 def parameter_count(config: TrainConfig) -> int:
-    """How many parameters the model has."""
+    """Number of parameters of the model."""
     return sum(x.size for x in parameters(abstract(config.model)).values())

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from train_runs import MICRO
 
-from jax_massact.errors import UserError
+from jax_massact.errors import ConfigError, UserError
 from jax_massact.train.checkpoint import DIGESTS, Checkpoints
 from jax_massact.train.config import CheckpointConfig, MeshConfig
 from jax_massact.train.step import abstract_state, make_mesh, new_state
 
 MESH = make_mesh(MICRO.mesh)
+DATA = {"training data": "a", "tokenizer": "b"}
 KEEP = CheckpointConfig(every=1, keep=2, keep_every=3)
 
 
@@ -31,13 +32,13 @@ def shifted(state, step):
 def write(folder, state, steps, config=KEEP):
     with Checkpoints(folder, config) as checkpoints:
         for step in steps:
-            checkpoints.save(step, shifted(state, step), MICRO)
+            checkpoints.save(step, shifted(state, step), MICRO, DATA)
 
 
 def restored(folder, state):
     """(the step, checked against the values it was written with; the damaged ones)."""
     with Checkpoints(folder, KEEP) as checkpoints:
-        found = checkpoints.restore(abstract_state(MICRO, MESH), MICRO)
+        found = checkpoints.restore(abstract_state(MICRO, MESH), MICRO, DATA)
         step = int(found.step)
         expected = shifted(state, step)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -65,7 +66,7 @@ def test_arrays_are_on_disk_by_names_that_do_not_change(tmp_path, state):
 
 def test_an_empty_folder_has_no_state(tmp_path):
     with Checkpoints(tmp_path, KEEP) as checkpoints:
-        assert checkpoints.restore(abstract_state(MICRO, MESH), MICRO) is None
+        assert checkpoints.restore(abstract_state(MICRO, MESH), MICRO, DATA) is None
 
 
 def flip(folder):
@@ -100,7 +101,7 @@ def test_all_damaged(tmp_path, state):
             pytest.raises(UserError, match=r"every checkpoint is damaged \(2.damaged, 1.damaged\)"),
             Checkpoints(tmp_path, KEEP) as checkpoints,
         ):
-            checkpoints.restore(abstract_state(MICRO, MESH), MICRO)
+            checkpoints.restore(abstract_state(MICRO, MESH), MICRO, DATA)
     shutil.rmtree(tmp_path / "2.damaged")
     shutil.rmtree(tmp_path / "1.damaged")
     test_an_empty_folder_has_no_state(tmp_path)
@@ -121,7 +122,7 @@ def test_one_without_digests_that_cannot_be_read(tmp_path, state):
         pytest.raises(UserError, match=r"every checkpoint is damaged \(1.damaged\)"),
         Checkpoints(tmp_path, KEEP) as checkpoints,
     ):
-        checkpoints.restore(abstract_state(MICRO, MESH), MICRO)
+        checkpoints.restore(abstract_state(MICRO, MESH), MICRO, DATA)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_a_state_restored_on_every_mesh(tmp_path, state, before):
         mesh = make_mesh(after)
         with jax.set_mesh(mesh), Checkpoints(tmp_path, KEEP) as checkpoints:
             abstract = abstract_state(MICRO, mesh)
-            found = checkpoints.restore(abstract, MICRO)
+            found = checkpoints.restore(abstract, MICRO, DATA)
             assert checkpoints.damaged == []
         expected = shifted(state, 3)
         for a, b, like in zip(*map(jax.tree.leaves, (found, expected, abstract)), strict=True):
@@ -233,4 +234,23 @@ def test_another_models_state(tmp_path, state):
         pytest.raises(UserError, match="model.depth was 2 and is 3"),
         Checkpoints(tmp_path, KEEP) as checkpoints,
     ):
-        checkpoints.restore(abstract_state(other, MESH), other)
+        checkpoints.restore(abstract_state(other, MESH), other, DATA)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_other_data_or_another_vocabulary(tmp_path, state, name):
+    write(tmp_path / "run", state, [1])
+    said = f"{tmp_path} holds a run on other data: changed since then: {name}. Expected: the same"
+    with (
+        pytest.raises(ConfigError, match=said),
+        Checkpoints(tmp_path / "run", KEEP) as checkpoints,
+    ):
+        checkpoints.restore(abstract_state(MICRO, MESH), MICRO, DATA | {name: "c"})
+    assert restored(tmp_path / "run", state) == (1, [])
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests_of_its_data(tmp_path, state):
+    write(tmp_path, state, [1])
+    shutil.rmtree(tmp_path / "1" / "data")
+    (tmp_path / "1" / DIGESTS).unlink()
+    assert restored(tmp_path, state) == (1, [])

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from kill_train import CONFIG, LIVES, STEPS
 from train_runs import MICRO, Counting
 
+from jax_massact.data.stream import open_stream
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.train import loop, stall, step
 from jax_massact.train.config import CheckpointConfig, MeshConfig, OptimizerConfig
 from jax_massact.train.loop import train
 from jax_massact.train.metrics import MetricsFile, of_kind, read_rows
@@ -143,7 +147,7 @@ def test_fewer_steps_than_there_are(whole):
 
 
 def test_data_with_a_larger_vocabulary(tmp_path):
-    with pytest.raises(ConfigError, match="vocab_size is 64; allowed with this data: at least 65"):
+    with pytest.raises(ConfigError, match="vocab_size is 64; expected with this data: at least 65"):
         train(MICRO, Counting(vocab_size=65), tmp_path)
 
 
@@ -177,6 +181,110 @@ def test_metrics_past_the_restored_step_are_cut_off(tmp_path):
     path.write_text("no row\n" + path.read_text())
     with pytest.raises(UserError, match="metrics.jsonl, line 1 is not a row"):
         read_rows(path)
+
+
+def test_a_run_is_not_resumed_on_other_data_or_another_vocabulary(tmp_path):
+    """Two characters in front of the text: with `chars`, every id stands for another one."""
+    text, folder = tmp_path / "text.txt", tmp_path / "run"
+    config = dataclasses.replace(MICRO, steps=2)
+
+    def opened(front):
+        text.write_text(front + "A quick brown fox jumps over the lazy dog.\n" * 40)
+        return open_stream(str(text), tokenizer="chars", seed=0, batch_size=config.batch_size,
+                           sequence_length=config.sequence_length)
+
+    train(config, opened(""), folder, stop=lambda: True)
+    said = "run holds a run on other data: .*: training data, validation data, tokenizer. Expected"
+    with pytest.raises(ConfigError, match=said):
+        train(config, opened("\x01\x02"), folder)
+    assert train(config, opened(""), folder).resumed == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["digests"] == dict(opened("").digests)
+
+
+class Blocked(Counting):
+    """Data that stops coming at one step, until the run is told to end."""
+
+    def __init__(self, step, ended):
+        super().__init__()
+        object.__setattr__(self, "blocks", (step, ended))
+
+    def batch(self, step):
+        at, ended = self.blocks
+        assert step != at or ended.wait(60)
+        return super().batch(step)
+
+
+@pytest.mark.parametrize("what", ["data", "the devices"])
+def test_a_run_that_stands_still_says_where_and_ends_with_75(tmp_path, monkeypatch, capsys, what):
+    """The process does not really end here: what blocks is let go instead."""
+    ended, codes = threading.Event(), []
+
+    def leave(code):
+        codes.append(code)
+        ended.set()
+
+    def compile_blocking(config, mesh):
+        update = step.compile_update(config, mesh)
+        calls = itertools.count()
+
+        def run(state, tokens):
+            assert next(calls) != 6 or ended.wait(60)
+            return update(state, tokens)
+
+        return run
+
+    monkeypatch.setattr(stall.os, "_exit", leave)
+    data = Counting()
+    if what == "data":
+        data = Blocked(6, ended)
+    else:
+        monkeypatch.setattr(loop, "compile_update", compile_blocking)
+    train(dataclasses.replace(MICRO, steps=10, stall_seconds=2), data, tmp_path)
+    assert codes == [75]
+    assert capsys.readouterr().err == (
+        f"massact: no progress for 2 s (stall_seconds) at step 7: waiting for {what}. Started "
+        "again, the run resumes from its last checkpoint\n"
+    )
+
+
+def test_what_may_take_any_time_does_not_stall(monkeypatch):
+    codes = []
+    monkeypatch.setattr(stall, "_leave", codes.append)
+    for seconds, what in ((0.05, None), (0, "data")):
+        with stall.StallGuard(seconds) as guard:
+            guard.waits_for(what, 3)
+            time.sleep(0.2)
+    assert codes == []
+    with stall.StallGuard(0.05) as guard:
+        guard.waits_for("a checkpoint to be written", 1200)
+        time.sleep(0.3)
+    assert len(codes) == 1 and "at step 1,200: waiting for a checkpoint" in codes[0]
+
+
+def test_batches_are_fetched_ahead_only_after_the_first_update(tmp_path, monkeypatch):
+    seen = []
+
+    class Seen(Counting):
+        def rows(self, step, lo, hi):
+            seen.append(f"rows {step}")
+            return super().rows(step, lo, hi)
+
+    def compile_seen(config, mesh):
+        update = step.compile_update(config, mesh)
+
+        def run(state, tokens):
+            time.sleep(0.1)  # a thread that fetches would not wait for it
+            state, measured = jax.block_until_ready(update(state, tokens))
+            seen.append("update")
+            return state, measured
+
+        return run
+
+    monkeypatch.setattr(loop, "compile_update", compile_seen)
+    train(dataclasses.replace(MICRO, steps=3), Seen(), tmp_path)
+    assert seen[:3] == ["rows 0", "update", "rows 1"]
+    assert sorted(seen) == ["rows 0", "rows 1", "rows 2"] + 3 * ["update"]
 
 
 def test_prefetch_runs_ahead_and_no_further():

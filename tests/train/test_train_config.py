@@ -19,11 +19,11 @@ from jax_massact.train.config import (
     OptimizerConfig,
     TrainConfig,
     WatchConfig,
-    check_same_run,
     gpt2,
     to_json,
 )
 from jax_massact.train.metrics import flops_per_token
+from jax_massact.train.resume import check_settings
 from jax_massact.train.step import parameter_count
 
 
@@ -44,7 +44,11 @@ from jax_massact.train.step import parameter_count
     (lambda: dataclasses.replace(MICRO, sequence_length=17), "sequence_length is 17; .* most 16"),
     (lambda: dataclasses.replace(MICRO, watch=WatchConfig(sequences=9)), "watch.sequences is 9"),
     (lambda: dataclasses.replace(MICRO, optimizer=OptimizerConfig(warmup=20, decay_end=20)),
-     "are 20, 20 and 20; allowed: warmup <= decay_start < decay_end"),
+     "are 20, 20 and 20; expected: warmup <= decay_start < decay_end"),
+    (lambda: dataclasses.replace(MICRO, optimizer=OptimizerConfig(
+        schedule="constant_then_decay", warmup=2, decay_start=25, decay_end=0)),
+     r"are 2, 25 and 20 \(steps, because decay_end is 0\); expected: "),
+    (lambda: dataclasses.replace(MICRO, stall_seconds=-1), "stall_seconds is -1"),
     (lambda: dataclasses.replace(MICRO, remat="yes"), "remat is 'yes'; allowed: True, False"),
 ])
 def test_what_is_refused(make, said):
@@ -63,11 +67,46 @@ def test_the_defaults_are_the_authors_gpt2():
 def test_a_run_may_become_longer_but_not_another():
     before = json.loads(to_json(MICRO))
     longer = dataclasses.replace(MICRO, steps=99, mesh=MeshConfig(data=2), log_every=7)
-    check_same_run(longer, before, "runs/a")
+    check_settings(longer, before, 20, "runs/a")
     other = dataclasses.replace(MICRO, data=DataConfig(source="x.txt"), seed=3)
     said = "runs/a .*: data.source was 'help-3.11' and is 'x.txt'; seed was 0 and is 3"
     with pytest.raises(ConfigError, match=said):
-        check_same_run(other, before, "runs/a")
+        check_settings(other, before, 20, "runs/a")
+
+
+def test_growing_steps_may_not_move_the_learning_rate_of_steps_already_made():
+    """As an uninterrupted run with the new settings: the decay would have begun later."""
+    cosine = OptimizerConfig(lr=1e-2, final_lr=0.0, warmup=3, decay_end=0)
+    short = dataclasses.replace(MICRO, optimizer=cosine, steps=20)
+    long = dataclasses.replace(short, steps=40)
+    before = json.loads(to_json(short))
+    # At the end of the cosine the rate was 0; of the longer one, 17 of 37 steps in, it is this.
+    rate = 1e-2 * (1 + np.cos(np.pi * 17 / 37)) / 2
+    said = (f"runs/a: steps was 20 and is 40, which changes .* at step 20 from 0 to {rate:.3g}. "
+            "Expected: --config.steps=20; --config.optimizer.decay_end=20 to train on")
+    with pytest.raises(ConfigError, match=said):
+        check_settings(long, before, 20, "runs/a")
+    check_settings(long, before, 3, "runs/a")  # not yet decayed
+    with pytest.raises(ConfigError, match="at step 4 from"):
+        check_settings(long, before, 4, "runs/a")
+    # The advice: the schedule stays, and what follows has its last rate.
+    kept = dataclasses.replace(long, optimizer=dataclasses.replace(cosine, decay_end=20))
+    check_settings(kept, before, 20, "runs/a")
+    constant = dataclasses.replace(cosine, schedule="constant_then_decay")
+    short, long = (dataclasses.replace(c, optimizer=constant) for c in (short, long))
+    check_settings(long, json.loads(to_json(short)), 18, "runs/a")
+    with pytest.raises(ConfigError, match="at step 19 from 0.005 to 0.01"):
+        check_settings(long, json.loads(to_json(short)), 19, "runs/a")
+
+
+@pytest.mark.parametrize(("steps", "schedule", "warmup"), [
+    (20, "cosine", 2), (51, "cosine", 50), (50, "cosine", 5), (600, "cosine", 50),
+    (55, "constant_then_decay", 5), (60, "constant_then_decay", 50), (1, "cosine", 0),
+])
+def test_a_warm_up_that_does_not_fit_is_a_tenth_of_the_run(steps, schedule, warmup):
+    settings = OptimizerConfig(warmup=50, decay_end=0, schedule=schedule)
+    config = dataclasses.replace(MICRO, optimizer=settings, steps=steps)
+    assert config.warmup == warmup and config.decay_end == steps
 
 
 def test_operations_of_a_token():
