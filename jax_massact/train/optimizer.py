@@ -8,19 +8,9 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from jax_massact.nn.parameters import parameter
 from jax_massact.train.config import TrainConfig
 
-# Rows and columns of the matrices inside the blocks; axis 0 is the layer, and each layer's matrix
-# is orthogonalized by itself. All heads together are one matrix, as a Linear layer has it.
-MATRICES = {
-    "blocks.attn.q": MuonDimensionNumbers(1, (2, 3)),
-    "blocks.attn.k": MuonDimensionNumbers(1, (2, 3)),
-    "blocks.attn.v": MuonDimensionNumbers(1, (2, 3)),
-    "blocks.attn.out": MuonDimensionNumbers((1, 2), 3),
-    "blocks.mlp.up": MuonDimensionNumbers(1, 2),
-    "blocks.mlp.gate": MuonDimensionNumbers(1, 2),
-    "blocks.mlp.down": MuonDimensionNumbers(1, 2),
-}
 # The root mean square of Adam's updates. With it, Muon's are as large, and both take one learning
 # rate (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
 MUON_RMS = 0.2
@@ -41,20 +31,11 @@ def schedule(config: TrainConfig) -> optax.Schedule:
     return optax.join_schedules([up, stay, down], [config.warmup, start])
 
 
-def decays(name: str, array: Any) -> bool:
-    """Whether the parameter `name` is subject to weight decay.
-
-    The authors decay what they store with two or more dimensions: every matrix, the embeddings, the
-    sink token, and k' and v', whose shape there is [1, heads, 1, H]. Norms and biases are vectors
-    there: of our stacked biases [L, K, H] none decays.
-    """
-    if name.endswith(("bias", "scale", "logit")):
-        return False
-    return array.ndim - name.startswith("blocks.") >= 2
-
-
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping, then AdamW, or Muon for MATRICES and AdamW for the rest, over named parameters."""
+    """Clipping, then AdamW, or Muon for the blocks' matrices and AdamW for the rest.
+
+    All over parameters by name; `nn.parameters` says which decay and which are matrices.
+    """
     settings = config.optimizer
     steps: list[optax.GradientTransformation] = []
     if settings.clip:
@@ -70,16 +51,16 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def _labels(params: Mapping[str, Any]) -> dict[str, str]:
-    return {name: "muon" if name in MATRICES else "adam" for name in params}
+    return {name: "muon" if parameter(name).inputs else "adam" for name in params}
 
 
 def _decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
-    return {name: decays(name, array) for name, array in params.items()}
+    return {name: parameter(name).decays for name in params}
 
 
 def _muon(momentum: float) -> optax.GradientTransformation:
     def dimensions(params: Any) -> Any:
-        return {name: MATRICES.get(name, optax.MaskedNode()) for name in params}
+        return {name: _matrix(name) or optax.MaskedNode() for name in params}
 
     def as_adam(updates: Any, params: Any) -> Any:
         del params
@@ -101,12 +82,21 @@ def _muon(momentum: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(inner.init, update)
 
 
+def _matrix(name: str) -> MuonDimensionNumbers | None:
+    """The axes that are rows and columns of a matrix of the blocks; None: it is not one.
+
+    Axis 0 is the layer, and each layer's matrix is orthogonalized by itself. All heads together are
+    one matrix, as a Linear layer has it.
+    """
+    row = parameter(name)
+    axes = tuple(range(1, 1 + len(row.letters)))
+    return MuonDimensionNumbers(axes[: row.inputs], axes[row.inputs :]) if row.inputs else None
+
+
 def _as_adam(name: str, update: Any) -> Any:
     """An orthogonal matrix [m, n] has entries of size 1 / sqrt(max(m, n))."""
     if isinstance(update, optax.MaskedNode):
         return update
-    numbers = MATRICES[name]
-    sides = (numbers.reduction_axis, numbers.output_axis)
-    axes = [(side,) if isinstance(side, int) else side for side in sides]
-    longer = max(math.prod(update.shape[a] for a in side) for side in axes)
-    return MUON_RMS * longer**0.5 * update
+    inputs = parameter(name).inputs
+    sides = update.shape[1 : 1 + inputs], update.shape[1 + inputs :]
+    return MUON_RMS * max(map(math.prod, sides)) ** 0.5 * update

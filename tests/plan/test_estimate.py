@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax_massact.nn.flash import flash_attend
+from tiny_models import varied
 from train_runs import MICRO
 
 from jax_massact.accelerators import ACCELERATORS, PEAK_FLOPS, find_accelerator
@@ -155,7 +156,7 @@ def test_the_standin_has_a_kernels_shapes():
 
 
 def test_the_layout_in_words():
-    model = dataclasses.replace(MICRO.model, vocab_size=65)
+    model = varied(MICRO.model, vocab_size=65)
     config = dataclasses.replace(MICRO, model=model, mesh=MeshConfig(data=2, fsdp=2, model=2))
     mesh = make_mesh(config.mesh)
     layout = describe_layout(config, mesh)

@@ -56,7 +56,8 @@ def test_what_a_run_writes(whole):
     assert summary == json.loads(json.dumps(trained.summary))
     assert summary["validation"] == validation[-1] and summary["tokens"] == 20 * 8 * 16
     assert summary["parameters"] == sum(x.size for x in trained.state.params.values())
-    assert json.loads((folder / "config.json").read_text())["model"]["attention"] == "kv_bias"
+    model = json.loads((folder / "config.json").read_text())["model"]
+    assert model["block"]["attention"]["variant"] == "kv_bias"
     assert trained.resumed == 0 and int(trained.state.step) == 20
 
 
