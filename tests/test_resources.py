@@ -18,6 +18,7 @@ import pytest
 import rich.console
 
 import jax_massact
+from jax_massact import cache as caching
 from jax_massact import resources
 from jax_massact.cache import cache_folder
 from jax_massact.errors import ResourceError
@@ -168,7 +169,7 @@ def test_a_second_call_hashes_nothing(index: Index, monkeypatch: pytest.MonkeyPa
     def never(path: Path) -> str:
         raise AssertionError(f"{path} was hashed")
 
-    monkeypatch.setattr(resources, "_sha256", never)
+    monkeypatch.setattr(caching, "sha256", never)
     fetch("toy")
 
 
@@ -198,7 +199,7 @@ def test_a_sound_copy_without_its_manifest_is_hashed_and_kept(
     note.unlink() if manifest is None else note.write_text(manifest)
     fetch("toy")
     assert len(index.calls) == 1
-    monkeypatch.setattr(resources, "_sha256", None)
+    monkeypatch.setattr(caching, "sha256", None)
     fetch("toy")  # it was noted again
 
 
@@ -225,6 +226,7 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_the_file(
 CHILD = """
 import os
 from pathlib import Path
+from jax_massact import cache as caching
 from jax_massact import resources
 from jax_massact.cache import cache_folder
 from jax_massact.resources import Resource
@@ -339,7 +341,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MASSACT_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ResourceError, match="cannot be written.*MASSACT_CACHE"):
+    with pytest.raises(ResourceError, match="cannot be used.*MASSACT_CACHE"):
         fetch("toy")
 
 

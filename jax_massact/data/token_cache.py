@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_massact.cache import Report, make_once, why_unwritable
+from jax_massact.cache import Report, is_sound, make_once, why_unwritable
 from jax_massact.data.corpus import Corpus
 from jax_massact.data.packed import Packed
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.vocabulary import Vocabulary
 from jax_massact.errors import DataError
 
-_IDS, _MANIFEST = "tokens.bin", "manifest.json"
-_FORMAT = 1  # part of the key: raise it when the same text would give other ids or another layout
+_IDS, _LAYOUT = "tokens.bin", "layout.json"
+_FORMAT = 2  # part of the key: raise it when the same text would give other ids or another layout
 _PIECE = 1 << 16  # characters from which a document is encoded in pieces
 _CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=\S\n)(?=\S)")
 _BATCH = 1 << 22  # characters that are encoded at once
@@ -29,8 +29,7 @@ def encoded(
     """The ids of a corpus, the end of text after every document; a part for each of its parts.
 
     In the cache they are raw, 16 or 32 bits each; the folder's name is a digest of the corpus'
-    stamp and of the tokenizer. A copy is taken as sound without reading it while its size and
-    time of modification are those that were noted when it was made; otherwise its digest decides.
+    stamp and of the tokenizer.
 
     Args:
       cache: None: the ids are kept in memory, as they are when the cache cannot be written.
@@ -50,9 +49,8 @@ def encoded(
     key = f"{_FORMAT} {vocabulary.end_of_text} {tokenizer.digest()} {corpus.stamp}"
     name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if cache is not None:
-        found = _read(cache / name, dtype)
-        if found is not None:
-            return found
+        if is_sound(cache / name):
+            return _read(cache / name)
         if why := why_unwritable(cache):
             say(f"{why}. Until then tokens are kept in memory")
             cache = None
@@ -69,11 +67,7 @@ def encoded(
         seconds = time.perf_counter() - started
         say(f"{count:,} tokens in {seconds:.1f} s ({count / seconds:,.0f} tokens/s)")
 
-    folder = make_once(cache, name, fill, lambda found: _read(found, dtype) is not None, say)
-    found = _read(folder, dtype)
-    if found is None:
-        raise DataError(f"{folder} cannot be read back; check the disk, or choose another cache")
-    return found
+    return _read(make_once(cache, name, fill, say))
 
 
 def _ids(texts: Iterable[str], tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
@@ -120,48 +114,21 @@ def pieces_of(text: str) -> Iterator[str]:
 
 
 def _write(parts: Iterable[Iterable[np.ndarray]], folder: Path, dtype: np.dtype) -> int:
-    """Writes ids and manifest; returns how many ids there are."""
-    digest, count, ends = hashlib.sha256(), 0, []
-    path = folder / _IDS
-    with path.open("wb") as file:
+    """Writes the ids of parts and their layout; returns how many ids there are."""
+    count, ends = 0, []
+    with (folder / _IDS).open("wb") as file:
         for part in parts:
             for chunk in part:
-                data = chunk.astype(dtype).tobytes()
-                digest.update(data)
-                file.write(data)
+                file.write(chunk.astype(dtype).tobytes())
                 count += len(chunk)
             ends.append(count)
-    status = path.stat()
-    manifest = {
-        "dtype": dtype.str,
-        "ends": ends,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": digest.hexdigest(),
-    }
-    (folder / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    layout = {"dtype": dtype.str, "ends": ends}
+    (folder / _LAYOUT).write_text(json.dumps(layout), encoding="utf-8")
     return count
 
 
-def _read(folder: Path, dtype: np.dtype) -> Packed | None:
-    """The ids in the cache, or None if there are none or they are damaged."""
-    path = folder / _IDS
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        ends = manifest["ends"]
-        if not _is_sound(path, manifest) or manifest["dtype"] != dtype.str:
-            return None
-        ids = np.memmap(path, dtype, mode="r") if ends[-1] else np.empty(0, dtype)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
+def _read(folder: Path) -> Packed:
+    layout = json.loads((folder / _LAYOUT).read_text(encoding="utf-8"))
+    ends, dtype = layout["ends"], np.dtype(layout["dtype"])
+    ids = np.memmap(folder / _IDS, dtype, mode="r") if ends[-1] else np.empty(0, dtype)
     return Packed(np.split(ids, ends[:-1]))
-
-
-def _is_sound(path: Path, manifest: dict) -> bool:
-    status = path.stat()
-    if status.st_size != manifest["bytes"]:
-        return False
-    if status.st_mtime_ns == manifest["mtime_ns"]:
-        return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == manifest["sha256"]

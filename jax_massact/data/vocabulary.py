@@ -192,16 +192,8 @@ def _trained(corpus: Corpus, size: int, cache: Path | None, say: Report) -> Toke
         for name, text in train().files().items():
             (folder / name).write_text(text, encoding="utf-8")
 
-    folder = make_once(cache, f"tokenizer-{key}", fill, _is_tokenizer, say)
+    folder = make_once(cache, f"tokenizer-{key}", fill, say)
     return read_tokenizer(folder / Tokenizer.FILES[0])
-
-
-def _is_tokenizer(folder: Path) -> bool:
-    try:
-        read_tokenizer(folder / Tokenizer.FILES[0])
-    except DataError:
-        return False
-    return True
 
 
 def _train(texts: Iterable[str], size: int) -> Tokenizer:

@@ -132,13 +132,13 @@ def cut(path: Path) -> None:
         lambda folder: flip(folder / "tokens.bin"),
         lambda folder: os.truncate(folder / "tokens.bin", 10),
         lambda folder: (folder / "tokens.bin").unlink(),
-        lambda folder: (folder / "manifest.json").unlink(),
-        lambda folder: (folder / "manifest.json").write_text("{"),
-        lambda folder: (folder / "manifest.json").write_text("{}"),
-        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "layout.json").unlink(),
+        lambda folder: (folder / "layout.json").write_text("{"),
+        lambda folder: (folder / ".verified.json").unlink(),
+        lambda folder: (folder / ".verified.json").write_text("[]"),
     ],
-    ids=["cut, same time", "flipped", "cut", "no ids", "no manifest", "half a manifest",
-         "no keys", "no object"],
+    ids=["cut, same time", "flipped", "cut", "no ids", "no layout", "half a layout", "no record",
+         "no object"],
 )
 def test_a_damaged_entry_is_made_again(
     tmp_path: Path, bpe: Vocabulary, damage  # type: ignore
@@ -196,13 +196,13 @@ def test_a_text_of_nothing_is_kept_too(tmp_path: Path, bpe: Vocabulary) -> None:
         assert len(encoded(blank, bpe, tmp_path, quiet)) == 0
 
 
-def test_the_manifest_tells_the_layout(tmp_path: Path, bpe: Vocabulary) -> None:
+def test_a_file_tells_the_layout(tmp_path: Path, bpe: Vocabulary) -> None:
     encoded(CORPUS, bpe, tmp_path, quiet)
     (folder,) = entries(tmp_path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    ids = np.fromfile(folder / "tokens.bin", manifest["dtype"])
+    layout = json.loads((folder / "layout.json").read_text())
+    ids = np.fromfile(folder / "tokens.bin", layout["dtype"])
     assert ids.tolist() == sum(expected(bpe), [])
-    assert manifest["ends"] == np.cumsum([len(p) for p in expected(bpe)]).tolist()
+    assert layout["ends"] == np.cumsum([len(p) for p in expected(bpe)]).tolist()
 
 
 def test_what_cannot_be_done_is_named(tmp_path: Path, bpe: Vocabulary) -> None:
