@@ -4,6 +4,8 @@ Logits may be off by 1e-4, unscaled. The residual stream is a running sum whose 
 it (up to 37 here), so it may be off by 1e-5 of its largest value.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +17,8 @@ from jax_massact.load import open_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/config.json"))
+# Case, settings that are replaced, settings that are left out.
+SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text())
 GGUFS = sorted((FIXTURES / "gguf").glob("*.gguf"))
 
 
@@ -46,6 +50,19 @@ def test_same_numbers_as_transformers(source):
     np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=1e-4)
     limit = 1e-5 * np.abs(reference["hidden"]).max()
     np.testing.assert_allclose(hidden, reference["hidden"], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_mean_what_they_mean_to_transformers(tmp_path, name):
+    case, changes, *left_out = SETTINGS[name]
+    shutil.copytree(FIXTURES / case, tmp_path, dirs_exist_ok=True)
+    stated = json.loads((tmp_path / "config.json").read_text()) | changes
+    for setting in left_out[0] if left_out else ():
+        del stated[setting]
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    logits, _ = run(open_checkpoint(tmp_path).load_model(), reference_of(FIXTURES / case)["tokens"])
+    expected = np.load(FIXTURES / "settings.npz")[name]
+    np.testing.assert_allclose(logits[:, -1], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama2", "qwen2", "gpt2"])
