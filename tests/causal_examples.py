@@ -9,13 +9,15 @@ import numpy as np
 import report_examples as examples
 
 from jax_massact.measure.definition import Definition
+from jax_massact.studies.changes import CHANGES
+from jax_massact.studies.compare.run import PER_LAYER, Comparison
 from jax_massact.studies.explain.result import AttentionMap, ExplainResult
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.frame import definition_info
 from jax_massact.studies.interventions_result import InterveneResult
 
 DEPTH, HEADS = 6, 2
-NASTY = "</script><script>alert(1)</script>$x_1$"
+NASTY = "</script><script>alert(1)</script>$x_1$[red]\ud800"
 KINDS = ("strict", "none", "relaxed", "nasty", "single")
 _BASES = {
     "strict": examples.strict_found, "none": examples.none_found, "relaxed": examples.relaxed_only,
@@ -134,4 +136,41 @@ def fold_result(kind="strict", unchanged=True) -> FoldResult:
         "unchanged": unchanged, "perplexity_original": 15.5, "perplexity_folded": 15.6,
         "massive_before": massive, "massive_after": [], "largest_before": 900.0,
         "largest_after": 30.0, "saved_to": "model",
+    }
+
+
+def compare_result(kind="strict") -> Comparison:
+    """Two variants of three layers; of `single` one run, of `none` nothing massive."""
+    common, _ = _common(kind)
+    rng = np.random.default_rng(0)
+
+    def run(seed: int, name: str) -> dict:
+        found = intervene_result(kind)
+        curve = lambda n: [None, *(10 * rng.random(n - 1) + 1).tolist()]
+        return {
+            "folder": f"runs/{name}/{seed}", "seed": seed, "parameters": 1000, "steps": 40,
+            "tokens": 640, "validation_loss": 3.5 + seed / 8,
+            "validation_std": 0.25, "validation_losses": [3.25, 3.75],
+            "layers": {key: curve(3) for key in PER_LAYER},
+            "emergence": {"top1": None, "ratio": 20, "kurtosis": None, "sink_rate": 40},
+            "curves": {key: curve(3) for key in PER_LAYER} | {"step": [0, 20, 40]},
+            "losses": {"step": [20, 40], "loss": [4.0, 3.5]}, "seconds": 2.0,
+            "tokens_per_second": 320.0, "interventions": found,
+        }
+
+    def group(name: str, first: bool) -> dict:
+        runs = [run(seed, name) for seed in range(1 if kind == "single" else 2)]
+        numbers = ("validation_loss", *PER_LAYER)
+        change = None if kind == "none" else 0.125
+        return {
+            "name": name, "runs": runs, "mean": dict.fromkeys(numbers, 3.5),
+            "std": dict.fromkeys(numbers, None if kind == "single" else 0.1),
+            "difference": None if first else (0.25, 0.0625),
+            "loss_change": {c: [change] * len(runs) for c in CHANGES},
+        }
+
+    names = (NASTY, "runs/[q4]") if kind == "nasty" else ("standard", "runs/kv_bias")
+    return {
+        "schema": 2, "sink_epsilon": 0.3, "sink_tokens": 64, "definition": common["definition"],
+        "groups": [group(name, i == 0) for i, name in enumerate(names)],
     }

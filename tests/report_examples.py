@@ -151,7 +151,7 @@ def nasty() -> ProbeResult:
     tokens = NASTY * 2
     records = [massive(5, 3000.0, 1, 4, 6, token=tokens[1]),
                massive(9, 900.0, 1, 4, 6, token="[bold]中")]
-    probe = result(records, depth=6, width=64, tokens=tokens, name="<b>$x$</b></title>[red]Ġ")
+    probe = result(records, depth=6, width=64, tokens=tokens, name="<b>$x$</b></title>[red]Ġ\ud800")
     probe["prompt"]["massive"] = [(p, r["dim"]) for r in records for p in range(0, 20, 2)]
     probe["data"]["source"] = "</style><img src=x onerror=alert(1)>[/]"
     probe["config"]["note"] = "</script><script>console.error('escaped')</script>"
@@ -181,3 +181,5 @@ def broken_numbers() -> ProbeResult:
 EXAMPLES = {
     f.__name__: f for f in (strict_found, none_found, relaxed_only, nasty, smallest, broken_numbers)
 }
+BY_KIND = {"strict": strict_found, "none": none_found, "relaxed": relaxed_only, "nasty": nasty,
+           "single": smallest}

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import rich.console
-
 from jax_massact.accelerators import find_accelerator
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.plan.estimate import MAX_DEVICES, Plan
-from jax_massact.plan.report import plan_table
+from jax_massact.plan.report import print_plan
+from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
 from jax_massact.train.config import TrainConfig, to_json
 from jax_massact.train.metrics import write_text
@@ -44,7 +43,7 @@ def run_plan(
     plan = plan_in_process(settings, devices, device)
     if json_file:
         write_text(Path(json_file), json.dumps(plan, indent=2) + "\n")
-    rich.console.Console(highlight=False).print(plan_table(plan))
+    print_plan(plan, make_console())
     return 1 if plan["fits"] == "no" else 0
 
 

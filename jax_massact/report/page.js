@@ -30,8 +30,8 @@ function drawSurface(div) {
   const columnOf = columns > 1 ? [...Array(columns).keys()] : [0, 0];
   const codeAt = (layer, row, column) => codes[(layer * rows + row) * columns + column];
   const grid = (f) => rowOf.map((row) => columnOf.map((column) => f(row, column)));
-  const text = grid((row, column) => surface.tokens[row] + "<br>" + surface.bins[column]);
-  const x = columns > 1 ? surface.first_dim : [surface.first_dim[0], surface.first_dim[0] + 1];
+  const text = grid((row, column) => surface.rows[row] + "<br>" + surface.bins[column]);
+  const x = columns > 1 ? surface.first : [surface.first[0], surface.first[0] + 1];
 
   function traces(layer) {
     const height = (m) => magnitude(codeAt(layer, m.row, m.column));
@@ -56,12 +56,12 @@ function drawSurface(div) {
         surfacecolor: grid((row, column) => codeAt(layer, row, column) || null),
         cmin: 1, cmax: surface.max_code, colorscale: surface.colorscale, showscale: false,
         lighting: { ambient: 0.85, diffuse: 0.35, specular: 0.03, roughness: 0.9 },
-        hovertemplate: "%{text}<br>|h| = %{z:.4~g}<extra></extra>",
+        hovertemplate: "%{text}<br>" + surface.height + " = %{z:.4~g}<extra></extra>",
         contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
       },
       {
         type: "scatter3d", mode: "text", hoverinfo: "skip", textposition: "top center",
-        x: marks.map((m) => surface.first_dim[m.column]), y: marks.map((m) => m.row),
+        x: marks.map((m) => surface.first[m.column]), y: marks.map((m) => m.row),
         z: marks.map(height), text: marks.map((m) => m.label),
         textfont: { color: "#d55e00", size: 13 },
       },

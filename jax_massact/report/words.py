@@ -1,4 +1,4 @@
-"""How a probe's findings are said: the same words in the terminal, the figures and the page.
+"""Numbers, records, models and texts in words: the same in the terminal, on paper and on the page.
 
 Layers and positions count from 0 everywhere. A record that meets the relaxed definition only is
 never called massive without the word "relaxed".
@@ -6,6 +6,7 @@ never called massive without the word "relaxed".
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from jax_massact.results import (
     DataInfo,
@@ -14,11 +15,33 @@ from jax_massact.results import (
     ModelInfo,
     Writer,
 )
-from jax_massact.studies.probe.result import ProbeResult
 
 SAID_IN_FULL = 3  # records that get a sentence of their own; the others are counted and listed
 KINDS = {"first": "the first token", "delimiter": "delimiter tokens", "other": "other tokens"}
 SUBLAYERS = {"attn": "attention", "mlp": "MLP"}
+
+
+class Findings(NamedTuple):
+    """What a report says first.
+
+    Attributes:
+      lines: the verdict in sentences, the most important first; none where no verdict is possible.
+      strength: `strict`, `relaxed` or `none`, which gives the colour.
+      warning: what stands before all else.
+    """
+
+    lines: list[str]
+    strength: str
+    warning: str | None = None
+
+
+def printable(text: str, *, ascii_only: bool = False) -> str:
+    """The text with control characters, lone surrogates and the like spelled out.
+
+    Line breaks and tabs stay. With `ascii_only`, so is whatever is not ASCII.
+    """
+    shown = lambda c: (c.isprintable() and (c.isascii() or not ascii_only)) or c in "\n\t"
+    return "".join(c if shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float | None) -> str:
@@ -96,14 +119,19 @@ def ascii_label(token: str, limit: int = 24) -> str:
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
 
-def by_size(records: Sequence[MassiveRecord], *, strict: bool) -> list[MassiveRecord]:
-    """The strict, or the relaxed-only, records; the largest mean value first, NaN last."""
+def ranked(records: Sequence[MassiveRecord]) -> list[MassiveRecord]:
+    """The largest mean value first, NaN last."""
 
     def size(record: MassiveRecord) -> float:
         value = record["value_mean"]
         return abs(value) if math.isfinite(value) else -1.0
 
-    return sorted((r for r in records if r["strict"] == strict), key=size, reverse=True)
+    return sorted(records, key=size, reverse=True)
+
+
+def by_size(records: Sequence[MassiveRecord], *, strict: bool) -> list[MassiveRecord]:
+    """The strict, or the relaxed-only, records, `ranked`."""
+    return ranked([r for r in records if r["strict"] == strict])
 
 
 def strength(records: Sequence[MassiveRecord]) -> str:
@@ -113,9 +141,9 @@ def strength(records: Sequence[MassiveRecord]) -> str:
     return "strict" if any(r["strict"] for r in records) else "relaxed"
 
 
-def strongest(result: ProbeResult) -> list[MassiveRecord]:
+def strongest(records: Sequence[MassiveRecord]) -> list[MassiveRecord]:
     """Every record, strict before relaxed, the largest first."""
-    return by_size(result["massive"], strict=True) + by_size(result["massive"], strict=False)
+    return by_size(records, strict=True) + by_size(records, strict=False)
 
 
 def definition(thresholds: DefinitionInfo) -> list[str]:
@@ -153,9 +181,9 @@ def model_line(model: ModelInfo) -> str:
     )
 
 
-def data_line(data: DataInfo, token_text=token_label) -> str:
+def data_line(data: DataInfo) -> str:
     """What was read and, always, whether it began with BOS: the choice moves the result."""
-    named = "BOS" if data["bos_token"] is None else f"BOS {token_text(data['bos_token'])}"
+    named = "BOS" if data["bos_token"] is None else f"BOS {token_label(data['bos_token'])}"
     begins = f"each beginning with {named}" if data["bos"] else "without BOS"
     return (
         f"{count(data['sequences'], 'sequence')} of {count(data['sequence_length'], 'token')} "
@@ -184,51 +212,14 @@ def sentence(record: MassiveRecord) -> str:
     return ", ".join(parts) + "."
 
 
-def verdict(result: ProbeResult) -> list[str]:
-    """The findings in sentences, the most important first."""
-    strict = by_size(result["massive"], strict=True)
-    relaxed = by_size(result["massive"], strict=False)
-    lines = []
-    if not strict and relaxed:
-        n = count(len(relaxed), "dimension")
-        meet = "meets" if len(relaxed) == 1 else "meet"
-        lines.append(
-            f"No massive activations found by the strict definition; {n} {meet} the relaxed one."
-        )
-    elif not strict:
-        lines.append("No massive activations found, strict or relaxed.")
-    lines += _sentences(strict, "massive (strict)")
-    if strict and relaxed:
-        n, dims = count(len(relaxed), "more dimension"), listed([r["dim"] for r in relaxed])
-        lines.append(f"{n} by the relaxed definition only: {dims}.")
-    else:
-        lines += _sentences(relaxed, "relaxed only")
-    if outliers := result["outlier_features"]:
-        dims = listed([o["dim"] for o in outliers])
-        n = count(len(outliers), "outlier feature")
-        lines.append(f"{n}, large at most tokens and so not massive activations: dim {dims}.")
-    return lines
-
-
-def nonfinite_warning(result: ProbeResult) -> str | None:
-    """A sentence when the model produced NaN or infinity: then no other number can be trusted."""
-    bad = [(layer["layer"], layer["nonfinite"]) for layer in result["layers"] if layer["nonfinite"]]
-    if not bad:
-        return None
-    total = count(sum(n for _, n in bad), "activation")
-    return (
-        f"{total} NaN or infinite, first at layer {bad[0][0]}: the numbers of this "
-        "report cannot be trusted. Try dtype float32, or check the checkpoint."
-    )
-
-
 def _in_full(writer: Writer) -> str:
     if writer["sublayer"] == "embedding":
         return "the embedding"
     return f"the {SUBLAYERS[writer['sublayer']]} of block {writer['layer']}"
 
 
-def _sentences(records: list[MassiveRecord], call: str) -> list[str]:
+def sentences(records: Sequence[MassiveRecord], call: str) -> list[str]:
+    """The first records in full, and how many more there are."""
     lines = [sentence(record) for record in records[:SAID_IN_FULL]]
     if rest := records[SAID_IN_FULL:]:
         dims = listed([r["dim"] for r in rest])

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_massact.nn.edits import Edits
-from jax_massact.report.picture import BLUE, GREEN, GREY, ORANGE
+from jax_massact.report.chart import BLUE, GREEN, GREY, ORANGE
 from jax_massact.studies.targets import TargetPlace
 
 FRACTION = "fraction_"  # begins the names of fractions of the mean

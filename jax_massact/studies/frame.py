@@ -1,7 +1,7 @@
 """What every study does once: prepare, announce, compile while loading, run, write and print.
 
 A study is a folder with a `run` module, whose `run(prepared, config, progress)` gives an `Outcome`,
-and a `report` module, whose `show(result, console)` prints it and whose `page` and `figures`, if
+and a `report` module, whose `show(result, console)` prints it and whose `page` and `charts`, if
 it has them, make further files (see `output`); and one row of `cli.table`.
 """
 

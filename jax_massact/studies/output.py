@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import rich.console
 
 from jax_massact.errors import UserError
+from jax_massact.report.chart import Chart, Surface
 from jax_massact.report.console import failure, make_console
-from jax_massact.report.encode import to_json, write_text
+from jax_massact.report.encode import to_json, write_bytes, write_text
 
 OWNER = ".model"  # names the model whose results a folder holds
 INCOMPLETE, NOT_FINITE = 2, 3  # exit codes
@@ -133,13 +134,29 @@ def write_files(name: str, outcome: Outcome, folder: Path) -> Written:
     attempt(json_file, write_json)
     if save is not None:
         attempt(folder, lambda: (save(folder), write_json())[1])
-    if hasattr(report := _report(name), "page"):
-        page = folder / getattr(report, "PAGE", f"{name}.html")
+    report = _report(name)
+    page, figures = folder / getattr(report, "PAGE", f"{name}.html"), folder / "figures"
+    # A page or figure beside the new numbers is of these, or does not exist.
+    for figure in getattr(report, "FIGURES", ()):
+        for kind in ("png", "pdf"):
+            (figures / f"{figure}.{kind}").unlink(missing_ok=True)
+    if hasattr(report, "page"):
+        page.unlink(missing_ok=True)
         attempt(page, lambda: [write_text(page, report.page(result, *pictures))])
-    if hasattr(report, "figures"):
-        figures = folder / "figures"
-        attempt(figures, lambda: report.figures(result, *pictures, folder=figures))
+    charts: list[Chart | Surface] = []
+    if hasattr(report, "charts"):
+        attempt(figures, lambda: charts.extend(report.charts(result, *pictures)) or [])
+    for chart in charts:
+        for kind in ("png", "pdf"):
+            path = figures / f"{chart.name}.{kind}"
+            attempt(path, lambda p=path, c=chart, k=kind: [write_bytes(p, _draw(c, k))])
     return written
+
+
+def _draw(chart: Chart | Surface, kind: str) -> bytes:
+    from jax_massact.report.matplotlib_painter import draw
+
+    return draw(chart, kind)
 
 
 def keep_former(path: Path, result: Mapping[str, Any]) -> Path | None:

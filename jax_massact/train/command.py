@@ -17,6 +17,7 @@ from jax_massact.cluster.joining import Cluster, join
 from jax_massact.cluster.sharing import is_first
 from jax_massact.cluster.supervise import find_parent, supervise
 from jax_massact.errors import UserError
+from jax_massact.report.console import make_console
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
 from jax_massact.train.loop import Trained, train
@@ -104,9 +105,7 @@ def run_train(
         raise UserError(f"--workdir {workdir} is a file; expected: a folder, or a new name")
     _say_once()
     quiet = not is_first()
-    console = console or rich.console.Console(
-        stderr=True, highlight=False, markup=False, quiet=quiet
-    )
+    console = console or make_console(stderr=True, quiet=quiet)
     if config.tensorboard:
         check_installed()  # before text is read, which may take long
     batches = open_batches(config, console.print)

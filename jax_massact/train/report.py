@@ -5,44 +5,42 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import rich.progress
-from rich.console import Console, Group, RenderableType
-from rich.text import Text
+from rich.console import Console
 
 from jax_massact.report import words
-from jax_massact.report.terminal import plain_table
+from jax_massact.report.terminal import Sheet
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.layout import Layout, StepMemory, describe_layout, step_memory
 from jax_massact.train.metrics import Row
 
 
-def layout_table(layout: Layout, step: StepMemory | None) -> RenderableType:
-    """A row for each parameter (name, shape, layout, bytes on a device), and the totals below.
+def show_layout(console: Console, config: TrainConfig, mesh: Any, compiled: Any) -> None:
+    """Prints `print_layout` of a run whose update is `compiled`."""
+    print_layout(console, describe_layout(config, mesh), step_memory(compiled))
+
+
+def print_layout(console: Console, layout: Layout, step: StepMemory | None) -> None:
+    """Prints a row for each parameter (name, shape, layout, bytes on a device), and the totals.
 
     Args:
       step: the compiler's account of the update's memory; None: not known.
     """
-    table = plain_table(
-        "parameter", "shape", "layout", "on a device", left=("parameter", "layout")
-    )
-    for row in layout.rows:
-        shape = " x ".join(map(str, row.shape))
-        table.add_row(row.name, shape, row.layout, amount(row.bytes))
-    lines = [
+    sheet = Sheet(console)
+    head = ("parameter", "shape", "layout", "on a device")
+    rows = [[row.name, " x ".join(map(str, row.shape)), row.layout, amount(row.bytes)]
+            for row in layout.rows]
+    sheet.table(head, rows, left=("parameter", "layout"))
+    sheet.line(
         f"on each device: parameters {amount(layout.parameters)}, "
         f"optimizer state {amount(layout.optimizer)}"
-    ]
+    )
     if step is not None:
-        lines.append(
+        sheet.line(
             f"one update, as compiled: arguments {amount(step.argument)}, outputs "
             f"{amount(step.output)} (of these {amount(step.alias)} in the arguments' place), "
             f"temporary {amount(step.temp)}; {amount(step.total)} in all"
         )
-    return Group(table, *map(Text, lines))
-
-
-def show_layout(console: Console, config: TrainConfig, mesh: Any, compiled: Any) -> None:
-    """Prints `layout_table` of a run whose update is `compiled`."""
-    console.print(layout_table(describe_layout(config, mesh), step_memory(compiled)))
+    sheet.close()
 
 
 def amount(size: float) -> str:

@@ -59,43 +59,9 @@ def test_definition_states_every_threshold():
     assert words.definition(definition | {"min_layers": 1})[0].endswith("at 1 layer")
 
 
-def test_no_massive_activations_is_said_plainly():
-    assert words.verdict(examples.none_found()) == [
-        "No massive activations found, strict or relaxed."
-    ]
-
-
-def test_relaxed_hits_are_never_called_massive_without_the_word():
-    lines = words.verdict(examples.relaxed_only())
-    assert lines[0] == (
-        "No massive activations found by the strict definition; "
-        "1 dimension meets the relaxed one."
-    )
-    assert lines[1].startswith("Dimension 77 meets the relaxed definition only from layer 3 to 7")
-    assert "written by the embedding" in lines[1] and "massive" not in lines[1]
-    assert lines[2].startswith("2 outlier features") and lines[2].endswith("dim 13, 42.")
-
-
-def test_verdict_puts_strict_first_and_lists_what_it_does_not_say_in_full():
-    records = [examples.massive(d, 10.0 * d, 0, 1, 4, strict=d > 2) for d in range(1, 8)]
-    lines = words.verdict(examples.result(records, depth=4))
-    assert [line.split()[1] for line in lines[:3]] == ["7", "6", "5"]
-    assert lines[3] == "2 more dimensions (massive (strict)): 4, 3."
-    assert lines[4:] == ["2 more dimensions by the relaxed definition only: 2, 1."]
-    relaxed = examples.result([r for r in records if not r["strict"]], depth=4)
-    assert [line.split()[1] for line in words.verdict(relaxed)[1:]] == ["2", "1"]
-
-
 def test_nan_values_rank_last():
     records = [examples.massive(d, v, 0, 1, 4) for d, v in ((1, math.nan), (2, 5.0), (3, 9.0))]
     assert [r["dim"] for r in words.by_size(records, strict=True)] == [3, 2, 1]
-
-
-def test_nonfinite_activations_are_reported_with_the_first_layer():
-    warning = words.nonfinite_warning(examples.broken_numbers())
-    assert warning is not None
-    assert warning.startswith("2,600 activations NaN or infinite, first at layer 4")
-    assert words.nonfinite_warning(examples.strict_found()) is None
 
 
 def test_data_line_states_the_bos_choice():
@@ -110,3 +76,8 @@ def test_labels_are_one_printable_line(token):
     assert words.token_label(token).isprintable()
     assert words.ascii_label(token).isascii() and words.ascii_label(token).isprintable()
     assert len(words.ascii_label(token * 9, 16)) <= 16
+
+
+def test_printable_spells_out_what_no_terminal_and_no_page_can_hold():
+    assert words.printable("a\x00\x1b[31m\ud800中\n\t") == "a\\x00\\x1b[31m\\ud800中\n\t"
+    assert words.printable("中±", ascii_only=True) == "\\u4e2d\\xb1"

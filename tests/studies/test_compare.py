@@ -1,7 +1,6 @@
 """`massact train` and `massact compare`, from the command line to the files."""
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import pytest
 from json_schema import violations
 from planted import CONFIG as CONFIG_OF_PLANTED
 from planted import DIM, WRITER, written_and_removed
-from rich.console import Console
+from reports import drawn, written
 
 import jax_massact as ma
 from jax_massact.cli import main
@@ -26,8 +25,9 @@ from jax_massact.report.encode import to_json
 from jax_massact.save import save
 from jax_massact.settings import from_mapping
 from jax_massact.studies.changes import CHANGES
+from jax_massact.studies.compare.figures import intervention_chart
 from jax_massact.studies.compare.interventions import intervene_run
-from jax_massact.studies.compare.report import comparison_table, draw_interventions
+from jax_massact.studies.compare.report import show
 from jax_massact.studies.compare.run import (
     PER_LAYER,
     Comparison,
@@ -97,9 +97,7 @@ def test_figures_and_table(compared):
     names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence",
              "interventions") for kind in ("png", "pdf")}
     assert {path.name for path in (out / "figures").iterdir()} == names
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(comparison_table(result, ascii_only=True))
-    text = console.export_text()
+    text = written(show, result, encoding="ascii")
     assert text.isascii() and "standard" in text and "kv_bias" in text
     mean = result["groups"][1]["mean"]["validation_loss"]
     assert f"{mean:.4f} +- " in text and "sink rate" in text
@@ -145,8 +143,8 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
     found = group["runs"][0]["interventions"]
     assert [(t["layer"], t["dim"]) for t in found["targets"]] == [(WRITER, DIM)]
     config = from_mapping(TrainConfig, json.loads((run / "config.json").read_text()))
-    drawn = open_batches(config).validation(0, 128)[:, :-1]
-    rows = np.array(list(dict.fromkeys(map(tuple, drawn))), np.int32)  # some of 16 tokens are alike
+    shown = open_batches(config).validation(0, 128)[:, :-1]
+    rows = np.array(list(dict.fromkeys(map(tuple, shown))), np.int32)  # some of 16 tokens are alike
     calibration, held_out = np.split(rows, [found["data"]["calibration_sequences"]])
     assert len(held_out) == found["data"]["sequences"] >= 60
     first = np.arange(rows.shape[1]) == 0
@@ -161,14 +159,11 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
     zero, to_mean, control = (group["loss_change"][kind][0] for kind in CHANGES)
     assert abs(zero) > 50 * max(abs(to_mean), abs(control))
 
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(comparison_table(result, ascii_only=True))
-    text = console.export_text()
+    text = written(show, result, encoding="ascii", width=100)
     assert re.search(r"\nmassive +none +strict 1/1", text)
     assert re.search(rf"set to zero +- +{re.escape(f'{zero:+.4f}')}", text)
-    figure = draw_interventions(result)
-    (axes,) = figure.axes
-    heights = sorted(float(line.get_ydata()[0]) for line in axes.lines)
+    (axes,) = drawn(intervention_chart(result)).axes
+    heights = sorted(float(y) for line in axes.lines for y in line.get_ydata())
     original = nothing["runs"][0]["interventions"]["loss"]["original"]["mean"]
     losses = [found["loss"][kind]["mean"] for kind in ("original", *CHANGES)]
     np.testing.assert_allclose(heights, sorted([original, *losses]))

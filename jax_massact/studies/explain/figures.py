@@ -1,165 +1,165 @@
-"""The figures of `massact explain`: attention maps, shares, norms and value updates."""
+"""The charts of `massact explain`: attention maps, shares, norms and value updates."""
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from jax_massact.report import words
-from jax_massact.report.figures import (
-    figure_title,
-    figure_token,
-    layer_ticks,
-    positive,
-    save_figures,
-)
-from jax_massact.report.picture import GREY, ORANGE
-from jax_massact.studies.explain.report import (
-    LAYER,
-    MAP_TOKENS,
-    UPDATE_LABELS,
+from jax_massact.report.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Axis,
+    Chart,
+    Heat,
+    Panel,
     Series,
-    map_layers,
-    map_title,
-    massive_call,
-    share_series,
-    update_series,
-    vector_series,
+    layers,
+    titled,
 )
-from jax_massact.studies.explain.result import AttentionMap, ExplainResult
+from jax_massact.studies.explain.result import AttentionMap, ExplainResult, MeanStd
+
+FIGURES = ("attention_maps", "attention_shares", "norms", "value_updates")
+MAP_TOKENS = 24
+VECTORS = {"stream": GREY, "normed": BLUE, "keys": ORANGE, "values": GREEN}
+UPDATES = {
+    "cosine": "mean cosine to the mean update",
+    "deviation": "deviation from the mean, relative",
+    "share": "share of the attention output",
+}
 
 
-def save_explain_figures(
-    result: ExplainResult, attention_map: AttentionMap, folder: Path
-) -> list[Path]:
-    """Draws `attention_maps`, `attention_shares`, `norms` and `value_updates`, as PNG and PDF."""
-    drawings = {
-        "attention_maps": lambda: draw_attention_maps(result, attention_map),
-        "attention_shares": lambda: draw_shares(result),
-        "norms": lambda: draw_norms(result),
-        "value_updates": lambda: draw_updates(result),
-    }
-    return save_figures(drawings, folder)
+def charts(result: ExplainResult, attention_map: AttentionMap) -> list[Chart]:
+    """All of them, in reading order."""
+    return [map_chart(result, attention_map), share_chart(result), vector_chart(result),
+            update_chart(result)]
 
 
-def draw_attention_maps(result: ExplainResult, attention_map: AttentionMap) -> Figure:
-    """Attention of the first tokens before and after massive activations appear, after the paper's
-    figure of attention concentration; mean over heads. Massive tokens have a coloured label."""
-    layers = map_layers(result)
-    figure = Figure(figsize=(6.8, 3.8), layout="constrained")
-    all_axes = figure.subplots(1, len(layers), squeeze=False)[0]
-    names = [figure_token(t) for t in attention_map.tokens[:MAP_TOKENS]]
-    massive = [i for i, m in enumerate(attention_map.massive[:MAP_TOKENS]) if m]
-    ticks = _token_ticks(len(names), massive)
-    image = None
-    for axes, layer in zip(all_axes, layers, strict=True):
+def massive_call(result: ExplainResult) -> str:
+    """`massive`; `massive (relaxed)` where nothing is more than that."""
+    return "massive (relaxed)" if words.strength(result["massive"]) == "relaxed" else "massive"
+
+
+def emergence(result: ExplainResult) -> int | None:
+    """The first layer whose output holds massive activations: strict, or relaxed if none is."""
+    records = words.by_size(result["massive"], strict=True) or result["massive"]
+    return min((r["first_layer"] for r in records), default=None)
+
+
+def map_layers(result: ExplainResult) -> list[int]:
+    """The layers to picture: the block that writes, whose attention knows nothing of it yet, and
+    the second after it; the first and the last where nothing is written."""
+    first, depth = emergence(result), len(result["layers"])
+    if first is None:
+        return sorted({0, depth - 1})
+    return sorted({first, min(first + 2, depth - 1)})
+
+
+def mean_of(values: Sequence[float] | None) -> float | None:
+    """Over heads."""
+    return None if not values else float(np.mean(values))
+
+
+def map_chart(result: ExplainResult, attention_map: AttentionMap) -> Chart:
+    """Attention of the first tokens before and after massive activations appear, after the figure
+    of attention concentration of Sun et al. (2024); what a query cannot see is blank."""
+    first = emergence(result)
+    names, massive = attention_map.tokens[:MAP_TOKENS], attention_map.massive[:MAP_TOKENS]
+
+    def panel(layer: int) -> Panel:
         weight = attention_map.weight[layer][:MAP_TOKENS, :MAP_TOKENS].copy()
         weight[np.triu_indices(len(weight), 1)] = np.nan
-        image = axes.imshow(weight, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-        axes.grid(visible=False)
-        axes.set_xticks(ticks, [names[t] for t in ticks], rotation=90, fontsize=6)
-        axes.set_yticks(ticks, [names[t] for t in ticks], fontsize=6)
-        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-            for tick, label in zip(ticks, labels, strict=True):
-                if tick in massive:
-                    label.set(color=ORANGE, fontweight="bold")
-        if massive:  # an empty unclipped line has no extent to lay out
-            axes.plot(massive, [-0.9] * len(massive), linestyle="none", marker="v", markersize=4,
-                      color=ORANGE, clip_on=False)
-        axes.set_title(map_title(result, layer), fontsize=9, pad=10)
-        axes.set_xlabel("key")
-    all_axes[0].set_ylabel("query")
-    if image is not None:
-        figure.colorbar(image, ax=list(all_axes), shrink=0.7, label="attention, mean over heads")
-    marked = f"; orange: {massive_call(result)}" if massive else ""
-    figure.suptitle(figure_title(result["model"], f"attention, first sequence{marked}"), x=0.01,
-                    ha="left", fontsize=10)
-    return figure
+        when = "" if first is None else ", before" if layer <= first else ", after"
+        heat = Heat(weight, names, massive, "query", "key", "attention, mean over heads")
+        return Panel([heat], name=str(layer), title=f"layer {layer}{when}", height=460)
+
+    marked = f"; orange: {massive_call(result)}" if any(massive) else ""
+    return Chart(
+        "attention_maps", titled(result["model"]["name"], f"attention, first sequence{marked}"),
+        "attention, mean over heads", [panel(layer) for layer in map_layers(result)],
+        size=(6.8, 3.8), beside=True,
+    )
 
 
-def draw_shares(result: ExplainResult) -> Figure:
-    """Sink rate, and the shares of attention on the first and on massive tokens, by layer."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    _lines(axes, share_series(result), "share (mean over heads)")
-    axes.set_ylim(-0.02, 1.02)
-    _legend(figure, axes)
+def share_chart(result: ExplainResult) -> Chart:
+    """The sink rate and the shares of attention mass, by layer."""
+    call = massive_call(result)
+    of = lambda name: [mean_of(layer["attention"][name]) for layer in result["layers"]]
+    rates: list[MeanStd | None] = [layer["attention"]["sink_rate"] for layer in result["layers"]]
+    lines = [
+        _with_band("sink rate", rates, GREY, "--", result),
+        _line(f"on {call} tokens", of("massive"), ORANGE),
+        _line("on the first token", of("first"), BLUE, ":"),
+        _line("on the extra key", of("extra"), GREEN),
+    ]
+    axis = Axis("share (mean over heads)", range=(-0.02, 1.02))
     text = f"attention by layer (sink: > {result['sink_epsilon']:g})"
-    axes.set_title(figure_title(result["model"], text))
-    return figure
+    return Chart("attention_shares", titled(result["model"]["name"], text),
+                 "share of attention, mean over heads", [_panel(result, lines, axis)])
 
 
-def draw_norms(result: ExplainResult) -> Figure:
-    """Norms and cosines of stream, normed stream, keys and values: massive against other tokens."""
-    figure = Figure(figsize=(6.8, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    norms, cosines = (vector_series(result, measure) for measure in ("norm", "cosine"))
-    _lines(left, norms, "L2 norm, mean over tokens", log=True)
-    _lines(right, cosines, "mean cosine between sequences")
-    _legend(figure, left)
-    figure.suptitle(figure_title(result["model"], "from the norm to keys and values"), x=0.01,
-                    ha="left", fontsize=10)
-    return figure
+def vector_chart(result: ExplainResult) -> Chart:
+    """Norms and cosines of stream, normed stream, keys and values: massive tokens, and others."""
+
+    def panel(measure: str, axis: Axis) -> Panel:
+        lines = [
+            _line(f"{name}, {call}", [layer[name][f"{measure}_{part}"]
+                                      for layer in result["layers"]], color, dash)
+            for name, color in VECTORS.items()
+            for part, call, dash in (("massive", massive_call(result), "-"),
+                                     ("other", "other", ":"))
+        ]
+        return _panel(result, lines, axis, name=measure)
+
+    panels = [panel("norm", Axis("L2 norm, mean over tokens", scale="log")),
+              panel("cosine", Axis("mean cosine between sequences"))]
+    return Chart("norms", titled(result["model"]["name"], "from the norm to keys and values"),
+                 "from the norm to keys and values", panels, size=(6.8, 3.9))
 
 
-def draw_updates(result: ExplainResult) -> Figure:
+def update_chart(result: ExplainResult) -> Chart:
     """Value updates from massive tokens against the rest: how constant, and how much."""
+
+    def panel(field: str, title: str) -> Panel:
+        lines = [
+            _with_band(name, [layer[key] and layer[key][field] for layer in result["layers"]],
+                       color, dash, result)
+            for name, key, color, dash in (
+                (f"{massive_call(result)} tokens", "massive_update", ORANGE, "-"),
+                ("other tokens", "other_update", BLUE, ":"),
+            )
+        ]
+        axis = Axis(scale="log" if field == "deviation" else "linear")
+        return _panel(result, lines, axis, name=field, title=title,
+                      empty="No massive tokens, strict or relaxed:\nnothing to split")
+
+    panels = [panel(field, title) for field, title in UPDATES.items()]
     some = any(layer["massive_update"] for layer in result["layers"])
-    figure = Figure(figsize=(6.8, 2.9), layout="constrained")
-    title = figure_title(result["model"], "value updates")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    if not some:
-        figure.text(0.5, 0.5, "No massive tokens, strict or relaxed: nothing to split",
-                    ha="center", color=GREY)
-        return figure
-    for axes, (field, series) in zip(
-        figure.subplots(1, 3), update_series(result).items(), strict=True
-    ):
-        _lines(axes, series, "", log=field == "deviation")
-        axes.set_title(UPDATE_LABELS[field], fontsize=8.5)
-    _legend(figure, figure.axes[0])
-    return figure
+    return Chart("value_updates", titled(result["model"]["name"], "value updates"),
+                 "value updates", panels if some else panels[:1], size=(6.8, 2.9))
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4),
-                      fontsize=7.5)
+def _panel(result: ExplainResult, lines: Sequence[Series], y: Axis, **about: str) -> Panel:
+    some = [s for s in lines if any(v is not None for v in s.y)]
+    axis = layers(len(result["layers"]), "layer (block, from 0)")
+    return Panel(some, x=axis, y=y, **about)  # pyright: ignore[reportArgumentType]
 
 
-def _lines(axes: Axes, series: Sequence[Series], label: str, *, log: bool = False) -> None:
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: words.number(value))
-    number = len(series)
-    for i, s in enumerate(series):
-        y = _floats(s.values, log)
-        if not np.isfinite(y).any():
-            continue
-        x = np.arange(len(y))
-        # Lines that coincide show one inside the other.
-        width = 1.4 + 1.0 * (number - 1 - i) / max(number - 1, 1)
-        axes.plot(x, y, s.style, color=s.color, label=s.name, linewidth=width,
-                  marker="" if len(y) > 1 else "o")
-        if s.std is not None:
-            std = _floats(s.std, False)
-            low = np.where(y > std, y - std, np.nan) if log else y - std
-            axes.fill_between(x, low, y + std, color=s.color, alpha=0.15, linewidth=0)
-    layer_ticks(axes, range(max((len(s.values) for s in series), default=1)))
-    axes.set(xlabel=LAYER, ylabel=label)
+def _line(name: str, values: Sequence[float | None], color: str, dash: str = "-") -> Series:
+    return Series(name, range(len(values)), values, color, dash)  # pyright: ignore[reportArgumentType]
 
 
-def _floats(values: Sequence[float | None], log: bool) -> np.ndarray:
-    if log:
-        return positive(values)
-    return np.array([math.nan if v is None else v for v in values], dtype=float)
-
-
-def _token_ticks(tokens: int, massive: Sequence[int]) -> list[int]:
-    """Every massive position, and every second that does not touch one."""
-    others = [t for t in range(0, tokens, 2) if all(abs(t - m) > 1 for m in massive)]
-    return sorted({*massive, *others})
+def _with_band(
+    name: str, values: Sequence[MeanStd | None], color: str, dash: str, result: ExplainResult
+) -> Series:
+    """Mean and, of several sequences, a band of one standard deviation."""
+    x, means = range(len(values)), [v and v["mean"] for v in values]
+    if result["data"]["sequences"] == 1:
+        return _line(name, means, color, dash)
+    return Series(
+        name, x, means, color, dash,  # pyright: ignore[reportArgumentType]
+        low=[v and v["mean"] - v["std"] for v in values],
+        high=[v and v["mean"] + v["std"] for v in values],
+        hover=["" if v is None else f"± {words.number(v['std'])}" for v in values],
+    )

@@ -2,30 +2,21 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
-from rich.text import Text
+from rich.console import Console
 
 from jax_massact.report import words
-from jax_massact.report.html import Section, table
-from jax_massact.report.sections import (
-    massive_tables,
-    render_report,
-    settings_section,
-    verdict_section,
-)
-from jax_massact.report.terminal import (
-    headed,
-    massive_parts,
-    plain_table,
-    section_title,
-    spelled,
-)
+from jax_massact.report.page import Section, Table
+from jax_massact.report.sections import found_section, massive_tables, render_report
+from jax_massact.report.terminal import Sheet
+from jax_massact.report.words import Findings
 from jax_massact.results import MassiveRecord
 from jax_massact.studies.fold.result import FoldResult
 
+MODELS = ("", "original", "folded")
 
-def verdict(result: FoldResult) -> list[str]:
-    """The findings in sentences."""
+
+def findings(result: FoldResult) -> Findings:
+    """The findings in sentences; a warning where the folded model is not the same."""
     token = words.token_label(result["first_token"])
     same = "unchanged" if result["unchanged"] else "CHANGED"
     lines = [
@@ -54,7 +45,10 @@ def verdict(result: FoldResult) -> list[str]:
                for key in ("massive_before", "massive_after")]
     if any(relaxed):
         lines.append(f"Relaxed only: {_dims(relaxed[0])} before, {_dims(relaxed[1])} after.")
-    return lines
+    warning = None if result["unchanged"] else (
+        "The folded model is not the same: its logits differ by more than is allowed."
+    )
+    return Findings(lines, words.strength(result["massive_after"]), warning)
 
 
 def _dims(records: Sequence[MassiveRecord]) -> str:
@@ -86,52 +80,32 @@ def _numbers(result: FoldResult) -> list[tuple[str, str, str]]:
 
 def show(result: FoldResult, console: Console) -> None:
     """Prints the verdict, both models side by side, and what remains."""
-    ascii_only = console.options.ascii_only
-    spell = spelled if ascii_only else str
-    token_label = words.ascii_label if ascii_only else words.token_label
-    rows = plain_table("", "original", "folded", left=("",))
-    for row in _numbers(result):
-        rows.add_row(*row)
-    style = "bold" if result["unchanged"] else "bold red"
-    parts: list[RenderableType] = [
-        headed("Model", spell(words.model_line(result["model"]))),
-        headed("Data", spell(words.data_line(result["data"], token_label))),
-        headed("Verdict", spell("\n".join(verdict(result))), style),
-        section_title("The model with its first token, and without"),
-        rows,
-        *massive_parts(
-            result["massive_after"], result["data"]["sequences"], ascii_only,
-            ("What remains: massive (strict)", "What remains: relaxed only"),
-        ),
-        Text("\n".join(words.definition(result["definition"])), style="dim"),
-    ]
-    console.print(Group(*parts))
+    sheet = Sheet(console)
+    sheet.opening(result, words.data_line(result["data"]), findings(result))
+    sheet.title("The model with its first token, and without")
+    sheet.table(MODELS, _numbers(result), left=("",))
+    titles = ("What remains: massive (strict)", "What remains: relaxed only")
+    sheet.massive(result["massive_after"], result["data"]["sequences"], titles)
+    sheet.close(words.definition(result["definition"]))
 
 
 def page(result: FoldResult) -> str:
     """The page, as HTML."""
     title = f"{result['model']['name']} without its first token"
-    return render_report(title, result, fold_sections(result))
+    return render_report(title, result, sections(result))
 
 
-def fold_sections(result: FoldResult) -> list[Section]:
+def sections(result: FoldResult) -> list[Section]:
     """The sections of the page, in reading order."""
     sequences = result["data"]["sequences"]
     facts = [("Data", words.data_line(result["data"]))]
     if result["saved_to"] is not None:
         facts.append(("Folded model", result["saved_to"]))
-    warning = None if result["unchanged"] else (
-        "The folded model is not the same: its logits differ by more than is allowed."
-    )
     return [
-        verdict_section(
-            words.strength(result["massive_after"]), verdict(result), facts, result["definition"],
-            warning=warning,
-        ),
+        found_section(findings(result), facts, result),
         Section("numbers", "With the first token, and without",
-                table(("", "original", "folded"), _numbers(result), text=("",))),
+                [Table(MODELS, _numbers(result), text=("",))]),
         Section("massive-before", "Before", massive_tables(result["massive_before"], sequences)),
         Section("massive-after", "What remains",
                 massive_tables(result["massive_after"], sequences)),
-        settings_section(result),
     ]

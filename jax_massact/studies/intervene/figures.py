@@ -1,88 +1,95 @@
-"""The figures of `massact intervene`: perplexities as bars, and the values once set to zero."""
+"""The charts of `massact intervene`: perplexities as bars, and the values once set to zero."""
 
-from pathlib import Path
-
-import numpy as np
-from matplotlib.figure import Figure
+import math
+from collections.abc import Sequence
 
 from jax_massact.report import words
-from jax_massact.report.figures import (
-    far_apart,
-    figure_title,
-    layer_ticks,
-    save_figures,
+from jax_massact.report.chart import (
+    PALETTE,
+    Axis,
+    Bars,
+    Chart,
+    Panel,
+    Rule,
+    Series,
+    layers,
+    titled,
+    value_axis,
 )
-from jax_massact.report.picture import GREY, LAYER_AXIS, PALETTE
 from jax_massact.studies.changes import change_of
-from jax_massact.studies.intervene.report import (
-    PLACES,
-    bar_ends,
-    edited_layers,
-    largest_trajectories,
-)
-from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.studies.interventions_result import InterveneResult, Trajectory
+
+FIGURES = ("perplexity", "after_zero")
+PLACES = 4  # trajectories that are shown at first
 
 
-def save_intervene_figures(result: InterveneResult, folder: Path) -> list[Path]:
-    """Draws `perplexity` and, where anything was changed, `after_zero`, as PNG and PDF."""
-    drawings = {"perplexity": lambda: draw_perplexity(result)}
-    if result["after_zero"] is not None:
-        drawings["after_zero"] = lambda: draw_after_zero(result)
-    return save_figures(drawings, folder)
+def charts(result: InterveneResult) -> list[Chart]:
+    """All of them, in reading order; the second one where anything was changed."""
+    some = [] if result["after_zero"] is None else [trajectory_chart(result)]
+    return [perplexity_chart(result), *some]
 
 
-def draw_perplexity(result: InterveneResult) -> Figure:
-    """Perplexity of every intervention on a logarithmic axis, after the paper's table 3."""
-    names, values = list(result["perplexity"]), list(result["perplexity"].values())
+def perplexity_chart(result: InterveneResult) -> Chart:
+    """Perplexity of every intervention, after table 3 of Sun et al. (2024)."""
+    values = list(result["perplexity"].values())
+    changes = [change_of(name) for name in result["perplexity"]]
     low, ends, high = bar_ends(values)
-    figure = Figure(figsize=(6.4, 1.0 + 0.4 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(names)), np.array(ends) - low, left=low, height=0.62,
-              color=[change_of(n).color for n in names])
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    for i, value in enumerate(values):
-        axes.text(ends[i] * 1.15, i, words.number(value), va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), [change_of(n).words.replace(": ", ":\n") for n in names])
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", visible=False)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"perplexity of {result['data']['scored_tokens']:,} held-out tokens")
-    axes.set_title(figure_title(result["model"], f"interventions{_relaxed(result)}"))
-    return figure
+    bars = Bars([c.words for c in changes], ends, [words.number(v) for v in values],
+                [c.color for c in changes])
+    axis = Axis(f"perplexity of {result['data']['scored_tokens']:,} held-out tokens", scale="log",
+                range=(low, high))
+    return Chart(
+        "perplexity", titled(result["model"]["name"], f"interventions{_relaxed(result)}"),
+        "Perplexity of each intervention", [Panel([bars], x=axis, height=110 + 42 * len(values))],
+        size=(6.4, 1.0 + 0.4 * len(values)),
+    )
 
 
-def draw_after_zero(result: InterveneResult) -> Figure:
+def bar_ends(values: Sequence[float]) -> tuple[float, list[float], float]:
+    """Where bars on a logarithmic axis begin and end, and the end of the axis.
+
+    What is not finite gets a bar longer than all others: its label says what it is.
+    """
+    finite = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
+    low, top = max(min(finite) / 3, 0.3), 10 * max(finite)
+    return low, [v if math.isfinite(v) and v > 0 else top for v in values], 6 * top
+
+
+def trajectory_chart(result: InterveneResult) -> Chart:
     """The value at the changed places, layer by layer: original, and after it was set to zero."""
     after = result["after_zero"]
     assert after is not None
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    trajectories = largest_trajectories(result)
-    shown = trajectories[:PLACES]
-    tallest = []
-    for t, hue in zip(shown, PALETTE, strict=False):
-        values = {name: np.array(t[name], dtype=float) for name in ("original", "zero")}
-        layers = np.arange(len(values["original"]))
-        axes.plot(layers, values["original"], color=hue, marker="o",
-                  label=f"dim {t['dim']}, original")
-        axes.plot(layers, values["zero"], color=hue, marker="s", markerfacecolor="white",
-                  linestyle=(0, (3, 1.5)), label=f"dim {t['dim']}, set to zero")
-        tallest.append(float(np.nanmax(np.abs(values["original"]), initial=0.0)))
-    first, last = edited_layers(result)
-    for layer in sorted({first, last}):
-        label = f"edit at layer {words.layer_span(first, last)}" if layer == first else None
-        axes.axvline(layer, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label=label, zorder=1)
-    if far_apart(tallest):
-        axes.set_yscale("symlog", linthresh=result["definition"]["relaxed"]["magnitude"] or 1)
-    layer_ticks(axes, range(result["model"]["depth"]))
-    axes.set(xlabel=LAYER_AXIS, ylabel="mean value at the changed places")
-    axes.yaxis.set_major_formatter(lambda value, _: words.number(value))
-    axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    some = "" if len(shown) == len(trajectories) else f" ({PLACES} largest of {len(trajectories)})"
-    text = f"after zeroing: {after['verdict']}{_relaxed(result)}{some}"
-    axes.set_title(figure_title(result["model"], text))
-    return figure
+
+    def size(trajectory: Trajectory) -> float:
+        return max((abs(v) for v in trajectory["original"] if math.isfinite(v)), default=0.0)
+
+    ranked = sorted(after["trajectories"], key=size, reverse=True)
+    depth = result["model"]["depth"]
+    lines: list[Series | Rule] = []
+    for i, t in enumerate(ranked):
+        color, name, shown = PALETTE[i % len(PALETTE)], f"dim {t['dim']}", i < PLACES
+        lines.append(Series(f"{name}, original", range(len(t["original"])), t["original"], color,
+                            "-", "o", shown=shown))
+        lines.append(Series(f"{name}, set to zero", range(len(t["zero"])), t["zero"], color, "--",
+                            "s", hollow=True, shown=shown))
+    edited = [t["layer"] for t in result["targets"]]
+    first, last = min(edited), max(edited)
+    lines.append(Rule(first, "x", f"edit at layer {words.layer_span(first, last)}"))
+    lines += [Rule(last, "x")] * (last > first)
+    linear = result["definition"]["relaxed"]["magnitude"]
+    axis = value_axis("mean value at the changed places", map(size, ranked[:PLACES]), linear)
+    some = "" if len(ranked) <= PLACES else f" ({PLACES} largest of {len(ranked)})"
+    return Chart(
+        "after_zero",
+        titled(result["model"]["name"], f"after zeroing{_verdict(result)}{_relaxed(result)}{some}"),
+        "The value at the changed places, layer by layer, with and without the edit",
+        [Panel(lines, x=layers(depth), y=axis)], size=(6.4, 3.4), legend="right",
+    )
+
+
+def _verdict(result: InterveneResult) -> str:
+    after = result["after_zero"]
+    return f": {after['verdict']}" if after is not None else ""
 
 
 def _relaxed(result: InterveneResult) -> str:

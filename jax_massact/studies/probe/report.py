@@ -1,30 +1,212 @@
-"""The report of `massact probe`: the table, the page and the figures."""
+"""The report of `massact probe`: what is said, printed and written."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
 from rich.console import Console
 
-from jax_massact.report.terminal import print_probe
-from jax_massact.results import ActivationMap
+from jax_massact.report import words
+from jax_massact.report.page import Lines, Section, Table, Token, Tokens
+from jax_massact.report.sections import found_section, massive_tables, render_report
+from jax_massact.report.terminal import MAX_ROWS, Sheet
+from jax_massact.report.words import Findings
+from jax_massact.results import ActivationMap, LayerStats, MassiveRecord, OutlierFeature
+from jax_massact.studies.probe.figures import FIGURES, MAX_TRAJECTORIES, charts
 from jax_massact.studies.probe.result import ProbeResult
 
+__all__ = ["FIGURES", "PAGE", "charts", "page", "show"]
 PAGE = "report.html"
 
 
+def findings(result: ProbeResult) -> Findings:
+    """The findings in sentences; no verdict where the numbers cannot be trusted."""
+    if warning := nonfinite_warning(result["layers"]):
+        return Findings([], "none", warning)
+    records = result["massive"]
+    strict, relaxed = (words.by_size(records, strict=s) for s in (True, False))
+    lines = []
+    if not strict and relaxed:
+        n = words.count(len(relaxed), "dimension")
+        meet = "meets" if len(relaxed) == 1 else "meet"
+        lines.append(
+            f"No massive activations found by the strict definition; {n} {meet} the relaxed one."
+        )
+    elif not strict:
+        lines.append("No massive activations found, strict or relaxed.")
+    lines += words.sentences(strict, "massive (strict)")
+    if strict and relaxed:
+        n, dims = words.count(len(relaxed), "more dimension"), _dims(relaxed)
+        lines.append(f"{n} by the relaxed definition only: {dims}.")
+    else:
+        lines += words.sentences(relaxed, "relaxed only")
+    if outliers := result["outlier_features"]:
+        n = words.count(len(outliers), "outlier feature")
+        lines.append(
+            f"{n}, large at most tokens and so not massive activations: dim {_dims(outliers)}."
+        )
+    return Findings(lines, words.strength(records))
+
+
+def nonfinite_warning(layers: list[LayerStats]) -> str | None:
+    """A sentence when the model produced NaN or infinity: then no other number can be trusted."""
+    bad = [(layer["layer"], layer["nonfinite"]) for layer in layers if layer["nonfinite"]]
+    if not bad:
+        return None
+    total = words.count(sum(n for _, n in bad), "activation")
+    return (
+        f"{total} NaN or infinite, first at layer {bad[0][0]}: the numbers of this "
+        "report cannot be trusted. Try dtype float32, or check the checkpoint."
+    )
+
+
+def _dims(records: list[MassiveRecord] | list[OutlierFeature]) -> str:
+    return words.listed([r["dim"] for r in records])
+
+
+class Column(NamedTuple):
+    """A number of every layer: its heading, the number, and whether the terminal shows it."""
+
+    head: str
+    value: Callable[[LayerStats], float | None]
+    glance: bool = True
+
+
+def columns(layers: list[LayerStats]) -> list[Column]:
+    """The columns of the table of layers; a further statistic is a further row here."""
+    ranks = max((len(layer["top"]) for layer in layers), default=0)
+    first = layers[0] if layers else None
+
+    def top(rank: int) -> Column:
+        def value(layer: LayerStats) -> float | None:
+            return layer["top"][rank]["magnitude"] if rank < len(layer["top"]) else None
+
+        return Column(f"top-{rank + 1}", value, rank < 3)
+
+    return [
+        *map(top, range(ranks)),
+        Column("median", lambda layer: layer["median"]),
+        *(Column(f"q{q}", lambda layer, q=q: layer["quantile"].get(q), False)
+          for q in (first["quantile"] if first else ())),
+        Column("kurtosis", lambda layer: layer["kurtosis"]),
+        Column("largest", lambda layer: layer["max"], False),
+        *(Column(f">{bound}", lambda layer, bound=bound: layer["count_above"].get(bound))
+          for bound in (first["count_above"] if first else ())),
+        Column("strict", lambda layer: layer["strict"]),
+        Column("relaxed", lambda layer: layer["relaxed"], False),
+    ]
+
+
+def _layer_table(layers: list[LayerStats], *, glance: bool) -> tuple[list[str], list[list[str]]]:
+    shown = [column for column in columns(layers) if column.glance or not glance]
+    rows = [[str(layer["layer"]), *(words.number(c.value(layer)) for c in shown)]
+            for layer in layers]
+    return ["layer", *(column.head for column in shown)], rows
+
+
+def _outlier_rows(features: list[OutlierFeature]) -> list[list[str]]:
+    return [
+        [str(f["dim"]), words.layer_span(f["first_layer"], f["last_layer"]),
+         words.number(f["magnitude"]), words.percent(f["share_of_tokens"]),
+         words.percent(f["share_of_sequences"])]
+        for f in features
+    ]
+
+
 def show(result: ProbeResult, console: Console) -> None:
-    """Prints the verdict and the tables."""
-    print_probe(result, console)
+    """Prints model, data, verdict, the massive activations and one row for every layer."""
+    sheet = Sheet(console)
+    sheet.opening(result, words.data_line(result["data"]), findings(result))
+    sheet.massive(result["massive"], result["data"]["sequences"])
+    if features := result["outlier_features"]:
+        sheet.title("Outlier features (large at most tokens: not massive activations)")
+        head = ("dim", "layers", "magnitude", "tokens", "seqs")
+        sheet.table(head, _outlier_rows(features), most=MAX_ROWS)
+    sheet.title("Layers (means over sequences; residual stream after each block)")
+    sheet.table(*_layer_table(result["layers"], glance=True))
+    sheet.close(words.definition(result["definition"]))
 
 
 def page(result: ProbeResult, activation_map: ActivationMap) -> str:
     """The page, as HTML."""
-    from jax_massact.studies.probe.page import probe_page
+    title = f"Massive activations in {result['model']['name']}"
+    return render_report(title, result, sections(result, activation_map))
 
-    return probe_page(result, activation_map)
+
+def sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section]:
+    """The sections of the page, in reading order."""
+    facts = [("Read from", result["model"]["source"]), ("Data", words.data_line(result["data"]))]
+    surface, magnitudes, writers = charts(result, activation_map)
+    found = [
+        found_section(findings(result), facts, result),
+        Section("massive", "Massive activations",
+                massive_tables(result["massive"], result["data"]["sequences"])),
+        Section("surface", "Activation map",
+                [surface, Lines([_map_note(result, activation_map)], "soft")]),
+        Section("magnitudes", "Largest magnitudes", [magnitudes]),
+    ]
+    if result["massive"]:
+        found.append(Section("writers", "Who writes what", [writers, _writers_note(result)]))
+    head, rows = _layer_table(result["layers"], glance=False)
+    note = (
+        "Magnitudes; means over sequences, except the largest of all. q0.9 is the quantile that "
+        "90% of the activations stay below; counts are activations of one sequence."
+    )
+    return [
+        *found,
+        Section("prompt", "First sequence", _prompt(result)),
+        Section("outliers", "Outlier features", _outliers(result["outlier_features"])),
+        Section("layers", "Every layer", [Table(head, rows), Lines([note], "soft")]),
+    ]
 
 
-def figures(result: ProbeResult, activation_map: ActivationMap, *, folder: Path) -> list[Path]:
-    """Draws the figures into `folder`."""
-    from jax_massact.report.figures import save_probe_figures
+def _map_note(result: ProbeResult, activation_map: ActivationMap) -> str:
+    _, tokens, bins = activation_map.magnitude.shape
+    all_dims = bins == result["model"]["width"]
+    return (
+        f"|h| of the first sequence, {words.count(tokens, 'token')}. "
+        + ("" if all_dims else f"Each of the {bins} columns shows the largest of its dimensions. ")
+        + "Drag to turn it, scroll to come nearer; colours are on a logarithmic scale."
+    )
 
-    return save_probe_figures(result, activation_map, folder)
+
+def _writers_note(result: ProbeResult) -> Lines:
+    note = (
+        "The mean signed value of each dimension where it is found. Triangle: the sublayer that "
+        "writes it. Cross: the sublayer that takes it away."
+    )
+    total, most = len(result["massive"]), MAX_TRAJECTORIES
+    return Lines([note + (f" The {most} largest of {total} are drawn." if total > most else "")],
+                 "soft")
+
+
+def _prompt(result: ProbeResult) -> list[Lines | Tokens]:
+    records = {r["dim"]: r for r in result["massive"]}
+    at: dict[int, list[MassiveRecord]] = {}
+    for position, dim in result["prompt"]["massive"]:
+        at.setdefault(position, []).append(records[dim])
+
+    def token(position: int, text: str) -> Token:
+        here = at.get(position, [])
+        tips = [f"position {position}"] + [
+            f"dim {r['dim']}{'' if r['strict'] else ' (relaxed)'}: "
+            f"{words.number(r['value_mean'])} at layer {r['peak_layer']}, mean over sequences"
+            for r in here
+        ]
+        return Token(text, "\n".join(tips), words.strength(here) if here else "")
+
+    tokens = result["prompt"]["tokens"]
+    length, shown = result["data"]["sequence_length"], len(tokens)
+    which = f"The first {shown} of {length} tokens" if shown < length else "All tokens"
+    note = f"{which}; those with a massive activation are marked: point at one for its dimension."
+    return [Lines([note], "soft"), Tokens([token(*item) for item in enumerate(tokens)])]
+
+
+def _outliers(features: list[OutlierFeature]) -> list[Lines | Table]:
+    about = Lines([
+        "Dimensions that are large at most tokens (Dettmers et al. 2022). They are not massive "
+        "activations, which sit at a few tokens."
+    ], "soft")
+    if not features:
+        return [Lines(["No outlier features found."]), about]
+    head = ("dim", "layers", "magnitude", "share of tokens", "share of sequences")
+    return [Table(head, _outlier_rows(features)), about]

@@ -1,0 +1,165 @@
+"""The charts of `massact compare`: validation losses, layers, emergence and interventions."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jax_massact.report.chart import (
+    PALETTE,
+    Axis,
+    Chart,
+    Note,
+    Panel,
+    Rule,
+    Series,
+    floats,
+    layers,
+)
+from jax_massact.studies.changes import CHANGES, ORIGINAL
+from jax_massact.studies.compare.run import Comparison, Group, RunRecord
+
+FIGURES = ("validation_loss", "layers", "emergence", "interventions")
+PANELS = {
+    "top1": "top-1 magnitude",
+    "ratio": "top-1 / median",
+    "kurtosis": "kurtosis",
+    "sink_rate": "sink rate",
+}
+
+
+def charts(result: Comparison) -> list[Chart]:
+    """All of them, in reading order; interventions where any were made."""
+    some = [intervention_chart(result)] if intervened(result) else []
+    return [validation_chart(result), layer_chart(result), emergence_chart(result), *some]
+
+
+def validation_chart(result: Comparison) -> Chart:
+    """The validation loss of every run, with its standard error over the evaluation batches."""
+    lines = []
+    for index, (group, color) in enumerate(_colored(result)):
+        for offset, run in zip(_spread(len(group["runs"])), group["runs"], strict=True):
+            error = (run["validation_std"] or 0.0) / math.sqrt(len(run["validation_losses"]))
+            lines.append(Series("", [index + offset], [run["validation_loss"]], color, "", "o",
+                                error=[error]))
+    title = "validation loss, standard error over batches"
+    return _of_groups(result, "validation_loss", title, lines, "validation loss (nats)", 1.1)
+
+
+def layer_chart(result: Comparison) -> Chart:
+    """Top-1, ratio, kurtosis and sink rate of every layer at the last step, mean over seeds."""
+    depth = max(len(run["layers"]["top1"]) for group in result["groups"] for run in group["runs"])
+
+    def panel(name: str) -> Panel:
+        lines = [_band(short(group["name"]), [run["layers"][name] for run in group["runs"]],
+                       None, color, "o") for group, color in _colored(result)]
+        return _panel(name, lines, layers(depth))
+
+    return _four("layers", "after the last step, by layer", panel)
+
+
+def emergence_chart(result: Comparison) -> Chart:
+    """The same over training, of the layer where each is largest; dashed: when it has emerged."""
+    definition = result["definition"]
+    marks = {"top1": definition["strict"]["magnitude"], "ratio": definition["relaxed"]["ratio"]}
+
+    def panel(name: str) -> Panel:
+        lines: list[Series | Rule] = [
+            _band(short(group["name"]), [run["curves"][name] for run in group["runs"]],
+                  group["runs"][0]["curves"]["step"], color)
+            for group, color in _colored(result)
+        ]
+        if name in marks:
+            lines.append(Rule(marks[name]))
+        return _panel(name, lines, Axis("step", whole=True))
+
+    return _four("emergence", "over training, of the layer where each is largest", panel)
+
+
+def intervention_chart(result: Comparison) -> Chart:
+    """The loss of every run's held-out rows: unchanged, and with its massive activations changed.
+
+    A run without massive activations has the first alone.
+    """
+    kinds = {"original": ORIGINAL} | CHANGES
+    items: list[Series | Note] = []
+    for (kind, change), offset in zip(kinds.items(), _spread(len(kinds)), strict=True):
+        x, y = [], []
+        for index, group in enumerate(result["groups"]):
+            for run in group["runs"]:
+                if kind in (loss := losses(run)):
+                    x.append(index + offset)
+                    y.append(loss[kind])
+        items.append(Series(change.short, x, y, change.color, "", "o"))
+    items += [Note(index, "nothing\nmassive") for index, group in enumerate(result["groups"])
+              if not changed([group])]
+    title = "massive activations changed"
+    return _of_groups(result, "interventions", title, items, "loss of held-out rows (nats)", 1.5)
+
+
+def intervened(result: Comparison) -> bool:
+    """Whether interventions were made on any run."""
+    return any(run["interventions"] is not None for g in result["groups"] for run in g["runs"])
+
+
+def changed(groups: Sequence[Group]) -> bool:
+    """Whether there was anything to intervene on in any run."""
+    return any(change is not None for group in groups for change in group["loss_change"]["zero"])
+
+
+def losses(run: RunRecord) -> dict[str, float]:
+    """The losses of a run's interventions; without targets, nothing but the original's."""
+    found = run["interventions"]
+    return {} if found is None else {name: x["mean"] for name, x in found["loss"].items()}
+
+
+def short(name: str, limit: int = 24) -> str:
+    """The end of a folder's name."""
+    name = name.rstrip("/").rsplit("/", 1)[-1]
+    return name if len(name) <= limit else name[: limit - 3] + "..."
+
+
+def _of_groups(
+    result: Comparison, name: str, title: str, items: Sequence[Series | Note], y: str, width: float
+) -> Chart:
+    """One place a group on the x axis."""
+    names = tuple(short(group["name"]) for group in result["groups"])
+    x = Axis(ticks=names, range=(-0.5, len(names) - 0.5))
+    return Chart(name, title, title, [Panel(items, x=x, y=Axis(y))],
+                 size=(2.6 + width * len(names), 3.4))
+
+
+def _four(name: str, title: str, panel) -> Chart:
+    return Chart(name, title, title, [panel(name) for name in PANELS], size=(7.2, 5.6), columns=2)
+
+
+def _panel(name: str, items: Sequence[Series | Rule], x: Axis) -> Panel:
+    y = Axis(range=(-0.03, 1.03)) if name == "sink_rate" else Axis(scale="log")
+    return Panel(items, x=x, y=y, name=name, title=PANELS[name])
+
+
+def _band(
+    name: str, rows: Sequence[Sequence[float | None]], x: Sequence[float | None] | None,
+    color: str, marker: str = "",
+) -> Series:
+    """The mean over runs, and a band between the smallest and the largest.
+
+    Runs of other lengths are cut to the shortest.
+    """
+    length = min(map(len, rows))
+    values = np.array([floats(row[:length]) for row in rows])
+    places = range(length) if x is None else [float(step or 0) for step in x[:length]]
+    line = Series(name, places, values.mean(0).tolist(), color, marker=marker)
+    if len(rows) == 1:
+        return line
+    low, high = values.min(0).tolist(), values.max(0).tolist()
+    return dataclasses.replace(line, low=low, high=high)
+
+
+def _colored(result: Comparison) -> list[tuple[Group, str]]:
+    return [(group, PALETTE[i % len(PALETTE)]) for i, group in enumerate(result["groups"])]
+
+
+def _spread(count: int) -> np.ndarray:
+    return (np.arange(count) - (count - 1) / 2) * min(0.15, 0.6 / count)

@@ -1,0 +1,210 @@
+"""The contract of every study's report: each result, the empty, the hostile and the lone one."""
+
+import os
+import subprocess
+import sys
+
+import headless
+import pytest
+from json_schema import read, violations
+from page_reader import read_page
+from reports import STUDIES, drawn, html_of, texts
+
+from jax_massact.report import matplotlib_painter
+from jax_massact.report.chart import Surface
+from jax_massact.report.encode import write_text
+from jax_massact.studies.output import Outcome, write_files
+
+kinds = pytest.mark.parametrize("kind", ["none", "nasty", "single"])
+studies = pytest.mark.parametrize("name", STUDIES)
+
+
+@kinds
+@studies
+def test_a_report_is_written_whole_and_valid(name, kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib_painter.STYLE, "savefig.dpi", 50)
+    study = STUDIES[name]
+    made = study.make(kind)
+    paths, failures = write_files(name, Outcome(made[0], made[1:]), tmp_path / "a" / "b")
+    assert failures == []
+    figures = [chart.name for chart in study.charts(kind)]
+    assert set(figures) <= set(getattr(study.report, "FIGURES", ()))
+    pages = [getattr(study.report, "PAGE", f"{name}.html")] * hasattr(study.report, "page")
+    assert [p.name for p in paths] == [
+        f"{name}.json", *pages, *(f"{n}.{s}" for n in figures for s in ("png", "pdf"))
+    ]
+    assert sorted(paths) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    assert violations(read(paths[0]), study.schema) == []
+    for path in paths[1 + len(pages) :]:
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF-")
+        assert b"/Type3" not in content
+    if pages:
+        text = paths[1].read_text(encoding="utf-8")
+        page = read_page(text)
+        assert "<script>alert" not in text and not page.tags("img") and not page.tags("b")
+        assert not [s for s in page.tags("script") if "src" in s]
+        assert len(page.tags("script")) == 2 + text.count('class="chart"')
+        assert page.tags("section")[0]["id"] == "verdict" and len(page.tags("h1")) == 1
+        anchors = [s["id"] for s in page.tags("section")]
+        assert [a["href"] for a in page.tags("a")] == [f"#{anchor}" for anchor in anchors]
+        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+
+@kinds
+@studies
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_terminal_is_plain_text_of_80_columns(name, kind, encoding):
+    study = STUDIES[name]
+    text = study.text(kind, encoding=encoding)
+    assert all(c.isprintable() or c == "\n" for c in text) and "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    if encoding == "ascii":
+        assert text.isascii()
+
+
+@studies
+def test_strings_of_others_are_never_markup(name):
+    """Square brackets, tags, dollars: they stand in the terminal, the page and on paper."""
+    study = STUDIES[name]
+    printed = "".join(study.text("nasty", width=400).split())
+    assert "[q4]" in printed or "[red]" in printed
+    if hasattr(study.report, "sections"):
+        page = read_page(html_of(study.report.sections(*study.make("nasty"))))
+        assert "</script>" in page.text and len(page.tags("script")) == len(page.blocks)
+    for chart in study.charts("nasty"):
+        figure = drawn(chart)
+        assert not any(t.get_parse_math() for t in figure.findobj(match=_is_text))
+        assert texts(figure).replace("\u2212", "-").isascii()  # matplotlib's own minus
+
+
+def _is_text(artist) -> bool:
+    return hasattr(artist, "get_parse_math")
+
+
+@studies
+def test_none_found_is_said_first_everywhere(name):
+    study = STUDIES[name]
+    if name == "compare":
+        assert "nothing to intervene on" in study.text("none")
+        return
+    text = study.text("none")
+    assert "No massive activations" in text.split("Verdict")[1].split("\n\n")[0]
+    page = read_page(html_of(study.report.sections(*study.make("none"))))
+    assert "No massive activations" in page.text
+
+
+@studies
+def test_one_sequence_or_seed_has_no_deviation(name):
+    study = STUDIES[name]
+    said = [study.text("single")]
+    if hasattr(study.report, "sections"):
+        said.append(html_of(study.report.sections(*study.make("single"))))
+    for text in said:
+        # Locations and means are over other numbers of sequences; the loss is one of batches.
+        for end in ("Without BOS, 100", "What was changed", "minus the first"):
+            text = text.split(end)[0]
+        assert "±" not in text and "+-" not in text
+
+
+@studies
+def test_every_text_lies_inside_its_figure(name):
+    study = STUDIES[name]
+    for chart in study.charts("strict"):
+        if isinstance(chart, Surface):  # what stands in space has no such place
+            continue
+        figure = drawn(chart)
+        frame = figure.bbox.padded(1)
+        for axes in figure.axes:
+            labels = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+            for text in (t for t in [figure._suptitle, *labels] if t is not None and t.get_text()):
+                box = text.get_window_extent()
+                assert frame.x0 <= box.x0 and box.x1 <= frame.x1, text.get_text()
+                assert frame.y0 <= box.y0 and box.y1 <= frame.y1, text.get_text()
+
+
+@pytest.mark.parametrize("name", ["probe", "explain"])
+def test_nothing_of_an_older_report_stays(name, tmp_path, monkeypatch):
+    """A figure or page that cannot be made must not leave that of another model beside the JSON."""
+    monkeypatch.setitem(matplotlib_painter.STYLE, "savefig.dpi", 20)
+    result, picture = STUDIES[name].make("strict")
+    write_files(name, Outcome(result, (picture,)), tmp_path)
+    (tmp_path / "figures" / "mine.png").write_bytes(b"of the user")
+
+    def draw(chart, kind):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(matplotlib_painter, "draw", draw)
+    paths, failures = write_files(name, Outcome(result, (None,)), tmp_path)
+    assert [path.name for path in paths] == [f"{name}.json"] and len(failures) > 1
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == sorted([f"{name}.json", "figures/mine.png"])
+
+
+def test_figures_that_a_result_does_not_have_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib_painter.STYLE, "savefig.dpi", 20)
+    for kind in ("strict", "none"):
+        (result,) = STUDIES["intervene"].make(kind)
+        write_files("intervene", Outcome(result), tmp_path)
+        found = (tmp_path / "figures" / "after_zero.png").exists()
+        assert found == (kind == "strict")
+
+
+def test_reports_are_imported_without_drawing_libraries():
+    code = ("import sys, jax_massact.studies.probe.report; "
+            "print([m for m in ('matplotlib', 'plotly') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_the_backend_of_a_notebook_stops_nothing(backend):
+    """It is inherited from the notebook, where its module may be installed; here it need not be."""
+    code = (
+        "import os; from jax_massact.report.matplotlib_painter import draw; "
+        "from jax_massact.report.chart import Chart, Panel; "
+        "print(draw(Chart('a', 'b', 'c', [Panel([])]), 'png')[:4], os.environ['MPLBACKEND'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         env=os.environ | {"MPLBACKEND": backend})
+    assert out.stdout.strip() == rf"b'\x89PNG' {backend}"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = headless.find()
+    if executable is None:
+        pytest.skip(f"no Chromium on the path (looked for {', '.join(headless.NAMES)})")
+    browser = headless.Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+CHARTS = {"probe": 3, "intervene": 2, "explain": 8, "fold": 0}  # on the page of what was found
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", ["nasty", "none"])
+@pytest.mark.parametrize("name", CHARTS)
+def test_pages_open_without_a_request_or_a_complaint(name, kind, browser, tmp_path):
+    study = STUDIES[name]
+    path = write_text(tmp_path / "page.html", study.report.page(*study.make(kind)))
+    page = browser.open(path)
+    page.wait_for("document.documentElement.dataset.drawn === 'true'")
+    charts = CHARTS[name] - (0 if kind != "none" else {"explain": 3, "fold": 0}.get(name, 1))
+    assert page.evaluate("document.querySelectorAll('.chart').length") == charts
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == charts
+    # What goes beyond the window could not be read on a laptop.
+    assert page.evaluate("document.body.scrollWidth <= window.innerWidth")
+    assert page.evaluate("document.querySelectorAll('[data-title*=hare i]').length") == 0
+    asked = [u for u in page.requests if not u.startswith(("data:", "blob:"))]
+    assert asked == [path.as_uri()] and page.complaints == []
+    if name == "explain" and kind == "nasty":
+        labels = page.evaluate("[...document.querySelectorAll('#chart-attention_maps-3 .ytick')]"
+                               ".map((t) => t.textContent)")
+        assert any("</script>" in label for label in labels)
+    if name == "intervene" and kind == "nasty":
+        shown = page.evaluate("[...document.querySelectorAll('#chart-perplexity .bartext')].map("
+                              "(t) => t.textContent)")
+        assert shown == ["15.7", "5,000", "15.8", "21", "15.69"]
