@@ -196,8 +196,10 @@ class Tokenizer:
     def bos_words(self, setting: str, bos: bool) -> str:
         """Whether BOS is in front and why, in words, for a `setting` that was resolved to `bos`."""
         why = f"bos={setting}"
-        if bos == (setting == "auto" and self.adds_bos) and self._adds_bos_because:
-            why += f": {self._adds_bos_because}" if setting == "auto" else ""
+        if self.bos_id is None:
+            why += ": its tokenizer has none"
+        elif setting == "auto" and bos == self.adds_bos and self._adds_bos_because:
+            why += f": {self._adds_bos_because}"
         if not bos:
             return f"without BOS ({why})"
         if setting == "true" and self._bos_stated_in:

@@ -404,6 +404,8 @@ def test_the_reason_for_bos_in_words(folder: Path) -> None:
     assert made.bos_words("auto", False) == "without BOS (bos=auto)"  # a folded model's
     without_template(folder)
     assert read_tokenizer(folder / "tokenizer.json").bos_words("auto", False) == (
+        "without BOS (bos=auto: its tokenizer has none)")
+    assert configure(folder, bos_token="<bos>").bos_words("auto", False) == (
         "without BOS (bos=auto: the post-processor of tokenizer.json puts none in front)")
     gguf = gguf_tokenizer(bpe_metadata(add_bos_token=True), "x.gguf")
     assert gguf.bos_words("auto", True) == (
