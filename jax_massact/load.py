@@ -1,5 +1,6 @@
 """From the name of a checkpoint to a decoder and its tokenizer."""
 
+import dataclasses
 import difflib
 import functools
 import os
@@ -17,7 +18,7 @@ from jax_massact.errors import WeightsError
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.config_files import read_config, read_gguf_config
 from jax_massact.families.places import Names
-from jax_massact.nn.config import DType, ModelConfig
+from jax_massact.nn.config import DType, HeadConfig, ModelConfig
 from jax_massact.nn.transformer import Transformer
 from jax_massact.resources import RESOURCES, fetch
 from jax_massact.weights.folder import CONFIG, open_folder
@@ -115,6 +116,8 @@ def _open_folder_checkpoint(folder: Path) -> Checkpoint:
     names = {**family.names, **family.own_names(config)}
     tensors = _with_names(open_folder(folder), names)
     tensors = _with_one_head(config, tensors, names, stated_in)
+    if names["head"].template in tensors and not config.head.present:
+        config = dataclasses.replace(config, head=HeadConfig())
     tokenizer = functools.partial(_read_tokenizer, folder / "tokenizer.json")
     return check_tensors(
         folder, stated_in, family.model_type, names, config, tensors, tokenizer

@@ -10,7 +10,7 @@ from jax_massact.families.fields import build, flat
 from jax_massact.families.own import GROUP, read_group, write_group
 from jax_massact.families.rope import readable_rope
 from jax_massact.families.table import FAMILIES, Family
-from jax_massact.nn.config import BlockConfig, ModelConfig
+from jax_massact.nn.config import BlockConfig, HeadConfig, ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.safetensors import parse_json
 from jax_massact.weights.settings import Settings
@@ -18,6 +18,29 @@ from jax_massact.weights.tensors import check_digest, reading
 
 # How `model_type` and the architecture begin in files that only this package reads.
 OWN = f"{GROUP}-"
+# Settings by which relatives of a family change the computation, each with the values that change
+# nothing. A family that knows one has it among its defaults.
+_FOREIGN: dict[str, tuple[Any, ...]] = {
+    "alibi": (False,),
+    "attention_multiplier": (),
+    "attn_logit_softcapping": (),
+    "clip_qkv": (),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "n_routed_experts": (0,),
+    "no_rope_layers": ([],),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "parallel_attn": (False,),
+    "qk_layernorm": (False,),
+    "query_pre_attn_scalar": (),
+    "residual_multiplier": (1,),
+    "use_mrope": (False,),
+    "use_parallel_residual": (False,),
+    "use_qk_norm": (False,),
+}
 _OWN_CLASS = "Massact"
 
 
@@ -30,28 +53,40 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     check_digest(path)
     with reading(path) as file:
         settings = Settings(parse_json(file.read(), str(path)), path)
-    family, own = _family_of(settings)
+    family, own, has_head = _family_of(settings)
     if settings.has("quantization_config"):
         raise settings.error("quantization_config", "nothing; quantized weights only as GGUF")
+    for name, unused in _FOREIGN.items():
+        if name not in family.defaults and settings.has(name) and settings.get(name) not in unused:
+            expected = " or ".join(map(repr, unused)) or "nothing"
+            raise settings.error(name, f"{expected} in a {family.model_type} model")
     settings = Settings({**family.defaults, **settings.values}, path)
     try:
-        return family, build({**family.read(settings), **read_group(settings, required=own)})
+        config = build({**family.read(settings), **read_group(settings, required=own)})
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
+    return family, config if has_head or config.head.tied else without_head(config)
 
 
-def _family_of(settings: Settings) -> tuple[Family, bool]:
-    """The family, and whether the model is one of this package's own."""
+def without_head(config: ModelConfig) -> ModelConfig:
+    """The configuration of the same model without its own head."""
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, present=False))
+
+
+def _family_of(settings: Settings) -> tuple[Family, bool, bool]:
+    """The family, whether the model is of this package's own kind, and whether it has a head."""
     types = {f.model_type: (f, False) for f in FAMILIES}
     types |= {f"{OWN}{f.model_type}": (f, True) for f in FAMILIES}
     architectures = settings.get("architectures", [])
     if not architectures:
-        return types[settings.one_of("model_type", tuple(types))]
-    known = {f"{_OWN_CLASS * own}{f.architecture}": name for name, (f, own) in types.items()}
+        return *types[settings.one_of("model_type", tuple(types))], True
+    with_head = {f"{_OWN_CLASS * own}{f.architecture}": name for name, (f, own) in types.items()}
+    known = with_head | {f"{_OWN_CLASS * own}{f.base}": name for name, (f, own) in types.items()}
     if not isinstance(architectures, list) or str(architectures[0]) not in known:
         raise settings.error("architectures", f"one of {', '.join(known)}")
     model_type = known[architectures[0]]
-    return types[settings.one_of("model_type", (model_type,), model_type)]
+    row = types[settings.one_of("model_type", (model_type,), model_type)]
+    return *row, architectures[0] in with_head
 
 
 def read_gguf_config(path: Path, file: GgufFile) -> tuple[Family, ModelConfig]:
@@ -80,14 +115,16 @@ def describe(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     Raises:
       WeightsError: no settings state this configuration.
     """
-    wanted = readable(config)
+    # Whether there is a head says the architecture.
+    wanted = dataclasses.replace(readable(config), head=HeadConfig(tied=config.head.tied))
     found = [described for family in FAMILIES if (described := _as_family(family, wanted))]
     if not found:
         raise WeightsError("no file can state this configuration; expected: one that `load` reads")
     family, settings, group = min(found, key=lambda described: _distance(described[2]))
     own = {GROUP: group} if group else {}
+    architecture = family.architecture if config.head.present else family.base
     return family, {
-        "architectures": [f"{_OWN_CLASS * bool(group)}{family.architecture}"],
+        "architectures": [f"{_OWN_CLASS * bool(group)}{architecture}"],
         "model_type": f"{OWN * bool(group)}{family.model_type}",
         **settings,
         **own,

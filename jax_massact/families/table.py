@@ -32,7 +32,7 @@ class Family:
 
     Attributes:
       model_type: Hugging Face's name.
-      architecture: Hugging Face's class with a head.
+      architecture, base: Hugging Face's classes with and without a head.
       defaults: the settings that a `config.json` may leave out, as in transformers.
       read: the fields that a `config.json` states.
       write: the settings of a `config.json` that state a configuration as far as they can.
@@ -43,6 +43,7 @@ class Family:
 
     model_type: str
     architecture: str
+    base: str
     defaults: Mapping[str, Any]
     read: Callable[[Settings], Fields]
     write: Callable[[ModelConfig], dict[str, Any]]
@@ -54,23 +55,27 @@ class Family:
 # A model is saved as the first of those that can state it.
 FAMILIES = (
     Family(
-        model_type="llama", architecture="LlamaForCausalLM", defaults=llama.DEFAULTS,
-        read=llama.read, write=llama.write, names=decoder.NAMES, own_names=decoder.own_names,
+        model_type="llama", architecture="LlamaForCausalLM", base="LlamaModel",
+        defaults=llama.DEFAULTS, read=llama.read, write=llama.write,
+        names=decoder.NAMES, own_names=decoder.own_names,
         gguf=Gguf("llama", gguf.read_decoder, llama.GGUF_NAMES),
     ),
     Family(
-        model_type="mistral", architecture="MistralForCausalLM", defaults=mistral.DEFAULTS,
-        read=mistral.read, write=mistral.write, names=decoder.NAMES, own_names=decoder.own_names,
+        model_type="mistral", architecture="MistralForCausalLM", base="MistralModel",
+        defaults=mistral.DEFAULTS, read=mistral.read, write=mistral.write,
+        names=decoder.NAMES, own_names=decoder.own_names,
         gguf=None,
     ),
     Family(
-        model_type="qwen2", architecture="Qwen2ForCausalLM", defaults=qwen2.DEFAULTS,
-        read=qwen2.read, write=qwen2.write, names=decoder.NAMES, own_names=decoder.own_names,
+        model_type="qwen2", architecture="Qwen2ForCausalLM", base="Qwen2Model",
+        defaults=qwen2.DEFAULTS, read=qwen2.read, write=qwen2.write,
+        names=decoder.NAMES, own_names=decoder.own_names,
         gguf=Gguf("qwen2", qwen2.read_gguf, gguf.NAMES),
     ),
     Family(
-        model_type="gpt2", architecture="GPT2LMHeadModel", defaults=gpt2.DEFAULTS,
-        read=gpt2.read, write=gpt2.write, names=gpt2.NAMES, own_names=gpt2.own_names,
+        model_type="gpt2", architecture="GPT2LMHeadModel", base="GPT2Model",
+        defaults=gpt2.DEFAULTS, read=gpt2.read, write=gpt2.write,
+        names=gpt2.NAMES, own_names=gpt2.own_names,
         gguf=Gguf("gpt2", gpt2.read_gguf, gpt2.GGUF_NAMES),
     ),
 )  # fmt: skip

@@ -184,9 +184,15 @@ class HeadConfig:
 
     Attributes:
       tied: whether the embedding serves as the head's matrix.
+      present: whether there is a head at all; a model without one has no logits.
     """
 
     tied: bool = False
+    present: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tied and not self.present:
+            raise ConfigError("head.present is False; allowed with head.tied=True: True")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jax_massact.errors import WeightsError
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import choose_kernel
 from jax_massact.nn.block import Block
@@ -47,7 +48,8 @@ class Transformer(nnx.Module):
         # One block's initialiser over L keys: every parameter gets a leading layer axis.
         self.blocks = jax.vmap(lambda k: Block(config, k))(jax.random.split(keys[2], config.depth))
         self.final_norm = Norm(config.final_norm, D)
-        self.head = None if config.head.tied else draw(keys[3], D, V)
+        has_own = config.head.present and not config.head.tied
+        self.head = draw(keys[3], D, V) if has_own else None
 
     def __call__(
         self,
@@ -156,7 +158,16 @@ class Transformer(nnx.Module):
         return embed(self.config, tokens, self.embed, self.positions, self.prefix)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits from the residual stream after the last block."""
+        """Logits from the residual stream after the last block.
+
+        Raises:
+          WeightsError: the model has no head.
+        """
+        if not self.config.head.present:
+            raise WeightsError(
+                "this model was saved without its head, so it has no logits and no loss; expected: "
+                "the checkpoint of the whole language model, with lm_head.weight"
+            )
         x = self.final_norm(x)
         if self.head is None:
             return project(x, self.embed, "vd", transposed=True)

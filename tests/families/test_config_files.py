@@ -62,6 +62,12 @@ REFUSED = {
     "heads": (CONFIG | {"num_key_value_heads": 3}, ["kv_heads is 3", "a divisor of"]),
     "odd head": (CONFIG | {"head_dim": 7}, ["head_dim is 7", "an even number"]),
     "flag": (CONFIG | {"tie_word_embeddings": 1}, ["tie_word_embeddings is 1", "True or False"]),
+    "of relatives": (
+        CONFIG | {"attn_logit_softcapping": 50.0, "residual_multiplier": 1.0},
+        ["attn_logit_softcapping is 50.0", "nothing in a llama model"],
+    ),
+    "multiplied": (CONFIG | {"logit_scale": 0.25}, ["logit_scale is 0.25", "1 in a llama model"]),
+    "experts": (MISTRAL | {"num_local_experts": 8}, ["num_local_experts is 8", "0 in a mistral"]),
     "pairs": (CONFIG | {"rope_interleaved": True}, ["rope_interleaved is True"]),
     "partial": (CONFIG | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5"]),
     "new partial": (

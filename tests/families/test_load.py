@@ -30,9 +30,12 @@ from jax_massact import resources
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
 from jax_massact.load import load, open_checkpoint
+from jax_massact.measure.magnitudes import residual_streams
 from jax_massact.mesh import make_mesh, parameter_sharding
+from jax_massact.nn.config import HeadConfig
 from jax_massact.nn.parameters import is_stacked, parameter
 from jax_massact.nn.transformer import Transformer, parameters
+from jax_massact.save import save
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -168,6 +171,53 @@ def test_an_untied_head_that_is_missing(tmp_path):
     del arrays["lm_head.weight"]
     write_folder(tmp_path, CONFIG, arrays)
     fails(tmp_path, "'lm_head.weight' is missing", "expected: shape [40, 32]")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
+def test_names_of_a_model_that_was_wrapped(tmp_path, prefix):
+    arrays = hf_arrays()
+    write_folder(tmp_path, CONFIG, {prefix + name: x for name, x in arrays.items()})
+    head = open_checkpoint(tmp_path).load_model().head
+    np.testing.assert_array_equal(head, arrays["lm_head.weight"].T)
+
+
+def test_names_of_blocks_that_were_compiled_alone(tmp_path):
+    arrays = hf_arrays()
+    blocks = {name.replace("layers.1.", "layers.1._orig_mod."): x for name, x in arrays.items()}
+    write_folder(tmp_path, CONFIG, blocks)
+    open_checkpoint(tmp_path)
+    twice = {"module.lm_head.weight": arrays["lm_head.weight"]}
+    write_folder(tmp_path, CONFIG, blocks | twice)
+    fails(tmp_path, "'module.lm_head.weight' has the same place as 'lm_head.weight'")
+
+
+def test_a_tied_model_stored_with_its_head_alone(tmp_path):
+    config = CONFIG | {"tie_word_embeddings": True}
+    arrays = hf_arrays(config)
+    embed = arrays.pop("model.embed_tokens.weight")
+    model = open_checkpoint(write_folder(tmp_path, config, arrays | {"lm_head.weight": embed}))
+    np.testing.assert_array_equal(model.load_model().embed, embed)
+
+
+def test_a_model_without_a_head_has_streams_and_no_logits(tmp_path):
+    arrays = hf_arrays()
+    bare = {name.removeprefix("model."): x for name, x in arrays.items() if "lm_head" not in name}
+    write_folder(tmp_path, CONFIG | {"architectures": ["LlamaModel"]}, bare)
+    model, tokens = open_checkpoint(tmp_path).load_model(), np.arange(6)[None]
+    whole = open_checkpoint(write_folder(tmp_path / "whole", CONFIG, arrays)).load_model()
+    np.testing.assert_array_equal(
+        residual_streams(model, tokens), residual_streams(whole, tokens)
+    )
+    with pytest.raises(WeightsError, match="without its head.*no logits and no loss; expected"):
+        model(tokens)
+    save(model, tmp_path / "again")
+    assert open_checkpoint(tmp_path / "again").config == model.config
+    # The class does not say that there is none.
+    write_folder(tmp_path, CONFIG | {"architectures": ["LlamaModel"]}, arrays)
+    assert open_checkpoint(tmp_path).config == whole.config
+    # A tied head is never stored, so the class is of no importance.
+    tied = CONFIG | {"architectures": ["LlamaModel"], "tie_word_embeddings": True}
+    assert open_checkpoint(write_folder(tmp_path, tied, bare)).config.head == HeadConfig(tied=True)
 
 
 # Placing the weights
