@@ -112,10 +112,12 @@ class MassiveRecord(TypedDict):
     strict: bool
     first_layer: int
     last_layer: int
-    # Where, between those, the mean magnitude is largest; the values below are taken there.
+    # Where, between those, the mean over all sequences is largest; the values below are from there.
     peak_layer: int
+    # The dimension's largest value in each sequence, over the threshold or not.
     value_mean: float
     value_std: float
+    value_sequences: int  # of so many: all, unless it is too small in some to be followed
     ratio: float  # mean of |value| / median
     share_of_sequences: float  # share of sequences in which it is found
     positions: list[PositionCount]  # most frequent first, 16 at most

@@ -37,6 +37,18 @@ def of_stream(x, definition):
     }
 
 
+def places(pre, post, definition, most=64):
+    """The largest scalars of a layer, by the larger of both streams; pre and post are [T, D]."""
+    sizes = np.full(post.shape, -1.0)
+    for stream in (pre, post):
+        for d in range(post.shape[1]):
+            # The stream before the block is judged by the median after it, too.
+            if not is_common(stream[:, d], {"median": np.median(np.abs(post))}, definition):
+                sizes[:, d] = np.maximum(sizes[:, d], np.abs(stream[:, d]))
+    order = np.argsort(-sizes, axis=None, kind="stable")[:most]
+    return [tuple(map(int, np.unravel_index(i, sizes.shape))) for i in order]
+
+
 def find(acts, definition):
     """{dim: record} of every dimension with a relaxed hit; acts are arrays [L, B, T, D]."""
     pre, attn, mlp, post = (
@@ -44,8 +56,10 @@ def find(acts, definition):
     )
     L, B, _, D = post.shape
     seen = [[of_stream(post[l, b], definition) for b in range(B)] for l in range(L)]
+    largest = [[places(pre[l, b], post[l, b], definition) for b in range(B)] for l in range(L)]
     records = {}
     for d in range(D):
+        hit = [0] * L
         value = [[] for _ in range(L)]
         ratio = [[] for _ in range(L)]
         moved = [[] for _ in range(L)]
@@ -57,11 +71,12 @@ def find(acts, definition):
                 before = seen[max(l - 1, 0)][b]["median"]
                 hits = [t for t, e in here["hits"] if e == d]
                 strict[l] += any(e == d for _, e in here["strict_hits"])
+                hit[l] += bool(hits)
                 if hits:
                     anywhere.add(b)
-                    t = max(hits, key=lambda t: abs(post[l, b, t, d]))
-                    value[l].append(post[l, b, t, d])
-                    ratio[l].append(abs(post[l, b, t, d]) / here["median"])
+                if held := [post[l, b, t, d] for t, e in largest[l][b] if e == d]:
+                    value[l].append(max(held, key=abs))
+                    ratio[l].append(max(map(abs, held)) / here["median"])
                 common_before = l > 0 and seen[l - 1][b]["common"][d]
                 entered = [t for t, x in enumerate(pre[l, b, :, d])
                            if not common_before and over(x, before, definition.relaxed)]
@@ -72,16 +87,16 @@ def find(acts, definition):
                             key=lambda t: max((abs(column[t]) for column in rare), default=0))
                     moved[l].append((pre[l, b, t, d], attn[l, b, t, d], mlp[l, b, t, d]))
         if anywhere:
-            records[d] = decide(value, ratio, moved, strict, len(anywhere), B, definition)
+            records[d] = decide(value, ratio, moved, strict, hit, len(anywhere), B, definition)
     return records
 
 
-def decide(value, ratio, moved, strict, anywhere, B, definition):
+def decide(value, ratio, moved, strict, hit, anywhere, B, definition):
     L = len(value)
     steady = [l for l in range(L) if strict[l] > definition.min_share * B]
     is_strict = len(steady) >= min(definition.min_layers, L)
-    counted = steady if is_strict else [l for l in range(L) if value[l]]
-    peak = max(counted, key=lambda l: abs(np.mean(value[l])))
+    counted = steady if is_strict else [l for l in range(L) if hit[l]]
+    peak = max(counted, key=lambda l: abs(sum(value[l])))
     mean = np.mean(value[peak])
     parts = [
         (l, name, np.mean([m[i] for m in moved[l]]))
@@ -97,7 +112,8 @@ def decide(value, ratio, moved, strict, anywhere, B, definition):
     return {
         "strict": is_strict, "first_layer": counted[0], "last_layer": counted[-1],
         "peak_layer": peak, "value_mean": mean, "value_std": np.std(value[peak]),
+        "value_count": len(value[peak]),
         "ratio": np.mean(ratio[peak]), "share_of_sequences": anywhere / B,
-        "trajectory": [np.mean(v) if v else np.nan for v in value],
+        "trajectory": [np.mean(v) if n else np.nan for v, n in zip(value, hit, strict=True)],
         "written_by": max(written, key=along), "removed_by": removed,
     }

@@ -29,7 +29,8 @@ def massive(
     found = range(first, last + 1)
     return MassiveRecord(
         dim=dim, strict=strict, first_layer=first, last_layer=last,
-        peak_layer=first, value_mean=value, value_std=abs(value) / 50, ratio=abs(value) / 1.65,
+        peak_layer=first, value_mean=value, value_std=abs(value) / 50,
+        value_sequences=sequences, ratio=abs(value) / 1.65,
         share_of_sequences=1.0,
         positions=[{"position": 0, "sequences": sequences}, {"position": 4, "sequences": 1}],
         tokens=[

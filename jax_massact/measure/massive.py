@@ -69,7 +69,9 @@ class Tally(NamedTuple):
       sequences: how many were seen.
       strict: sequences with a strict hit at that layer and dimension.
       anywhere: sequences with a relaxed hit in that dimension at any layer.
-      value: resid_post, over sequences with a relaxed hit.
+      relaxed: sequences with a relaxed hit at that layer and dimension.
+      value: the largest resid_post of the dimension, over all sequences that have it among their
+        `Places`, whether or not it is over a threshold.
       ratio: |resid_post| / median, over the same.
       pre, attn, mlp: what came in and what the sublayers added, over sequences with a relaxed hit
         before or after the block.
@@ -80,6 +82,7 @@ class Tally(NamedTuple):
     sequences: Float[Array, ""]
     strict: Float[Array, "L D"]
     anywhere: Float[Array, " D"]
+    relaxed: Float[Array, "L D"]
     value: Moments
     ratio: Moments
     pre: Moments
@@ -95,6 +98,7 @@ class Tally(NamedTuple):
             sequences=self.sequences + other.sequences,
             strict=self.strict + other.strict,
             anywhere=self.anywhere + other.anywhere,
+            relaxed=self.relaxed + other.relaxed,
             **{name: getattr(self, name).merge(getattr(other, name)) for name in moments},
         )
 
@@ -107,10 +111,11 @@ class Massive(NamedTuple):
         (`Definition.min_share`, `min_layers`).
       relaxed: over the relaxed threshold in any sequence at any layer.
       first_layer, last_layer: of those layers, or of the relaxed hits where it is not strict.
-      peak_layer: where, among those layers, the mean magnitude is largest.
-      value_mean, value_std, ratio: there, over the sequences with a hit.
+      peak_layer: where, among those layers, the mean over all sequences is largest in magnitude.
+      value_mean, value_std, ratio: there, over the sequences of `Tally.value`.
+      value_count: how many those are: all, unless the dimension is small in some of them.
       share_of_sequences: with a hit at any layer.
-      trajectory: mean signed value at every layer; NaN where there is no hit.
+      trajectory: mean signed value at every layer, over the same; NaN where there is no hit.
       writer_layer, writer_sublayer, writer_value: the largest contribution of the value's sign, at
         or before the peak; sublayers index SUBLAYERS, layer -1 is the embedding.
       remover_layer, remover_sublayer, remover_value: the largest contribution of the other sign
@@ -125,6 +130,7 @@ class Massive(NamedTuple):
     peak_layer: Int[Array, " D"]
     value_mean: Float[Array, " D"]
     value_std: Float[Array, " D"]
+    value_count: Float[Array, " D"]
     ratio: Float[Array, " D"]
     share_of_sequences: Float[Array, " D"]
     trajectory: Float[Array, "L D"]
@@ -179,20 +185,22 @@ def tally(
     hits = Hits(*(h & keep[:, None] for h in find_hits(stats, definition)))
     places = stats.places
     D = stats.outliers.share.shape[-1]
-    hit = _largest(places.dim, hits.relaxed, jnp.abs(places.post))
+    held = jnp.broadcast_to(keep[:, None], places.dim.shape)
+    seen = _largest(places.dim, held, jnp.abs(places.post))
     # Places come in order of max(|pre|, |post|).
     first = jnp.broadcast_to(-jnp.arange(places.dim.shape[-1]), places.dim.shape)
     moved = _largest(places.dim, hits.relaxed | hits.relaxed_pre, first)
     ratio = jnp.abs(places.post) / jnp.maximum(stats.median, jnp.finfo(jnp.float32).tiny)[..., None]
     outlier = is_outlier(stats, definition) & keep[:, None]
     of_dims = lambda value, mask: _per_dim(places.dim, value, mask, D)
-    value = of_dims(places.post, hit)
+    relaxed = of_dims(places.post, hits.relaxed)[1]
     return Tally(
         sequences=keep.sum().astype(jnp.float32),
         strict=of_dims(places.post, hits.strict)[1].sum(1).astype(jnp.float32),
-        anywhere=value[1].any(0).sum(0).astype(jnp.float32),
-        value=_moments(*value),
-        ratio=_moments(*of_dims(ratio, hit)),
+        anywhere=relaxed.any(0).sum(0).astype(jnp.float32),
+        relaxed=relaxed.sum(1).astype(jnp.float32),
+        value=_moments(*of_dims(places.post, seen)),
+        ratio=_moments(*of_dims(ratio, seen)),
         pre=_moments(*of_dims(places.pre, moved)),
         attn=_moments(*of_dims(places.attn, moved)),
         mlp=_moments(*of_dims(places.mlp, moved)),
@@ -235,7 +243,7 @@ def _moments(value: Float[Array, "L B D"], mask: Bool[Array, "L B D"]) -> Moment
 def decide(tally: Tally, definition: Definition | None = None) -> Massive:
     """The verdict on every dimension, from the tally of all batches."""
     definition = definition or Definition()
-    found = tally.value.count > 0
+    found = tally.relaxed > 0
     L, D = found.shape
     layers = jnp.arange(L)[:, None]
     steady = tally.strict > definition.min_share * tally.sequences
@@ -243,7 +251,10 @@ def decide(tally: Tally, definition: Definition | None = None) -> Massive:
     relaxed = found.any(0)
     counted = jnp.where(strict, steady, found)
     last = jnp.where(counted, layers, -1).max(0)
-    peak = jnp.where(counted, jnp.abs(tally.value.mean), -1.0).argmax(0)
+    # Sequences in which the dimension is too small to be seen count as 0: a layer that one
+    # sequence alone reaches is not its peak.
+    size = jnp.abs(tally.value.mean) * tally.value.count
+    peak = jnp.where(counted, size, -1.0).argmax(0)
     at_peak = lambda x: jnp.take_along_axis(x, peak[None], axis=0)[0]
     sign = jnp.sign(at_peak(tally.value.mean))
 
@@ -269,6 +280,7 @@ def decide(tally: Tally, definition: Definition | None = None) -> Massive:
         peak_layer=none(peak, relaxed),
         value_mean=at_peak(tally.value.mean),
         value_std=at_peak(tally.value.std),
+        value_count=at_peak(tally.value.count),
         ratio=at_peak(tally.ratio.mean),
         share_of_sequences=tally.anywhere / tally.sequences,
         trajectory=jnp.where(found, tally.value.mean, jnp.nan),

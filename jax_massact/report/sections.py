@@ -25,23 +25,22 @@ def found_section(
     return Section("verdict", "What was found", [findings, Facts(facts), rules])
 
 
-def massive_tables(records: Sequence[MassiveRecord], sequences: int, about: str = "") -> list[Part]:
+def massive_tables(records: Sequence[MassiveRecord], about: str = "") -> list[Part]:
     """Strict and relaxed-only records, each under their name; `about` stands before the name."""
     parts: list[Part] = []
     for strict, call in ((True, "Massive (strict)"),
                          (False, "Relaxed only: not massive by the strict definition")):
         if some := words.by_size(records, strict=strict):
             caption = f"{about}: {call[0].lower()}{call[1:]}" if about else call
-            head = ("dim", "layers", "peak", "value at peak", "ratio", "sequences",
+            head = ("dim", "layers", "peak", "value at peak", "n", "ratio", "found in",
                     "positions (sequences)", "tokens (sequences)", "written by", "removed by")
-            rows = [_record(r, sequences) for r in some]
-            parts.append(Table(head, rows, text=head[6:], caption=caption))
+            rows = [_record(r) for r in some]
+            parts.append(Table(head, rows, text=head[7:], caption=caption))
     start = f"{about}: no" if about else "No"
     return parts or [Lines([f"{start} massive activations found, strict or relaxed."])]
 
 
-def _record(r: MassiveRecord, sequences: int) -> list[Cell]:
-    """One record of a run over so many sequences."""
+def _record(r: MassiveRecord) -> list[Cell]:
     positions = [Piece("", f"{p['position']} ({p['sequences']})") for p in r["positions"][:LISTED]]
     more = [Piece("", "…")] * (len(r["positions"]) > LISTED)
     tokens = [Piece(words.token_label(t["token"]), f" ({t['sequences']})")
@@ -50,7 +49,8 @@ def _record(r: MassiveRecord, sequences: int) -> list[Cell]:
         str(r["dim"]),
         words.layer_span(r["first_layer"], r["last_layer"]),
         str(r["peak_layer"]),
-        words.mean_and_std(r["value_mean"], r["value_std"], sequences, "±"),
+        words.mean_and_std(r["value_mean"], r["value_std"], r["value_sequences"], "±"),
+        str(r["value_sequences"]),
         words.number(r["ratio"]),
         words.percent(r["share_of_sequences"]),
         positions + more,

@@ -79,23 +79,25 @@ class Sheet:
             self.line(f"and {len(rows) - most} more, in the JSON file", "dim")
 
     def massive(
-        self, records: Sequence[MassiveRecord], sequences: int,
+        self, records: Sequence[MassiveRecord],
         titles: tuple[str, str] = ("Massive activations (strict)",
                                    "Relaxed only (not massive by the strict definition)"),
         most: int = MAX_ROWS,
     ) -> None:
         """The largest strict, then the largest relaxed-only records, each under its title."""
-        head = ("dim", "layers", "value", "ratio", "seqs", "where", "written", "removed")
+        head = ("dim", "layers", "value", "n", "ratio", "seqs", "where", "written", "removed")
         for strict, title in zip((True, False), titles, strict=True):
             if some := words.by_size(records, strict=strict):
                 self.title(title)
-                self.table(head, (self._record(r, sequences) for r in some), head[5:], most)
+                self.table(head, map(self._record, some), head[6:], most)
 
-    def _record(self, r: MassiveRecord, sequences: int) -> list[str]:
+    def _record(self, r: MassiveRecord) -> list[str]:
         return [
             str(r["dim"]),
             words.layer_span(r["first_layer"], r["last_layer"]),
-            words.mean_and_std(r["value_mean"], r["value_std"], sequences, self.plus_minus),
+            words.mean_and_std(r["value_mean"], r["value_std"], r["value_sequences"],
+                               self.plus_minus),
+            str(r["value_sequences"]),
             words.number(r["ratio"]),
             words.percent(r["share_of_sequences"]),
             self._where(r),

@@ -73,9 +73,9 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
-def mean_and_std(mean: float | None, std: float | None, sequences: int, plus_minus: str) -> str:
-    """`24,926 ± 141`; the mean alone when there is one sequence and so no deviation."""
-    return number(mean) if sequences == 1 else f"{number(mean)} {plus_minus} {number(std)}"
+def mean_and_std(mean: float | None, std: float | None, n: int, plus_minus: str) -> str:
+    """`24,926 ± 141`; the mean alone where it is of one and so has no deviation."""
+    return number(mean) if n == 1 else f"{number(mean)} {plus_minus} {number(std)}"
 
 
 def layer_span(first: int, last: int) -> str:

@@ -324,7 +324,7 @@ def _rebuilt(
     assert after is not None
     share = definition.min_share * after.tally.sequences
     strict_steady = after.tally.strict > share
-    relaxed_steady = after.tally.value.count > share
+    relaxed_steady = after.tally.relaxed > share
     dims = []
     for dim in measured.dims:
         own = [t for t in targets if t.dim == dim]

@@ -29,6 +29,7 @@ def _record(probed: Probed, d: int) -> MassiveRecord:
         peak_layer=int(m.peak_layer[d]),
         value_mean=float(m.value_mean[d]),
         value_std=float(probed.tally.value.std[m.peak_layer[d], d]),
+        value_sequences=int(m.value_count[d]),
         ratio=float(m.ratio[d]),
         share_of_sequences=float(m.share_of_sequences[d]),
         positions=[

@@ -48,7 +48,7 @@ def as_records(massive):
         return None if index < 0 else (int(layer), SUBLAYERS[index], value)
 
     plain = ("strict", "first_layer", "last_layer", "peak_layer", "value_mean", "value_std",
-             "ratio", "share_of_sequences")
+             "value_count", "ratio", "share_of_sequences")
     records = {}
     for d in np.nonzero(massive.relaxed)[0].tolist():
         m = {name: np.asarray(x)[..., d] for name, x in massive._asdict().items()}
@@ -121,6 +121,21 @@ def test_relaxed_only():
     assert not r["strict"] and r["value_mean"] == pytest.approx(60, rel=0.05)
     assert (r["first_layer"], r["last_layer"]) == (WRITER, REMOVER - 1)
     assert r["removed_by"] == (REMOVER, "mlp", pytest.approx(-60, rel=0.05))
+
+
+def test_values_are_of_all_sequences_and_not_of_those_over_the_threshold_alone():
+    model = written_and_removed().build()
+    acts = jax.device_get(all_acts(model, TOKENS))
+    values = np.sort(acts.resid_post[WRITER:REMOVER, :, 0, DIM], axis=1)
+    # At most one sequence of a layer reaches this threshold.
+    lone = Threshold(magnitude=float(values[:, -2:].mean(1).max()), ratio=1.0)
+    definition = Definition(strict=lone, relaxed=lone)
+    _, records = both(model, TOKENS, definition)
+    r = records[DIM]
+    assert r["share_of_sequences"] < 0.5 and r["value_count"] == B
+    layer = r["peak_layer"] - WRITER
+    assert r["value_mean"] == pytest.approx(values[layer].mean(), rel=1e-5)
+    assert r["value_std"] == pytest.approx(values[layer].std(), rel=1e-3)
 
 
 def test_nothing_to_find():

@@ -101,7 +101,7 @@ def show(result: ExplainResult, console: Console) -> None:
     for place in result["locations"]:
         about = location_line(place)
         titles = (f"{about}: massive (strict)", f"{about}: relaxed only")
-        sheet.massive(place["massive"], place["sequences"], titles, _LOCATION_ROWS)
+        sheet.massive(place["massive"], titles, _LOCATION_ROWS)
         if not place["massive"]:
             sheet.title(about)
             sheet.line("none found, strict or relaxed")
@@ -162,7 +162,7 @@ def sections(result: ExplainResult, attention_map: AttentionMap) -> list[Section
     if result["locations"]:
         found.append(Section("locations", "Where they sit", [
             part for place in result["locations"]
-            for part in massive_tables(place["massive"], place["sequences"], location_line(place))
+            for part in massive_tables(place["massive"], location_line(place))
         ]))
     return [*found, Section("layers", "Every layer", _layer_tables(result))]
 

@@ -85,7 +85,7 @@ def show(result: FoldResult, console: Console) -> None:
     sheet.title("The model with its first token, and without")
     sheet.table(MODELS, _numbers(result), left=("",))
     titles = ("What remains: massive (strict)", "What remains: relaxed only")
-    sheet.massive(result["massive_after"], result["data"]["sequences"], titles)
+    sheet.massive(result["massive_after"], titles)
     sheet.close(words.definition(result["definition"]))
 
 
@@ -97,7 +97,6 @@ def page(result: FoldResult) -> str:
 
 def sections(result: FoldResult) -> list[Section]:
     """The sections of the page, in reading order."""
-    sequences = result["data"]["sequences"]
     facts = [("Data", words.data_line(result["data"]))]
     if result["saved_to"] is not None:
         facts.append(("Folded model", result["saved_to"]))
@@ -105,7 +104,7 @@ def sections(result: FoldResult) -> list[Section]:
         found_section(findings(result), facts, result),
         Section("numbers", "With the first token, and without",
                 [Table(MODELS, _numbers(result), text=("",))]),
-        Section("massive-before", "Before", massive_tables(result["massive_before"], sequences)),
+        Section("massive-before", "Before", massive_tables(result["massive_before"])),
         Section("massive-after", "What remains",
-                massive_tables(result["massive_after"], sequences)),
+                massive_tables(result["massive_after"])),
     ]

@@ -160,7 +160,7 @@ def show(result: InterveneResult, console: Console) -> None:
     if after is not None:
         titles = ("Massive (strict) once the targets are zero",
                   "Relaxed only, once the targets are zero")
-        sheet.massive(after["massive"], sequences, titles, AFTER_ROWS)
+        sheet.massive(after["massive"], titles, AFTER_ROWS)
     sheet.close(words.definition(result["definition"]))
 
 
@@ -197,7 +197,7 @@ def sections(result: InterveneResult) -> list[Section]:
                 [perplexity_chart(result), Table(head, rows, text=head[:1]), note]),
     ]
     if after is not None:
-        tables = massive_tables(after["massive"], sequences, "Once the targets are zero")
+        tables = massive_tables(after["massive"], "Once the targets are zero")
         found += [
             Section("targets", "What was changed", _target_table(result["targets"])),
             Section("after", "Needed, or rebuilt?", [trajectory_chart(result), *tables]),

@@ -116,7 +116,7 @@ def show(result: ProbeResult, console: Console) -> None:
     """Prints model, data, verdict, the massive activations and one row for every layer."""
     sheet = Sheet(console)
     sheet.opening(result, words.data_line(result["data"]), findings(result))
-    sheet.massive(result["massive"], result["data"]["sequences"])
+    sheet.massive(result["massive"])
     if features := result["outlier_features"]:
         sheet.title("Outlier features (large at most tokens: not massive activations)")
         head = ("dim", "layers", "magnitude", "tokens", "seqs")
@@ -139,7 +139,7 @@ def sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section
     found = [
         found_section(findings(result), facts, result),
         Section("massive", "Massive activations",
-                massive_tables(result["massive"], result["data"]["sequences"])),
+                massive_tables(result["massive"])),
         Section("surface", "Activation map",
                 [surface, Lines([_map_note(result, activation_map)], "soft")]),
         Section("magnitudes", "Largest magnitudes", [magnitudes]),
