@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jax_massact.errors import ConfigError
-from jax_massact.train.config import DataConfig, TrainConfig, check_same_run, to_json
+from jax_massact.train.config import DataConfig, TrainConfig, to_json
 from jax_massact.train.data import open_batches
+from jax_massact.train.resume import check_settings
 
 
 def config(**data: object) -> TrainConfig:
@@ -33,9 +34,9 @@ def test_the_settings_of_the_data(
 def test_a_setting_that_an_earlier_version_did_not_have() -> None:
     before = json.loads(to_json(config()))
     del before["data"]["text_field"], before["data"]["special_tokens_as_text"]
-    check_same_run(config(), before, "runs/x")
+    check_settings(config(), before, 3, "runs/x")
     with pytest.raises(ConfigError, match="data.text_field was 'text' and is 'body'"):
-        check_same_run(config(text_field="body"), before, "runs/x")
+        check_settings(config(text_field="body"), before, 3, "runs/x")
 
 
 @pytest.mark.parametrize(
