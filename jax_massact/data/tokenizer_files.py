@@ -49,15 +49,19 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if not path.exists():
         raise DataError(_how_to_make(path))
-    description = _read_json(path)
-    files = {name: _read_json(path.with_name(name)) if path.with_name(name).is_file() else {}
-             for name in (_CONFIG, _SPECIAL, _ADDED, _MODEL, _GENERATION)}
+    text = _read_text(path)
+    description = _parsed(path, text)
+    names = (_CONFIG, _SPECIAL, _ADDED, _MODEL, _GENERATION)
+    files = {name: _parsed(path.with_name(name)) for name in names}
     if "added_tokens_decoder" in files[_CONFIG]:
         files[_SPECIAL] = {}  # of an older version: transformers passes over it
     kind = _class_of(files)
+    steps = _steps_of(description)
     notes = _set_prefix_space(description, files[_CONFIG], kind)
+    # Large vocabularies take a second to write, and are as they were in most folders.
+    text = text if steps == _steps_of(description) else json.dumps(description)
     try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(description))
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises no narrower type
         raise DataError(f"{path} is not a tokenizer: {error}") from error
     notes += _add_tokens(backend, files)
@@ -94,11 +98,21 @@ def _how_to_make(path: Path) -> str:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     with open_binary(path) as file:
         raw = file.read()
     try:
-        value = json.loads(raw.decode("utf-8"))
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}; expected: UTF-8") from error
+
+
+def _parsed(path: Path, text: str | None = None) -> dict[str, Any]:
+    """The object in a file, of which `text` was read already; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read_text(path) if text is None else text)
     except ValueError as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -251,24 +265,27 @@ def _stated_tokens(
     if isinstance(decoder, Mapping):
         ids = sorted(int(i) for i in decoder if i.isdecimal())
         yield from ((decoder[str(i)], i, True) for i in ids)
-    vocabulary = backend.get_vocab(with_added_tokens=True)
     for values in (files[_CONFIG], files[_SPECIAL]):
         for key in ("additional_special_tokens", "extra_special_tokens"):
             tokens = values.get(key)
             tokens = tokens.values() if isinstance(tokens, Mapping) else tokens or []
             yield from ((token, None, True) for token in tokens)
-        yield from ((token, None, True) for key, token in values.items()
-                    if key.endswith("_token") and _content(token) in vocabulary)
+        named = [token for key, token in values.items() if key.endswith("_token")]
+        yield from ((token, None, True) for token in named
+                    if backend.token_to_id(_content(token) or "") is not None)
     by_id = sorted(files[_ADDED].items(), key=lambda item: str(item[1]).zfill(9))
     yield from ((token, i, False) for token, i in by_id)
 
 
 def _readable_of(description: Mapping[str, Any]) -> Callable[[str], str]:
     """How the pieces of a `tokenizer.json` are spelled."""
-    steps = json.dumps(
-        [description.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")],
-        ensure_ascii=False,
-    )
+    steps = _steps_of(description)
     if '"ByteLevel"' in steps:
         return byte_level_text
     return sentencepiece_text if SPACE in steps else lambda piece: piece
+
+
+def _steps_of(description: Mapping[str, Any]) -> str:
+    """Everything but the vocabulary that decides how text is cut and pieces are spelled."""
+    parts = ("normalizer", "pre_tokenizer", "decoder")
+    return json.dumps([description.get(part) for part in parts], ensure_ascii=False)

@@ -271,6 +271,13 @@ def test_bad_metadata_is_named(metadata: dict[str, Any], message: str) -> None:
     assert "model.gguf" in str(caught.value)
 
 
+def test_a_damaged_byte_is_no_token(folder: Path) -> None:
+    raw = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(raw.replace(b"<eos>", b"<e\xffs>"))
+    with pytest.raises(DataError, match="tokenizer.json cannot be read as JSON: .* 0xff"):
+        read_tokenizer(folder / "tokenizer.json")
+
+
 def test_a_lone_surrogate_is_an_error() -> None:
     tokenizer = gguf_tokenizer(bpe_metadata(), "x.gguf")
     with pytest.raises(DataError, match="surrogate"):
