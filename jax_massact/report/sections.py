@@ -36,8 +36,7 @@ def massive_tables(records: Sequence[MassiveRecord], about: str = "") -> list[Pa
                     "positions (sequences)", "tokens (sequences)", "written by", "removed by")
             rows = [_record(r) for r in some]
             parts.append(Table(head, rows, text=head[7:], caption=caption))
-    start = f"{about}: no" if about else "No"
-    return parts or [Lines([f"{start} massive activations found, strict or relaxed."])]
+    return parts or [Lines([f"{about}: none found." if about else "None found."])]
 
 
 def _record(r: MassiveRecord) -> list[Cell]:

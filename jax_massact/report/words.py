@@ -78,6 +78,15 @@ def mean_and_std(mean: float | None, std: float | None, n: int, plus_minus: str)
     return number(mean) if n == 1 else f"{number(mean)} {plus_minus} {number(std)}"
 
 
+def over_batches(losses: Sequence[float], std: float | None, plus_minus: str = "+-") -> str:
+    """` +- 0.02 over batches`; batches of the same few rows have no spread to speak of."""
+    if std is None:
+        return ""
+    if len(set(losses)) == 1 and len(losses) > 1:
+        return f" ({len(losses)} batches of the same rows: no spread)"
+    return f" {plus_minus} {std:.2g} over batches"
+
+
 def layer_span(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first}-{last}"
 
@@ -139,6 +148,19 @@ def strength(records: Sequence[MassiveRecord]) -> str:
     if not records:
         return "none"
     return "strict" if any(r["strict"] for r in records) else "relaxed"
+
+
+def nothing_found(definition: DefinitionInfo, tokens: int) -> str:
+    """What no record at all means, in sequences of so many tokens."""
+    share = definition["outlier"]["share"]
+    if 1 / tokens > share:  # whatever is large at one token is large at most of them
+        return (
+            f"Whether there are massive activations cannot be said: in sequences of "
+            f"{count(tokens, 'token')}, one token is more than {percent(share)} of them, and what "
+            "is large there counts as an outlier feature. Expected: longer sequences "
+            "(--config.sequence_length)."
+        )
+    return "No massive activations found, strict or relaxed."
 
 
 def strongest(records: Sequence[MassiveRecord]) -> list[MassiveRecord]:

@@ -55,7 +55,7 @@ def amount(size: float) -> str:
 def in_words(summary: dict[str, Any]) -> str:
     """A finished run's summary in two or three lines."""
     validation = summary["validation"]
-    spread = "" if validation["std"] is None else f" +- {validation['std']:.2g} over batches"
+    spread = words.over_batches(validation["losses"], validation["std"])
     lines = [
         f"validation loss {validation['loss']:.4f}{spread}; "
         f"{words.number(summary['tokens_per_second'])} tokens/s, "

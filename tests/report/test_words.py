@@ -81,3 +81,9 @@ def test_labels_are_one_printable_line(token):
 def test_printable_spells_out_what_no_terminal_and_no_page_can_hold():
     assert words.printable("a\x00\x1b[31m\ud800中\n\t") == "a\\x00\\x1b[31m\\ud800中\n\t"
     assert words.printable("中±", ascii_only=True) == "\\u4e2d\\xb1"
+
+
+def test_batches_of_the_same_rows_have_no_spread():
+    assert words.over_batches([2.5, 2.75], 0.177) == " +- 0.18 over batches"
+    assert words.over_batches([2.5], None) == ""
+    assert words.over_batches([2.5] * 20, 0.0) == " (20 batches of the same rows: no spread)"

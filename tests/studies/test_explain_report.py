@@ -23,13 +23,38 @@ def test_explain_says_what_happens_in_sentences():
         "Massive activations (strict) stand in the output of block 1 and after, at 1.5 tokens of "
         "a sequence on average.",
         "The sink rate is 0.75 ± 0.02: the share of heads whose mean attention to the first token "
-        "exceeds 0.3 (first 64 queries).",
+        "exceeds 0.3 (first 64 queries). It is 0.5 or more in layers 5 (0.50).",
         "In layer 3 these tokens take 38% of the attention of the others; their keys have a mean "
         "cosine of 0.967 between sequences; their values have 0.28 times the norm of other "
         "tokens' values.",
         "What they add to that layer's attention output is 23% of it; its cosine to its mean over "
         "queries is 0.87 ± 0.02, its relative deviation from it 0.43 ± 0.02.",
     ]
+
+
+def test_sinks_in_earlier_layers_are_not_hidden():
+    result, picture = explain_result()
+    for record in result["massive"]:
+        record["first_layer"] = 3
+    for layer, rate in zip(result["layers"], (0.1, 0.9, 0.86, 0.0, 0.7, 1.0), strict=True):
+        layer["attention"]["sink_rate"]["mean"] = rate
+    assert figures.map_layers(result) == [1, 3, 5]
+    assert verdict(result)[1].endswith(
+        "It is 0.5 or more in layers 1-2 (0.86 to 0.90), 4-5 (0.70 to 1.00); layers up to 3 do not "
+        "see the massive activations yet."
+    )
+    titles = [panel.title for panel in figures.map_chart(result, picture).panels]
+    assert titles[0] == "layer 1, before: sink rate 0.90"
+    for layer in result["layers"]:
+        layer["attention"]["sink_rate"]["mean"] = 0.01 * layer["layer"]
+    assert verdict(result)[1].endswith("It is highest in layer 5, 0.05.")
+    assert figures.map_layers(result) == [3, 5]
+
+
+def test_one_token_proves_nothing():
+    result, _ = explain_result("none")
+    result["data"]["sequence_length"] = 1
+    assert verdict(result)[0].startswith("Whether there are massive activations cannot be said")
 
 
 def test_series_hold_the_numbers_of_the_result():
@@ -79,7 +104,8 @@ def test_maps_show_the_attention_before_and_after():
     figure = drawn(figures.map_chart(result, picture))
     maps = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title(loc) for axes in maps for loc in ("left", "center") if
-            axes.get_title(loc)] == ["layer 1, before", "layer 3, after"]
+            axes.get_title(loc)] == [
+        "layer 1, before: sink rate 0.10", "layer 3, after: sink rate 0.30"]
     for axes, layer in zip(maps, (1, 3), strict=True):
         shown = np.ma.filled(axes.images[0].get_array(), np.nan)
         lower = np.tril_indices(24)
@@ -90,7 +116,8 @@ def test_maps_show_the_attention_before_and_after():
         assert [t.get_text() for t in bold] == ["'<s>'", "'<s>'"]
     heat = chart_of(html_of(explain.sections(*explain_result())), "attention_maps-3")
     (trace,) = heat["data"]
-    assert trace["z"][5][6] is None and heat["layout"]["title"]["text"] == "layer 3, after"
+    assert trace["z"][5][6] is None
+    assert heat["layout"]["title"]["text"] == "layer 3, after: sink rate 0.30"
     assert trace["z"][5][4] == pytest.approx(picture.weight[3, 5, 4], rel=1e-4)
     assert trace["x"][:3] == ["* 0 '&lt;s&gt;'", "1 'the'", "* 2 '&lt;s&gt;'"]
     assert figures.map_layers(explain_result("none")[0]) == [0, DEPTH - 1]

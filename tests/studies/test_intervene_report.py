@@ -63,6 +63,13 @@ def test_nothing_met_in_the_held_out_text_proves_nothing():
     assert "nothing was changed" in text and "not needed" not in text
 
 
+def test_sequences_of_few_tokens_prove_nothing():
+    result = intervene_result("none")
+    assert "No massive activations found, strict or relaxed. There is nothing" in verdict(result)[0]
+    result["data"]["window"], result["definition"]["outlier"]["share"] = 2, 0.25
+    assert "Whether there are massive activations cannot be said" in verdict(result)[0]
+
+
 def test_many_targets_are_counted():
     result = intervene_result()
     result["targets"] = [dict(result["targets"][0], layer=l, dim=l) for l in range(14)]

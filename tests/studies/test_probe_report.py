@@ -13,7 +13,7 @@ import report_examples as examples
 from json_schema import read as read_json
 from json_schema import violations
 from page_reader import read_page as read
-from reports import drawn, printed, texts, written
+from reports import drawn, html_of, printed, rows, texts, written
 
 from jax_massact.report import matplotlib_painter, plotly_painter
 from jax_massact.report.chart import tallest_spikes
@@ -24,6 +24,7 @@ from jax_massact.studies.probe.report import (
     findings,
     nonfinite_warning,
     page,
+    sections,
     show,
 )
 from jax_massact.studies.probe.result import ProbeResult
@@ -49,6 +50,29 @@ def test_no_massive_activations_is_said_plainly():
     assert findings(examples.none_found()).lines == [
         "No massive activations found, strict or relaxed."
     ]
+
+
+def test_one_token_cannot_be_told_from_an_outlier_feature():
+    result = examples.none_found()
+    result["data"]["sequence_length"] = 1
+    (line,) = findings(result).lines
+    assert line.startswith("Whether there are massive activations cannot be said: in sequences of")
+    assert "counts as an outlier feature" in line and "No massive" not in line
+    # A quarter of the tokens is the limit of these results: one of four is not more than that.
+    result["data"]["sequence_length"] = 3
+    assert "one token is more than 25% of them" in findings(result).lines[0]
+    result["data"]["sequence_length"] = 4
+    assert findings(result).lines == ["No massive activations found, strict or relaxed."]
+
+
+def test_a_value_says_of_how_many_sequences_it_is():
+    record = examples.massive(230, -472.8, 1, 2, 4, strict=False)
+    record |= {"value_std": 28.8, "value_sequences": 10, "share_of_sequences": 0.1}
+    result = examples.result([record], depth=4, sequences=10)
+    row = next(l for l in written(show, result).splitlines() if l.split()[:1] == ["230"])
+    assert row.split()[:7] == ["230", "1-2", "-472.8", "±", "28.8", "10", "286.5"]
+    (cells,) = rows(html_of(sections(result, examples.activation_map(result))), "Relaxed only: not")
+    assert cells[3:7] == ["-472.8 ± 28.8", "10", "286.5", "10%"]
 
 
 def test_relaxed_hits_are_never_called_massive_without_the_word():

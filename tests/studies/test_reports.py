@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 
+import causal_examples
 import headless
 import pytest
 from json_schema import read, violations
 from page_reader import read_page
-from reports import STUDIES, drawn, html_of, texts
+from reports import STUDIES, drawn, html_of, texts, written
 
 from jax_massact.report import matplotlib_painter
 from jax_massact.report.chart import Surface
@@ -122,6 +123,19 @@ def test_every_text_lies_inside_its_figure(name):
                 box = text.get_window_extent()
                 assert frame.x0 <= box.x0 and box.x1 <= frame.x1, text.get_text()
                 assert frame.y0 <= box.y0 and box.y1 <= frame.y1, text.get_text()
+
+
+def test_compare_says_how_long_runs_are_and_that_batches_were_the_same():
+    result = causal_examples.compare_result()
+    for run, steps in zip(result["groups"][1]["runs"], (40, 80), strict=True):
+        run |= {"steps": steps, "tokens": 16 * steps, "validation_losses": [3.5, 3.5]}
+    text = written(STUDIES["compare"].report.show, result)
+    cells = {line[:24].strip(): line[24:].split() for line in text.splitlines()}
+    row = lambda name: next(cells for label, cells in cells.items() if label.startswith(name))
+    assert row("steps") == ["40", "40,", "80"] and row("tokens") == ["640", "640,", "1,280"]
+    assert row("std over batches") == ["0.25", "same", "rows"]
+    result["groups"][1]["difference"] = None
+    assert "a dash: other rows" in " ".join(written(STUDIES["compare"].report.show, result).split())
 
 
 @pytest.mark.parametrize("name", ["probe", "explain"])

@@ -39,8 +39,10 @@ def _rows(result: Comparison, plus_minus: str) -> list[list[str]]:
 
     if _seeds(result) > 1:
         row("seeds", lambda group: str(len(group["runs"])))
+    row("steps", lambda group: _each(group, "steps"))
+    row("tokens", lambda group: _each(group, "tokens"))
     row("validation loss", lambda group: _mean_and_std(group, "validation_loss", plus_minus, 4))
-    row("  std over batches", lambda group: words.number(_batch_spread(group)))
+    row("  std over batches", _batch_spread)
     row("  minus the first", lambda group: _difference(group, plus_minus))
     for name, label in (PANELS | {"value_drain": "value drain"}).items():
         row(label, lambda group, name=name: _mean_and_std(group, name, plus_minus))
@@ -59,7 +61,8 @@ def _rows(result: Comparison, plus_minus: str) -> list[list[str]]:
 def _notes(result: Comparison, plus_minus: str) -> list[str]:
     seeds = _seeds(result)
     notes = [
-        "Loss in nats per token; minus the first: on the same batches, with its standard error.",
+        "Loss in nats per token; minus the first: on the same rows, with its standard error over "
+        "batches; a dash: other rows, and so no difference.",
         f"{plus_minus} elsewhere: standard deviation over seeds." if seeds > 1 else "One seed.",
         "Activations: after the last step, of the layer where each is largest (drain: smallest).",
         f"Sink rate: share of heads with mean attention to the first token above "
@@ -88,10 +91,18 @@ def _mean_and_std(group: Group, name: str, plus_minus: str, digits: int | None =
     return text if std is None else f"{text} {plus_minus} {std:.2g}"
 
 
-def _batch_spread(group: Group) -> float | None:
-    stds = [run["validation_std"] for run in group["runs"]]
-    known = [std for std in stds if std is not None]
-    return sum(known) / len(known) if known else None
+def _each(group: Group, field: str) -> str:
+    """The number of each run, once where they all have the same."""
+    numbers = [run[field] for run in group["runs"]]
+    return ", ".join(f"{n:,}" for n in (numbers[:1] if len(set(numbers)) == 1 else numbers))
+
+
+def _batch_spread(group: Group) -> str:
+    """The mean over runs; batches of the same rows have no spread."""
+    runs = [run for run in group["runs"] if run["validation_std"] is not None]
+    if runs and all(len(set(run["validation_losses"])) == 1 for run in runs):
+        return "same rows"
+    return words.number(statistics.fmean(run["validation_std"] for run in runs) if runs else None)
 
 
 def _difference(group: Group, plus_minus: str) -> str:

@@ -22,6 +22,7 @@ from jax_massact.studies.explain.result import AttentionMap, ExplainResult, Mean
 
 FIGURES = ("attention_maps", "attention_shares", "norms", "value_updates")
 MAP_TOKENS = 24
+HIGH_SINK_RATE = 0.5  # from here on a layer counts as one with attention sinks
 VECTORS = {"stream": GREY, "normed": BLUE, "keys": ORANGE, "values": GREEN}
 UPDATES = {
     "cosine": "mean cosine to the mean update",
@@ -47,13 +48,21 @@ def emergence(result: ExplainResult) -> int | None:
     return min((r["first_layer"] for r in records), default=None)
 
 
+def sink_rates(result: ExplainResult) -> list[float]:
+    """Of every layer, the mean over sequences."""
+    return [layer["attention"]["sink_rate"]["mean"] for layer in result["layers"]]
+
+
 def map_layers(result: ExplainResult) -> list[int]:
     """The layers to picture: the block that writes, whose attention knows nothing of it yet, and
-    the second after it; the first and the last where nothing is written."""
-    first, depth = emergence(result), len(result["layers"])
+    the second after it; of the layers before, the one with the highest sink rate, if it is high;
+    the first and the last where nothing is written."""
+    first, depth, rates = emergence(result), len(result["layers"]), sink_rates(result)
     if first is None:
         return sorted({0, depth - 1})
-    return sorted({first, min(first + 2, depth - 1)})
+    before = [layer for layer in range(first) if rates[layer] >= HIGH_SINK_RATE]
+    return sorted({first, min(first + 2, depth - 1),
+                   *sorted(before, key=lambda layer: rates[layer])[-1:]})
 
 
 def mean_of(values: Sequence[float] | None) -> float | None:
@@ -64,15 +73,17 @@ def mean_of(values: Sequence[float] | None) -> float | None:
 def map_chart(result: ExplainResult, attention_map: AttentionMap) -> Chart:
     """Attention of the first tokens before and after massive activations appear, after the figure
     of attention concentration of Sun et al. (2024); what a query cannot see is blank."""
-    first = emergence(result)
+    first, rates = emergence(result), sink_rates(result)
     names, massive = attention_map.tokens[:MAP_TOKENS], attention_map.massive[:MAP_TOKENS]
 
     def panel(layer: int) -> Panel:
         weight = attention_map.weight[layer][:MAP_TOKENS, :MAP_TOKENS].copy()
         weight[np.triu_indices(len(weight), 1)] = np.nan
         when = "" if first is None else ", before" if layer <= first else ", after"
+        rate = f"sink rate {rates[layer]:.2f}"
         heat = Heat(weight, names, massive, "query", "key", "attention, mean over heads")
-        return Panel([heat], name=str(layer), title=f"layer {layer}{when}", height=460)
+        return Panel([heat], name=str(layer), title=f"layer {layer}{when}: {rate}",
+                     height=460)
 
     marked = f"; orange: {massive_call(result)}" if any(massive) else ""
     return Chart(

@@ -12,6 +12,7 @@ from jax_massact.report.terminal import Sheet
 from jax_massact.report.words import Findings
 from jax_massact.studies.explain.figures import (
     FIGURES,
+    HIGH_SINK_RATE,
     MAP_TOKENS,
     VECTORS,
     charts,
@@ -19,6 +20,7 @@ from jax_massact.studies.explain.figures import (
     map_layers,
     massive_call,
     mean_of,
+    sink_rates,
 )
 from jax_massact.studies.explain.result import (
     AttentionMap,
@@ -47,11 +49,12 @@ def findings(result: ExplainResult) -> Findings:
     sink = (
         f"The sink rate is {spread(result['sink_rate'], sequences)}: the share of heads whose mean "
         f"attention to the first token exceeds {result['sink_epsilon']:g} (first "
-        f"{result['sink_length']} queries)."
+        f"{result['sink_length']} queries). {_sink_layers(result)}"
     )
     first = emergence(result)
     if first is None:
-        return Findings(["No massive activations found, strict or relaxed.", sink], strength)
+        nothing = words.nothing_found(result["definition"], result["data"]["sequence_length"])
+        return Findings([nothing, sink], strength)
     call = {
         "strict": "Massive activations (strict)",
         "relaxed": "Activations over the relaxed threshold only",
@@ -64,6 +67,32 @@ def findings(result: ExplainResult) -> Findings:
         sink,
     ]
     return Findings(lines + _mechanism(result, map_layers(result)[-1]), strength)
+
+
+def _sink_layers(result: ExplainResult) -> str:
+    """Where attention sinks are: the mean over layers hides it."""
+    rates = sink_rates(result)
+    high = [layer for layer, rate in enumerate(rates) if rate >= HIGH_SINK_RATE]
+    if not high:
+        top = max(range(len(rates)), key=lambda layer: rates[layer])
+        return f"It is highest in layer {top}, {rates[top]:.2f}."
+    # Neighbouring layers share what is left when their place in the list is taken off.
+    runs: dict[int, list[int]] = {}
+    for place, layer in enumerate(high):
+        runs.setdefault(layer - place, []).append(layer)
+
+    def span(run: list[int]) -> str:
+        low, top = (f"{end(rates[layer] for layer in run):.2f}" for end in (min, max))
+        return (f"{words.layer_span(run[0], run[-1])} "
+                f"({low if low == top else f'{low} to {top}'})")
+
+    spans = map(span, runs.values())
+    first = emergence(result)
+    early = first is not None and high[0] <= first
+    return (
+        f"It is {HIGH_SINK_RATE:g} or more in layers {', '.join(spans)}"
+        + (f"; layers up to {first} do not see the massive activations yet." if early else ".")
+    )
 
 
 def _mechanism(result: ExplainResult, at: int) -> list[str]:

@@ -61,8 +61,8 @@ def _verdict(result: InterveneResult) -> list[str]:
     perplexity, original = result["perplexity"], result["perplexity"]["original"]
     if not targets or after is None:
         return [
-            "No massive activations found, strict or relaxed: there is nothing to change. "
-            f"Perplexity is {words.number(original)}."
+            f"{words.nothing_found(result['definition'], result['data']['window'])} There is "
+            f"nothing to change. Perplexity is {words.number(original)}."
         ]
     places = ", ".join(f"dim {t['dim']} after block {t['layer']}" for t in targets[:PLACES])
     places += "" if len(targets) <= PLACES else f" and {len(targets) - PLACES} more"

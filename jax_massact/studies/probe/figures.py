@@ -129,7 +129,7 @@ def writer_chart(result: ProbeResult) -> Chart:
     panel = Panel(
         lines, x=layers(len(result["layers"])), height=400 + 24 * rows,
         y=value_axis("value (mean over sequences)", [r["value_mean"] for r in first], linear),
-        empty="No massive activations found, strict or relaxed",
+        empty="None found, strict or relaxed",
     )
     total = len(result["massive"])
     some = f" ({len(first)} largest of {total})" if len(first) < total else ""

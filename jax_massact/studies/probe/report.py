@@ -32,7 +32,7 @@ def findings(result: ProbeResult) -> Findings:
             f"No massive activations found by the strict definition; {n} {meet} the relaxed one."
         )
     elif not strict:
-        lines.append("No massive activations found, strict or relaxed.")
+        lines.append(words.nothing_found(result["definition"], result["data"]["sequence_length"]))
     lines += words.sentences(strict, "massive (strict)")
     if strict and relaxed:
         n, dims = words.count(len(relaxed), "more dimension"), _dims(relaxed)
