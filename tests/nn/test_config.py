@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import LLAMA
+from tiny_models import LLAMA, varied
 
 from jax_massact.cli.settings import describe, resolve
 from jax_massact.errors import ConfigError, UserError
@@ -24,51 +24,65 @@ def refusal(make) -> str:
     return str(error.value)
 
 
-SIZES = ("vocab_size", "depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim",
-         "context_length")
+SIZES = {
+    "depth": "depth", "width": "width", "context_length": "context_length",
+    "vocab_size": "embed.vocab_size", "heads": "attention.heads", "kv_heads": "attention.kv_heads",
+    "head_dim": "attention.head_dim", "extra_keys": "attention.extra_keys", "hidden": "mlp.hidden",
+}
 AT_LEAST_1 = "allowed: a whole number of at least 1"
 
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("value", [0, -3, 2.0, "8", None, True])
 def test_sizes(name, value):
-    assert refusal(lambda: dataclasses.replace(LLAMA, **{name: value})) == (
-        f"{name} is {value!r}; {AT_LEAST_1}"
+    assert refusal(lambda: varied(LLAMA, **{name: value})) == (
+        f"{SIZES[name]} is {value!r}; {AT_LEAST_1}"
     )
 
 
-@pytest.mark.parametrize(("setting", "value", "allowed"), [
-    ("first_position", -1, "a whole number of at least 0"),
-    ("sliding_window", 0, "a whole number of at least 1"),
-    ("norm_eps", 0.0, "a number above 0"),
-    ("norm_eps", math.nan, "a number above 0"),
-    ("norm_eps", math.inf, "a number above 0"),
-    ("norm_eps", "1e-5", "a number above 0"),
-    ("norm", "batch", "'rms', 'layer'"),
-    ("position", "alibi", "'rope', 'learned'"),
-    ("activation", "relu", "'silu', 'gelu_tanh', 'gelu'"),
-    ("dtype", "float16", "'float32', 'bfloat16'"),
-    ("num_kv_heads", 3, "a divisor of num_heads, which is 4"),
-    ("norm_bias", True, "False"),
+@pytest.mark.parametrize(("name", "setting", "value", "allowed"), [
+    ("first_position", "first_position", -1, "a whole number of at least 0"),
+    ("bias_position", "bias_position", -1, "a whole number of at least 0"),
+    ("window", "attention.window", 0, "a whole number of at least 1"),
+    ("scale", "attention.scale", 0.0, "a number above 0"),
+    ("softcap", "attention.softcap", -1.0, "a number above 0"),
+    ("norm_eps", "norm.eps", 0.0, "a number above 0"),
+    ("norm_eps", "norm.eps", math.nan, "a number above 0"),
+    ("norm_eps", "norm.eps", math.inf, "a number above 0"),
+    ("norm_eps", "norm.eps", "1e-5", "a number above 0"),
+    ("norm_kind", "norm.kind", "batch", "'rms', 'layer'"),
+    ("norm_bias", "norm.bias", True, "False"),
+    ("position", "attention.position", "alibi", "'rope', 'none'"),
+    ("positions", "embed.positions", "sine", "'none', 'learned'"),
+    ("implementation", "attention.implementation", "triton", "'xla', 'cudnn', 'splash'"),
+    ("activation", "mlp.activation", "relu", "'silu', 'gelu_tanh', 'gelu'"),
+    ("dtype", "dtype", "float16", "'float32', 'bfloat16'"),
+    ("kv_heads", "attention.kv_heads", 3, "a divisor of attention.heads, which is 4"),
 ])
-def test_model_settings(setting, value, allowed):
-    message = refusal(lambda: dataclasses.replace(LLAMA, **{setting: value}))
+def test_model_settings(name, setting, value, allowed):
+    message = refusal(lambda: varied(LLAMA, **{name: value}))
     assert message.startswith(f"{setting} is {value!r}; allowed")
     assert message.endswith(f": {allowed}")
 
 
 def test_rotary_positions_need_pairs():
-    message = refusal(lambda: dataclasses.replace(LLAMA, head_dim=7))
-    assert message == "head_dim is 7; allowed with rotary positions: an even number"
-    dataclasses.replace(LLAMA, head_dim=7, position="learned")
-    rope = RopeConfig(factors=(1.0, 2.0))
-    message = refusal(lambda: dataclasses.replace(LLAMA, rope=rope))
-    assert message.startswith("rope.factors has 2 entries; expected one for each pair")
+    message = refusal(lambda: varied(LLAMA, head_dim=7))
+    assert message == "attention.head_dim is 7; allowed with rotary positions: an even number"
+    varied(LLAMA, head_dim=7, position="none")
+    message = refusal(lambda: varied(LLAMA, rope=RopeConfig(factors=(1.0, 2.0))))
+    assert message.startswith("rope.factors has 2 entries; expected: one for each pair")
     assert message.endswith(", 4")
     assert refusal(lambda: RopeConfig(base=0.0)) == "rope.base is 0.0; allowed: a number above 0"
-    assert refusal(lambda: RopeConfig(pairs="thirds")) == (  # pyright: ignore
-        "rope.pairs is 'thirds'; allowed: 'interleaved', 'halves'"
-    )
+    assert refusal(lambda: RopeConfig(scale=0.0)) == "rope.scale is 0.0; allowed: a number above 0"
+
+
+def test_how_many_queries_see_the_extra_keys():
+    """A query at position p sees a key at position b where p - b < window."""
+    config = varied(LLAMA, window=5, first_position=3, bias_position=1)
+    assert config.reach(config.block) == 3
+    assert varied(config, first_position=9).reach(config.block) == 0
+    assert varied(config, bias_position=None).reach(config.block) is None
+    assert varied(config, window=None).reach(varied(config, window=None).block) is None
 
 
 @pytest.mark.parametrize(("setting", "value", "allowed"), [
@@ -148,7 +162,7 @@ def test_from_mapping_undoes_asdict():
     config = ProbeConfig(sequences=3, bos="true", definition=Definition(min_layers=1))
     assert from_mapping(ProbeConfig, dataclasses.asdict(config)) == config
     rope = RopeConfig(factors=(1.0, 2.0, 3.0, 4.0))
-    model = dataclasses.replace(LLAMA, rope=rope)
+    model = varied(LLAMA, rope=rope, others=(varied(LLAMA, window=4).block,))
     assert from_mapping(ModelConfig, dataclasses.asdict(model)) == model
 
 
