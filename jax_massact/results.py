@@ -12,6 +12,18 @@ import numpy as np
 SCHEMA_VERSION = 1
 
 
+class Remarks(TypedDict):
+    """What stands before the findings of every result.
+
+    Attributes:
+      warnings: what is not finite. A result with any has no verdict.
+      notices: what the user should know, though the numbers are sound.
+    """
+
+    warnings: list[str]
+    notices: list[str]
+
+
 class ModelInfo(TypedDict):
     name: str  # as the person gave it, the last part of a path
     source: str  # the file, folder or resource that was read

@@ -27,7 +27,8 @@ _BASES = {
 
 def _common(kind: str):
     base = _BASES[kind]()
-    keys = ("schema", "model", "data", "definition", "config", "seconds", "versions")
+    keys = ("schema", "warnings", "notices", "model", "data", "definition", "config", "seconds",
+            "versions")
     result = {key: copy.deepcopy(base[key]) for key in keys}
     result["model"]["depth"] = DEPTH
     result["definition"] = definition_info(Definition())
@@ -155,6 +156,7 @@ def compare_result(kind="strict") -> Comparison:
             "emergence": {"top1": None, "ratio": 20, "kurtosis": None, "sink_rate": 40},
             "curves": {key: curve(3) for key in PER_LAYER} | {"step": [0, 20, 40]},
             "losses": {"step": [20, 40], "loss": [4.0, 3.5]}, "seconds": 2.0,
+            "validated_on": {"text": "a", "tokenizer": "b", "shape of the batches": "2 x 4 x 16"},
             "tokens_per_second": 320.0, "interventions": found,
         }
 
@@ -171,6 +173,7 @@ def compare_result(kind="strict") -> Comparison:
 
     names = (NASTY, "runs/[q4]") if kind == "nasty" else ("standard", "runs/kv_bias")
     return {
-        "schema": 2, "sink_epsilon": 0.3, "sink_tokens": 64, "definition": common["definition"],
+        "schema": 3, "warnings": [], "notices": [], "sink_epsilon": 0.3, "sink_tokens": 64,
+        "definition": common["definition"],
         "groups": [group(name, i == 0) for i, name in enumerate(names)],
     }

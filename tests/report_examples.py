@@ -13,6 +13,7 @@ from jax_massact.results import (
     Writer,
 )
 from jax_massact.studies.probe.result import ProbeResult
+from jax_massact.studies.records import remarks
 
 WORDS = ["<|im_start|>", "Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n"]
 NASTY = [
@@ -79,6 +80,8 @@ def result(
         layers.append(layer_stats(l, tops, 0.5 + 0.1 * l, tokens[0]))
     return ProbeResult(
         schema=1,
+        warnings=[],
+        notices=[],
         model={
             "name": name, "source": "folder/SmolLM2-135M-Instruct.Q4_1.gguf", "family": "llama",
             "parameters": 134_515_008, "depth": depth, "width": width, "num_heads": 9,
@@ -176,7 +179,7 @@ def broken_numbers() -> ProbeResult:
     probe["massive"][0]["value_mean"] = math.nan
     probe["massive"][1]["value_std"] = math.nan
     probe["massive"][1]["trajectory"][12] = math.nan
-    return probe
+    return probe | remarks(probe["layers"])
 
 
 EXAMPLES = {

@@ -142,8 +142,8 @@ def _reference_files(
 def _reference_settings(config: TrainConfig, steps: int, windows: int) -> dict[str, Any]:
     model, optimizer = config.model, config.optimizer
     return {
-        "vocab_size": model.vocab_size, "depth": model.depth, "width": model.width,
-        "num_heads": model.num_heads, "batch_size": config.batch_size,
+        "vocab_size": model.embed.vocab_size, "depth": model.depth, "width": model.width,
+        "num_heads": model.block.attention.heads, "batch_size": config.batch_size,
         "sequence_length": config.sequence_length, "lr": optimizer.lr,
         "weight_decay": optimizer.weight_decay, "beta1": optimizer.beta1,
         "beta2": optimizer.beta2, "clip": optimizer.clip, "steps": steps, "windows": windows,

@@ -1,6 +1,7 @@
 """The `massact` command: turns flags into settings and calls one function for each command."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     or by the loss of another process, and resumes when it is started again.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # Figures are drawn into files; matplotlib refuses to start where a notebook's backend is not.
+    os.environ.pop("MPLBACKEND", None)
     args, overrides = make_parser(argv).parse_known_args(argv)
     args.argv = list(argv)
     try:

@@ -60,11 +60,14 @@ def run_compare(
             if trained.summary is None:
                 return code_of(trained)
         folders = [place for place, _ in planned]
+    # What is wrong with a run is said before anything is written or intervened on.
+    result = compare_runs(folders, interventions=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    result = compare_runs(folders, interventions=interventions, report=console.print)
+    if interventions:
+        result = compare_runs(folders, report=console.print)
     return finish("compare", Outcome(result), folder, console)
 
 

@@ -222,7 +222,8 @@ def _scan(period: Callable, x: jax.Array, layers: Any, size: int, unroll: int) -
             split = lambda leaf: leaf if size == 1 else leaf.reshape(-1, size, *leaf.shape[1:])
             step, inputs = whole, jax.tree.map(split, layers)
         x, taps = jax.lax.scan(step, x, inputs, unroll=max(1, unroll // size))
-        parts.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), taps))
+        flat = lambda leaf: leaf.reshape(number * size, *leaf.shape[2:])  # also where empty
+        parts.append(jax.tree.map(flat, taps))
     if rest:
         x, taps = period(x, jax.tree.map(lambda leaf: leaf[number * size :], layers))
         parts.append(taps)

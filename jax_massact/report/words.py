@@ -35,6 +35,11 @@ class Findings(NamedTuple):
     warning: str | None = None
 
 
+def withheld(warnings: Sequence[str]) -> Findings:
+    """No verdict, where something is not finite."""
+    return Findings([], "none", " ".join(warnings))
+
+
 def printable(text: str, *, ascii_only: bool = False) -> str:
     """The text with control characters, lone surrogates and the like spelled out.
 

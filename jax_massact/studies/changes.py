@@ -7,7 +7,6 @@ read everything from here.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -79,14 +78,8 @@ def _edits(
     value: Float[np.ndarray, "E B T"],
 ) -> Edits:
     """Edits that set `dims` at these places to `value`."""
-    E = len(met.targets)
-    return Edits(
-        layer=jnp.array([t.layer for t in met.targets], jnp.int32).reshape(E),
-        tokens=jnp.asarray(tokens),
-        dim=jnp.asarray(dims, jnp.int32).reshape(E),
-        scale=jnp.zeros(E),
-        add=jnp.asarray(value, jnp.float32),
-    )
+    layers = np.array([t.layer for t in met.targets], np.int32)
+    return Edits.set_to(layers, tokens, np.array(dims, np.int32), value)
 
 
 ORIGINAL = Change("original", GREY, _nothing)

@@ -18,7 +18,7 @@ from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import SCHEMA_VERSION, MassiveRecord
-from jax_massact.studies.changes import ORIGINAL, Met, with_fractions
+from jax_massact.studies.changes import ORIGINAL, Met, change_of, with_fractions
 from jax_massact.studies.collector import (
     BatchProbe,
     Collector,
@@ -47,7 +47,7 @@ from jax_massact.studies.interventions_result import (
     Trajectory,
     Verdict,
 )
-from jax_massact.studies.records import massive_records
+from jax_massact.studies.records import massive_records, remarks
 from jax_massact.studies.settings import InterveneConfig
 from jax_massact.studies.targets import (
     Means,
@@ -166,8 +166,14 @@ def intervene_checkpoint(
         name: Spread(mean=float(np.mean(x)), std=float(np.std(np.mean(x, axis=1))))
         for name, x in measured.losses.items()
     }
+    said = remarks(
+        calibrated.layers,
+        {f"loss of the text, {change_of(name).short}": x["mean"] for name, x in loss.items()},
+    )
+    is_sound = bool(targets) and not said["warnings"]
     return InterveneResult(
         schema=SCHEMA_VERSION,
+        **said,
         model=model_info(prepared, config.dtype, model),
         data=InterveneData(
             source=prepared.text.description,
@@ -188,7 +194,7 @@ def intervene_checkpoint(
         ],
         perplexity={name: _exp(spread["mean"]) for name, spread in loss.items()},
         loss=loss,
-        after_zero=_rebuilt(targets, measured, loss, config.definition) if targets else None,
+        after_zero=_rebuilt(targets, measured, loss, config.definition) if is_sound else None,
         config=dataclasses.asdict(config),
         seconds=seconds,
         versions=versions(),

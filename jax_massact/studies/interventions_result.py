@@ -6,7 +6,7 @@ over all scored tokens.
 
 from typing import Literal, TypedDict
 
-from jax_massact.results import DefinitionInfo, MassiveRecord, ModelInfo
+from jax_massact.results import DefinitionInfo, MassiveRecord, ModelInfo, Remarks
 
 Verdict = Literal["needed", "rebuilt", "needed and rebuilt", "not needed"]
 
@@ -72,7 +72,7 @@ class InterveneData(TypedDict):
     bos_token: str | None
 
 
-class InterveneResult(TypedDict):
+class InterveneResult(Remarks):
     schema: int
     model: ModelInfo
     data: InterveneData
@@ -82,7 +82,7 @@ class InterveneResult(TypedDict):
     # Keys: "original", "zero", "mean", "fraction_0.5" (and so on), "control_zero".
     perplexity: dict[str, float]
     loss: dict[str, Spread]
-    after_zero: Rebuilt | None  # None: no targets
+    after_zero: Rebuilt | None  # None: no targets, or numbers that are not finite
     config: dict
     seconds: dict[str, float]
     versions: dict[str, str]

@@ -94,6 +94,9 @@ def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Cons
     kept = keep_former(folder / f"{name}.json", outcome.result)
     if kept is not None:
         console.print(f"the former {name}.json, of other settings, is kept as {kept.name}")
+    for key, word in (("warnings", "warning"), ("notices", "note")):
+        for line in outcome.result[key]:
+            console.print(f"{word}: {line}")
     written, failures = write_files(name, outcome, folder)
     out = make_console()
     try:
@@ -109,7 +112,9 @@ def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Cons
         console.print(f"wrote {folder / names[0]}" + "".join(f", {n}" for n in names[1:]) + more)
     for line in failures:
         console.print(f"massact: {line}")
-    return INCOMPLETE if failures else 0
+    if failures:
+        return INCOMPLETE
+    return NOT_FINITE if outcome.result["warnings"] else 0
 
 
 def write_files(name: str, outcome: Outcome, folder: Path) -> Written:

@@ -1,13 +1,18 @@
-"""What was found in a run as plain records: massive activations and outlier features."""
+"""What was found in a run as plain records: massive activations, outlier features, remarks."""
+
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jax_massact.measure.massive import SUBLAYERS
-from jax_massact.results import MassiveRecord, OutlierFeature, Writer
+from jax_massact.report import words
+from jax_massact.results import LayerStats, MassiveRecord, OutlierFeature, Remarks, Writer
 from jax_massact.studies.collector import Probed
 from jax_massact.studies.inputs import KINDS
 
 MAX_LISTED = 16
+FLOAT16_MAX = 65_504.0
 
 
 def massive_records(probed: Probed) -> list[MassiveRecord]:
@@ -73,3 +78,35 @@ def outlier_records(probed: Probed) -> list[OutlierFeature]:
             )
         )
     return sorted(records, key=lambda r: -r["magnitude"])
+
+
+def remarks(
+    layers: Sequence[LayerStats], numbers: Mapping[str, float] | None = None
+) -> Remarks:
+    """What stands before the findings.
+
+    Args:
+      layers: of the unchanged model.
+      numbers: what else has to be finite, by its name.
+    """
+    warnings, notices = [], []
+    bad = [layer for layer in layers if layer["nonfinite"] or not math.isfinite(layer["max"])]
+    if bad:
+        total = words.count(sum(layer["nonfinite"] for layer in bad), "activation")
+        warnings.append(
+            f"{total} NaN or infinite, first at layer {bad[0]['layer']}: the numbers of this "
+            "report cannot be trusted. Try dtype float32, or check the checkpoint."
+        )
+    names = [name for name, value in (numbers or {}).items() if not math.isfinite(value)]
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        warnings.append(f"Not finite {verb} the {' and the '.join(names)}: there is no verdict.")
+    if not bad and layers:
+        largest = max(layers, key=lambda layer: layer["max"])
+        if largest["max"] > FLOAT16_MAX:
+            notices.append(
+                f"an activation of magnitude {words.number(largest['max'])} after block "
+                f"{largest['layer']} is beyond float16, which ends at 65,504: inference in float16 "
+                "overflows"
+            )
+    return Remarks(warnings=warnings, notices=notices)

@@ -22,7 +22,6 @@ from jax_massact.studies.output import Outcome, write_files
 from jax_massact.studies.probe import figures
 from jax_massact.studies.probe.report import (
     findings,
-    nonfinite_warning,
     page,
     sections,
     show,
@@ -97,11 +96,10 @@ def test_verdict_puts_strict_first_and_lists_what_it_does_not_say_in_full():
 
 
 def test_nonfinite_activations_are_reported_with_the_first_layer_and_no_verdict():
-    warning = nonfinite_warning(examples.broken_numbers()["layers"])
-    assert warning is not None
-    assert warning.startswith("2,600 activations NaN or infinite, first at layer 4")
-    assert findings(examples.broken_numbers()).lines == []
-    assert nonfinite_warning(examples.strict_found()["layers"]) is None
+    found = findings(examples.broken_numbers())
+    assert found.lines == [] and found.warning is not None
+    assert found.warning.startswith("2,600 activations NaN or infinite, first at layer 4")
+    assert findings(examples.strict_found()).warning is None
 
 
 def test_everything_a_researcher_asks_first():

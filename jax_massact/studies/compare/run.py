@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from jax_massact.errors import ConfigError, UserError
-from jax_massact.results import DefinitionInfo
+from jax_massact.results import DefinitionInfo, Remarks
 from jax_massact.settings import from_mapping
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.interventions import intervene_run
@@ -23,7 +24,7 @@ from jax_massact.train.metrics import (
     read_rows,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Measured per layer; the last are 0 for variants that have no such thing.
 PER_LAYER = ("top1", "ratio", "kurtosis", "sink_rate", "value_drain", "strict", "relaxed",
              "sink_token_rate", "extra_rate")
@@ -43,6 +44,7 @@ class RunRecord(TypedDict):
       curves: `step`, and each of PER_LAYER over them, the largest of all layers (of `value_drain`
         the smallest).
       losses: `step` and `loss` of every validation.
+      validated_on: what the validation rows depend on: data, tokenizer, and the shape of batches.
       seconds, tokens_per_second: how fast.
       interventions: of `train.interventions`, or null where none were asked for.
     """
@@ -59,6 +61,7 @@ class RunRecord(TypedDict):
     emergence: dict[str, int | None]
     curves: dict[str, list[float | None]]
     losses: dict[str, list[float]]
+    validated_on: dict[str, str]
     seconds: float
     tokens_per_second: float
     interventions: InterveneResult | None
@@ -73,7 +76,7 @@ class Group(TypedDict):
       std: the same, standard deviation; null for one run.
       difference: validation loss minus that of the first group, batch by batch, means over runs:
         (its mean, its standard error over batches, null for one batch). Null where the runs were
-        not validated on the same number of batches, and for the first group.
+        not validated on the same rows (see `Comparison.notices`), and for the first group.
       loss_change: of each of CHANGES, loss minus that of the same text unchanged, in nats,
         for each run; null where nothing was massive in that text, and so nothing changed.
     """
@@ -86,7 +89,7 @@ class Group(TypedDict):
     loss_change: dict[str, list[float | None]]
 
 
-class Comparison(TypedDict):
+class Comparison(Remarks):
     """`compare.json`.
 
     Attributes:
@@ -115,11 +118,12 @@ def compare_runs(
       report: called with a line of text before each.
 
     Raises:
-      UserError: a folder holds no finished run, one that was not watched, or runs that were
-        watched by different definitions; or a run cannot be intervened on.
+      UserError: a folder is given twice, holds no finished run, one that was not watched, or runs
+        that were watched by different definitions; or a run cannot be intervened on.
     """
     if not folders:
         raise UserError("nothing to compare; expected: folders of finished runs, or --config")
+    _check_different(folders)
     configs = [_config(folder) for folder in folders]
     records = [_record(folder, config) for folder, config in zip(folders, configs, strict=True)]
     _check_watched_alike(folders, configs)
@@ -131,9 +135,18 @@ def compare_runs(
     for name, record in zip(_names(folders, configs), records, strict=True):
         runs.setdefault(name, []).append(record)
     first = next(iter(runs.values()))
+    warnings = [
+        f"not finite is the validation loss of {record['folder']}: there is no verdict"
+        for record in records if not _is_finite(record["validation_losses"])
+    ]
+    for record in records:
+        if (found := record["interventions"]) is not None:
+            warnings += [f"{record['folder']}: {line}" for line in found["warnings"]]
     watch = configs[0].watch
     return Comparison(
         schema=SCHEMA_VERSION,
+        warnings=warnings,
+        notices=[*_other_rows(runs), *_one_seed(runs)],
         sink_epsilon=watch.sink_epsilon,
         sink_tokens=watch.sink_tokens,
         definition=definition_info(watch.definition),
@@ -146,6 +159,44 @@ def _config(folder: Path) -> TrainConfig:
         return from_mapping(TrainConfig, _read(folder / CONFIG, folder))
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from None
+
+
+def _check_different(folders: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (former := seen.setdefault(folder.resolve(), folder)) is not folder:
+            same = "is given twice" if str(former) == str(folder) else f"is the folder {former}"
+            raise UserError(f"{folder} {same}; expected: a folder for each run")
+
+
+def _other_rows(runs: Mapping[str, list[RunRecord]]) -> Iterator[str]:
+    """Says which runs were not validated on the rows of the first, and what differs."""
+    first, *others = [run for group in runs.values() for run in group]
+    for run in others:
+        then, now = first["validated_on"], run["validated_on"]
+        differ = [name for name in then if then[name] != now[name]]
+        if differ:
+            yield (
+                f"{run['folder']} was not validated on the rows of {first['folder']} (another "
+                f"{' and another '.join(differ)}): their losses do not compare"
+            )
+
+
+def _one_seed(runs: Mapping[str, list[RunRecord]]) -> Iterator[str]:
+    """Says which runs of a group have one seed: what they differ in is no spread over seeds."""
+    for name, group in runs.items():
+        seeds = [run["seed"] for run in group]
+        if len(set(seeds)) < len(seeds):
+            yield f"{name}: several runs have one seed ({', '.join(map(str, seeds))})"
+
+
+def _is_finite(losses: Sequence[float]) -> bool:
+    return all(map(math.isfinite, losses))
+
+
+def _number(loss: float | None) -> float:
+    """JSON has no NaN."""
+    return math.nan if loss is None else loss
 
 
 def _check_watched_alike(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> None:
@@ -182,18 +233,30 @@ def _record(folder: Path, config: TrainConfig) -> RunRecord:
         parameters=summary["parameters"],
         steps=summary["steps"],
         tokens=summary["tokens"],
-        validation_loss=validation["loss"],
+        validation_loss=_number(validation["loss"]),
         validation_std=validation["std"],
-        validation_losses=validation["losses"],
+        validation_losses=[_number(loss) for loss in validation["losses"]],
         layers={name: watched[-1][name] for name in PER_LAYER},
         emergence=summary["emergence"],
         curves={"step": [row["step"] for row in watched]}
         | {name: [extreme(name, row[name]) for row in watched] for name in PER_LAYER},
         losses={key: [row[key] for row in validated] for key in ("step", "loss")},
+        validated_on=_validated_on(config, summary),
         seconds=summary["seconds"],
         tokens_per_second=summary["tokens_per_second"],
         interventions=None,
     )
+
+
+def _validated_on(config: TrainConfig, summary: Mapping[str, Any]) -> dict[str, str]:
+    data, digests = config.data, summary.get("digests", {})  # runs of earlier versions have none
+    text = f"{data.source} {data.text_field} {data.same_first_token}"
+    return {
+        "text": digests.get("validation data", text),
+        "tokenizer": digests.get("tokenizer", data.tokenizer),
+        "shape of the batches": f"{config.validation_batches} x {config.batch_size} x "
+        f"{config.sequence_length}",
+    }
 
 
 def _group(name: str, runs: list[RunRecord], first: list[RunRecord]) -> Group:
@@ -221,7 +284,9 @@ def _over_runs(
     """Mean and standard deviation; null where a run has no number."""
     columns: dict[str, list[float | None]] = {name: [run["curves"][name][-1] for run in runs]
                                               for name in PER_LAYER}
-    columns["validation_loss"] = [run["validation_loss"] for run in runs]
+    columns["validation_loss"] = [
+        run["validation_loss"] if _is_finite([run["validation_loss"]]) else None for run in runs
+    ]
     mean: dict[str, float | None] = dict.fromkeys(columns)
     std: dict[str, float | None] = dict.fromkeys(columns)
     for name, values in columns.items():
@@ -234,7 +299,9 @@ def _over_runs(
 
 def _difference(first: list[RunRecord], runs: list[RunRecord]) -> tuple[float, float | None] | None:
     """Validation batches do not depend on the seed, so that losses compare one by one."""
-    if len({len(run["validation_losses"]) for run in (*first, *runs)}) > 1:
+    both = [*first, *runs]
+    same = all(run["validated_on"] == first[0]["validated_on"] for run in both)
+    if not same or not all(_is_finite(run["validation_losses"]) for run in both):
         return None
     of = lambda runs: zip(*(run["validation_losses"] for run in runs), strict=True)
     means = zip(map(statistics.fmean, of(first)), map(statistics.fmean, of(runs)), strict=True)

@@ -45,6 +45,8 @@ def spread(value: MeanStd | None, sequences: int, plus_minus: str = " ± ") -> s
 
 def findings(result: ExplainResult) -> Findings:
     """The findings in sentences."""
+    if result["warnings"]:
+        return words.withheld(result["warnings"])
     sequences, strength = result["data"]["sequences"], words.strength(result["massive"])
     sink = (
         f"The sink rate is {spread(result['sink_rate'], sequences)}: the share of heads whose mean "

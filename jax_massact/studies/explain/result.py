@@ -16,6 +16,7 @@ from jax_massact.results import (
     DefinitionInfo,
     MassiveRecord,
     ModelInfo,
+    Remarks,
 )
 
 
@@ -78,7 +79,7 @@ class Location(TypedDict):
     massive: list[MassiveRecord]
 
 
-class ExplainResult(TypedDict):
+class ExplainResult(Remarks):
     schema: int
     model: ModelInfo
     data: DataInfo

@@ -44,7 +44,7 @@ from jax_massact.studies.frame import (
     versions,
 )
 from jax_massact.studies.output import Outcome
-from jax_massact.studies.records import massive_records
+from jax_massact.studies.records import massive_records, remarks
 
 VECTORS = ("stream", "normed", "keys", "values")
 
@@ -79,7 +79,8 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
     for _, tokens, keep in inputs.batches(batch):
         found += collector.add(jax.device_get(find(model, tokens, keep)))
         progress(len(found), total_sequences)
-    massive = massive_records(collector.probed())
+    probed = collector.probed()
+    massive = massive_records(probed)
     marks = mark_tokens(found, massive, (len(inputs), inputs.length))
     seconds["find"] = watch.lap()
 
@@ -109,6 +110,7 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
     seconds["locate"] = watch.lap()
     result = ExplainResult(
         schema=SCHEMA_VERSION,
+        **remarks(probed.layers),
         model=model_info(prepared, config.dtype, model),
         data=data_info(prepared, config),
         definition=definition_info(config.definition),

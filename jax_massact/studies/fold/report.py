@@ -17,6 +17,8 @@ MODELS = ("", "original", "folded")
 
 def findings(result: FoldResult) -> Findings:
     """The findings in sentences; a warning where the folded model is not the same."""
+    if result["warnings"]:
+        return words.withheld(result["warnings"])
     token = words.token_label(result["first_token"])
     same = "unchanged" if result["unchanged"] else "CHANGED"
     lines = [

@@ -1,16 +1,15 @@
 """The schema of `fold.json`."""
 
-from typing import TypedDict
-
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
     MassiveRecord,
     ModelInfo,
+    Remarks,
 )
 
 
-class FoldResult(TypedDict):
+class FoldResult(Remarks):
     """Whether the first token's keys and values as explicit k', v' leave the model unchanged."""
 
     schema: int

@@ -33,7 +33,7 @@ from jax_massact.studies.frame import (
     versions,
 )
 from jax_massact.studies.output import Outcome
-from jax_massact.studies.records import massive_records
+from jax_massact.studies.records import massive_records, remarks
 
 MODEL = "model"  # the subfolder that holds the folded model
 # Of logits in float32, relative to the largest.
@@ -113,8 +113,13 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     relative = difference / largest if largest else math.inf
     perplexity = {name: float(np.exp(np.mean(x))) for name, x in losses.items()}
     info = model_info(prepared, config.dtype, folded)
+    original, remaining = before.probed(), after.probed()
+    numbers = {"difference of the logits": relative} | {
+        f"loss of the {name} model": float(np.mean(x)) for name, x in losses.items()
+    }
     result = FoldResult(
         schema=SCHEMA_VERSION,
+        **remarks(original.layers, numbers),
         model=info,
         first_token=inputs.name(first),
         first_token_id=first,
@@ -125,8 +130,8 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
         perplexity_original=perplexity["original"],
         perplexity_folded=perplexity["folded"],
         definition=definition_info(config.definition),
-        massive_before=massive_records(before.probed()),
-        massive_after=massive_records(after.probed()),
+        massive_before=massive_records(original),
+        massive_after=massive_records(remaining),
         largest_before=tops["original"],
         largest_after=tops["folded"],
         saved_to=None,

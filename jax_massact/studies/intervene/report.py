@@ -26,6 +26,8 @@ PLACES = 4  # that the verdict names
 
 def findings(result: InterveneResult) -> Findings:
     """The findings in sentences, the most important first."""
+    if result["warnings"]:
+        return words.withheld(result["warnings"])
     return Findings(_verdict(result), words.strength(result["massive"]))
 
 

@@ -20,8 +20,8 @@ PAGE = "report.html"
 
 def findings(result: ProbeResult) -> Findings:
     """The findings in sentences; no verdict where the numbers cannot be trusted."""
-    if warning := nonfinite_warning(result["layers"]):
-        return Findings([], "none", warning)
+    if result["warnings"]:
+        return words.withheld(result["warnings"])
     records = result["massive"]
     strict, relaxed = (words.by_size(records, strict=s) for s in (True, False))
     lines = []
@@ -45,18 +45,6 @@ def findings(result: ProbeResult) -> Findings:
             f"{n}, large at most tokens and so not massive activations: dim {_dims(outliers)}."
         )
     return Findings(lines, words.strength(records))
-
-
-def nonfinite_warning(layers: list[LayerStats]) -> str | None:
-    """A sentence when the model produced NaN or infinity: then no other number can be trusted."""
-    bad = [(layer["layer"], layer["nonfinite"]) for layer in layers if layer["nonfinite"]]
-    if not bad:
-        return None
-    total = words.count(sum(n for _, n in bad), "activation")
-    return (
-        f"{total} NaN or infinite, first at layer {bad[0][0]}: the numbers of this "
-        "report cannot be trusted. Try dtype float32, or check the checkpoint."
-    )
 
 
 def _dims(records: list[MassiveRecord] | list[OutlierFeature]) -> str:

@@ -1,7 +1,5 @@
 """The schema of `probe.json`."""
 
-from typing import TypedDict
-
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
@@ -10,10 +8,11 @@ from jax_massact.results import (
     ModelInfo,
     OutlierFeature,
     Prompt,
+    Remarks,
 )
 
 
-class ProbeResult(TypedDict):
+class ProbeResult(Remarks):
     schema: int
     model: ModelInfo
     data: DataInfo

@@ -18,7 +18,7 @@ from jax_massact.studies.frame import (
 from jax_massact.studies.output import Outcome
 from jax_massact.studies.probe.result import ProbeResult
 from jax_massact.studies.probe.settings import ProbeConfig
-from jax_massact.studies.records import massive_records, outlier_records
+from jax_massact.studies.records import massive_records, outlier_records, remarks
 
 
 def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) -> Outcome:
@@ -54,6 +54,7 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
     )
     result = ProbeResult(
         schema=SCHEMA_VERSION,
+        **remarks(probed.layers),
         model=model_info(prepared, config.dtype, model),
         data=data_info(prepared, config),
         definition=definition_info(config.definition),
