@@ -131,7 +131,8 @@ def layer(number, largest, nonfinite=0):
 
 def test_what_stands_before_the_findings():
     assert remarks([layer(0, 65_504.0)], {"loss": 2.0}) == {"warnings": [], "notices": []}
-    (notice,) = remarks([layer(0, 3.0), layer(1, 65_505.0), layer(2, 1e5), layer(3, 1.0)])["notices"]
+    sizes = [3.0, 65_505.0, 1e5, 1.0]
+    (notice,) = remarks([layer(i, size) for i, size in enumerate(sizes)])["notices"]
     assert "magnitude 100,000 after block 2" in notice and "float16" in notice
     found = remarks([layer(0, 1e5), layer(1, math.nan, 3)], {"loss": math.inf, "gap": math.nan})
     assert found["notices"] == []

@@ -164,9 +164,11 @@ def _config(folder: Path) -> TrainConfig:
 def _check_different(folders: Sequence[Path]) -> None:
     seen: dict[Path, Path] = {}
     for folder in folders:
-        if (former := seen.setdefault(folder.resolve(), folder)) is not folder:
-            same = "is given twice" if str(former) == str(folder) else f"is the folder {former}"
+        former = seen.get(place := folder.resolve())
+        if former is not None:
+            same = "is given twice" if former == folder else f"is the folder {former}"
             raise UserError(f"{folder} {same}; expected: a folder for each run")
+        seen[place] = folder
 
 
 def _other_rows(runs: Mapping[str, list[RunRecord]]) -> Iterator[str]:
