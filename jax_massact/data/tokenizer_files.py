@@ -3,6 +3,7 @@
 Where transformers 4 and 5 read a folder differently, version 5 is followed and a note says so.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,12 +61,10 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     notes = _set_prefix_space(description, files[_CONFIG], kind)
     # Large vocabularies take a second to write, and are as they were in most folders.
     text = text if steps == _steps_of(description) else json.dumps(description)
-    try:
+    with _library(path):
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower type
-        raise DataError(f"{path} is not a tokenizer: {error}") from error
-    notes += _add_tokens(backend, files)
-    in_front = put_in_front(backend)
+        notes += _add_tokens(backend, files)
+        in_front = put_in_front(backend)
     bos_id, bos_stated_in = _special_id(backend, files, kind, "bos", path)
     if in_front is not None:
         bos_id, bos_stated_in = in_front, path.name
@@ -85,6 +84,17 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         adds_bos_because=f"the post-processor of {path.name} puts {placed} in front",
         notes=[f"{path.parent}: {note}" for note in notes],
     )
+
+
+@contextlib.contextmanager
+def _library(path: Path) -> Iterator[None]:
+    """Turns what the library raises, panics included, into a DataError that names the file."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic is no Exception
+        raise DataError(f"{path} is not a tokenizer: {error}") from error
 
 
 def _how_to_make(path: Path) -> str:

@@ -278,6 +278,12 @@ def test_a_damaged_byte_is_no_token(folder: Path) -> None:
         read_tokenizer(folder / "tokenizer.json")
 
 
+def test_a_panic_of_the_library_is_an_error(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    edit_json(folder, lambda d: d["post_processor"].update(special_tokens={}))
+    with pytest.raises(DataError, match="tokenizer.json is not a tokenizer: "):
+        read_tokenizer(folder / "tokenizer.json")
+
+
 def test_a_lone_surrogate_is_an_error() -> None:
     tokenizer = gguf_tokenizer(bpe_metadata(), "x.gguf")
     with pytest.raises(DataError, match="surrogate"):
