@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax_massact.cli.settings import load_file, resolve
+from jax_massact.cli.settings import find_file, load_file, resolve
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
@@ -80,7 +80,7 @@ def plan(
       ConfigError: the file already names a variant, or a setting is wrong: before any training.
     """
     check_int("--seeds", seeds, 1, 1000)
-    if ":" in config:
+    if find_file(config)[1]:
         raise ConfigError(f"--config is {config}; expected: FILE alone, and --variants={VARIANTS}")
     names = [name for name in variants.split(",") if name]
     if not names or len(set(names)) < len(names):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -76,16 +77,27 @@ def attributes(cls: type[Any]) -> str:
 
 
 def load_file(spec: str) -> ml_collections.ConfigDict:
-    """What `get_config` of the file returns.
+    """What `get_config` of a Python file returns, or the settings in a JSON file.
 
-    The file is looked for as given, and, for a path under `configs/`, among those that come with
-    the package.
+    A JSON file is that of a run (`config.json`) or of a result (`probe.json`), whose settings are
+    repeated. A file is looked for as given, and, for a path under `configs/`, among those that come
+    with the package.
+
+    Args:
+      spec: `FILE` or `FILE:ARG`; a colon may be part of a path that exists.
 
     Raises:
-      ConfigError: there is no such file, it has no `get_config`, or that refuses the argument.
+      ConfigError: there is no such file, it holds no settings, or `get_config` refuses the
+        argument.
     """
-    name, _, argument = spec.partition(":")
-    path = _find(name)
+    path, argument = find_file(spec)
+    if path.suffix == ".json" and not argument:
+        return _from_json(path)
+    if path.suffix != ".py":
+        raise ConfigError(
+            f"{path} cannot be read as settings; expected: a .py file with get_config, or the "
+            ".json file of a run or a result, which takes no argument"
+        )
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -113,13 +125,29 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
     return config
 
 
-def _find(name: str) -> Path:
+def _from_json(path: Path) -> ml_collections.ConfigDict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if isinstance(values, dict) and "schema" in values:
+        values = values.get("config")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings; expected: those of a run or of a result")
+    return ml_collections.ConfigDict(values)
+
+
+def find_file(spec: str) -> tuple[Path, str]:
+    """The file and the argument: as much of `spec` before a colon as is the path of a file."""
     package = Path(jax_massact.__file__).parent
-    # Beside the package in a checkout, inside it when installed from a wheel.
-    for folder in (Path(), package.parent, package):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"there is no configuration file {name}; expected: FILE[:ARG]")
+    parts = spec.split(":")
+    for count in range(len(parts), 0, -1):
+        name, argument = ":".join(parts[:count]), ":".join(parts[count:])
+        # Beside the package in a checkout, inside it when installed from a wheel.
+        for folder in (Path(), package.parent, package):
+            if (folder / name).is_file():
+                return folder / name, argument
+    raise ConfigError(f"there is no configuration file {parts[0]}; expected: FILE[:ARG]")
 
 
 def _spelled_out(cls: type[Any], overrides: Sequence[str]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Flags and configuration files to settings; every refusal in words."""
 
+import dataclasses
+import json
 import textwrap
 
 import pytest
@@ -8,7 +10,8 @@ from jax_massact.cli.settings import describe, load_file, resolve
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.studies.probe.settings import ProbeConfig
-from jax_massact.train.config import TrainConfig
+from jax_massact.studies.settings import InterveneConfig
+from jax_massact.train.config import TrainConfig, gpt2, to_json
 
 
 def refusal(file, *overrides):
@@ -165,4 +168,34 @@ def test_help_says_what_the_settings_of_a_group_mean():
     )
     assert "\n  fsdp: split the batch and every parameter.\n" in text
     assert "\n  keep: how many of the newest to keep.\n" in text and "Raises" not in text
-    assert text.count("updates of the parameters") == 1
+    assert text.count("\n  steps: ") == 1
+
+
+def test_settings_of_a_run_or_a_result_are_repeated(tmp_path):
+    config = InterveneConfig(layers="3", fractions=(0.5, 2.0), bos="true")
+    result = {"schema": 1, "config": dataclasses.asdict(config), "perplexity": {"zero": 2.0}}
+    (tmp_path / "intervene.json").write_text(json.dumps(result))
+    assert resolve(InterveneConfig, str(tmp_path / "intervene.json"), []) == config
+    train = TrainConfig(steps=7, model=gpt2(depth=3))
+    (tmp_path / "config.json").write_text(to_json(train))
+    assert resolve(TrainConfig, str(tmp_path / "config.json"), ["--config.seed=2"]) == (
+        dataclasses.replace(train, seed=2)
+    )
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("a.json", "{", "a.json cannot be read: "),
+    ("a.json", "[1]", "a.json holds no settings; expected: those of a run or of a result"),
+    ("a.json", '{"schema": 3, "groups": []}', "holds no settings"),
+    ("a.yaml", "a: 1", "a.yaml cannot be read as settings; expected: a .py file with get_config"),
+    ("a", "", "cannot be read as settings"),
+])
+def test_files_that_are_no_settings(write, name, content, said):
+    assert said in refusal(write(content, name))
+
+
+def test_a_colon_in_a_path(write):
+    write(WITH_ARGUMENT, "run 12:30:05.py")
+    path = write(WITH_ARGUMENT, "12:30.py")
+    assert resolve(ProbeConfig, f"{path}:small", []).sequence_length == 16
+    assert refusal(path).endswith("12:30.py: get_config needs an argument, FILE:ARG")
