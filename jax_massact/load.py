@@ -18,6 +18,7 @@ from jax_massact.errors import WeightsError
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.config_files import read_config, read_gguf_config
 from jax_massact.families.places import Names
+from jax_massact.families.run_checkpoint import is_run, open_run
 from jax_massact.nn.config import DType, HeadConfig, ModelConfig
 from jax_massact.nn.transformer import Transformer
 from jax_massact.resources import RESOURCES, fetch
@@ -32,13 +33,19 @@ _MODELS = [n for n, r in RESOURCES.items() if (r.single_file or "").endswith(".g
 
 
 def load(
-    source: str | Path, *, dtype: DType = "float32", mesh: jax.sharding.Mesh | None = None
+    source: str | Path,
+    *,
+    step: int | None = None,
+    dtype: DType = "float32",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """A pretrained decoder and its tokenizer.
 
     Args:
       source: a named resource, the path of a GGUF file or of a Hugging Face folder, or the id of a
-        model on the Hugging Face hub.
+        model on the Hugging Face hub, or the folder of a training run.
+      step: the checkpoint of a training run that is read; None: the model at its end, or, of a run
+        that has not ended, its newest checkpoint.
       dtype: of the parameters and of the computation.
       mesh: the devices to lay the parameters out on; None: the default device.
 
@@ -47,12 +54,12 @@ def load(
       DataError: it has no tokenizer that can be read.
       ResourceError: a named resource could not be fetched.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, step)
     tokenizer = checkpoint.load_tokenizer()  # first: it is soon known whether there is one
     return checkpoint.load_model(dtype, mesh), tokenizer
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, step: int | None = None) -> Checkpoint:
     """Finds a checkpoint and reads its configuration and the list of its tensors.
 
     Every tensor that the configuration calls for must be there with its shape, and no other.
@@ -60,13 +67,19 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Args:
       source: as for `load`. A path that exists comes before a name; the folder of a training run
         stands for the model in it.
+      step: as for `load`.
 
     Raises:
       WeightsError: there is no such checkpoint, or it is damaged or of a kind not supported.
       ResourceError: a named resource could not be fetched.
     """
     path = _locate(source)
-    if (path / RUN_MODEL / CONFIG).is_file():
+    has_model = (path / RUN_MODEL / CONFIG).is_file()
+    if is_run(path) and (step is not None or not has_model):
+        return open_run(path, step)
+    if step is not None:
+        raise WeightsError(f"{source} has no step {step}; expected: the folder of a training run")
+    if has_model:
         path = path / RUN_MODEL
     return _open_folder_checkpoint(path) if path.is_dir() else _open_gguf_checkpoint(path)
 

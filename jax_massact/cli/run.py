@@ -17,7 +17,7 @@ def study(args: argparse.Namespace, overrides: list[str]) -> int:
     """Every study of a model on a text."""
     from jax_massact.studies.frame import run_study
 
-    return run_study(args.command, args.model, _settings(args, overrides), args.workdir)
+    return run_study(args.command, args.model, _settings(args, overrides), args.workdir, args.step)
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 _MODEL_HELP = (
     "a named resource (smollm2-135m), a .gguf file, a folder with config.json and safetensors, or "
-    "a Hugging Face id"
+    "a Hugging Face id, or the folder of a training run"
 )
 _VARIANTS = "standard,sink,kv_bias"
 
@@ -112,6 +112,10 @@ def _study(study: Study) -> Command:
             option(
                 "--workdir", f"folder for {study.writes} (default: massact_out/MODEL)",
                 metavar="DIR",
+            ),
+            option(
+                "--step", "checkpoint of a training run (default: the model at its end, or its "
+                "newest checkpoint)", metavar="N", type=int,
             ),
         )
 

@@ -25,6 +25,7 @@ from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.families.checkpoint import Checkpoint
+from jax_massact.families.run_checkpoint import RunCheckpoint
 from jax_massact.load import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
@@ -87,14 +88,14 @@ class Prepared(NamedTuple):
     bos: bool
 
 
-def prepare(source: str, config: RunConfig) -> Prepared:
+def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared:
     """Opens a checkpoint and cuts the text into sequences, `config.total` of them.
 
     Raises:
       WeightsError, ResourceError: the checkpoint cannot be used.
       DataError: the text or the tokenizer cannot be, or the sequences are too long for the model.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, step)
     limit = checkpoint.config.context_length - checkpoint.config.first_position - config.spare
     if config.sequence_length > limit:
         raise DataError(
@@ -118,6 +119,8 @@ def prepare(source: str, config: RunConfig) -> Prepared:
             f"embeddings for {checkpoint.config.embed.vocab_size} ids: they do not belong together"
         )
     inputs = Inputs(tokens, tokenizer.token_strings, in_front(checkpoint.config))
+    if isinstance(checkpoint, RunCheckpoint):
+        source = f"{source}, step {checkpoint.path.name}"
     return Prepared(source, checkpoint, tokenizer, text, inputs, bos)
 
 
@@ -215,20 +218,23 @@ def progress_bar(console: rich.console.Console) -> Iterator[Progress]:
     yield line
 
 
-def run_study(name: str, source: str, config: RunConfig, workdir: str | None) -> int:
+def run_study(
+    name: str, source: str, config: RunConfig, workdir: str | None, step: int | None = None
+) -> int:
     """Runs a study on a model and leaves what it found in a folder; the process's exit code.
 
     Args:
       name: of its folder in this package.
       source: the model, as for `load`.
       workdir: the folder for results; None: massact_out/MODEL.
+      step: the checkpoint of a training run, as for `load`.
 
     Raises:
       UserError: the checkpoint, the text, a setting or the folder cannot be used.
     """
     console = make_console(stderr=True)
-    folder = make_folder(workdir, source, console)
-    prepared = prepare(source, config)
+    folder = make_folder(workdir, source if step is None else f"{source}-{step}", console)
+    prepared = prepare(source, config, step)
     announce(prepared, config, console)
     study = importlib.import_module(f"jax_massact.studies.{name}.run")
     with progress_bar(console) as progress:

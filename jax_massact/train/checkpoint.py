@@ -1,7 +1,6 @@
 """Checkpoints of a run, by Orbax: written while training continues, checked when they are read."""
 
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
@@ -22,8 +21,8 @@ from jax_massact.train.checksum import checksums
 from jax_massact.train.config import CheckpointConfig, TrainConfig, to_json
 from jax_massact.train.resume import check_data, check_settings
 from jax_massact.train.step import State
+from jax_massact.weights.digests import DIGESTS, damaged_files, file_digests
 
-DIGESTS = "digests.json"
 _log = logging.getLogger(__name__)
 
 
@@ -255,7 +254,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 def _sign(folder: Path) -> None:
     try:
-        digests = json.dumps(_digests(folder), indent=2)
+        digests = json.dumps(file_digests(folder), indent=2)
         part = folder / f"{DIGESTS}.part"
         part.write_text(digests + "\n")
         part.replace(folder / DIGESTS)
@@ -267,27 +266,13 @@ def _sign(folder: Path) -> None:
         _log.warning("cannot write digests to %s: %s", folder, error.strerror or error)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, by its path in the folder."""
-    digests = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(DIGESTS):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[path.relative_to(folder).as_posix()] = digest
-    return digests
-
-
 def _set_aside_damaged(folder: Path) -> list[str]:
     """Renames the newest checkpoints until one agrees with its digests; returns their new names."""
     steps = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: -int(p.name))
     damaged: list[str] = []
     for step in steps:
-        stated = step / DIGESTS
         # Without digests: the run was killed before they were made. The arrays have checksums.
-        if not stated.exists():
-            break
-        if not (wrong := _disagree(stated)):
+        if not (step / DIGESTS).exists() or not (wrong := damaged_files(step)):
             break
         damaged.append(_set_aside(step, f"not as written: {', '.join(wrong)}"))
     return damaged
@@ -311,12 +296,3 @@ def _all_damaged(folder: Path) -> list[str]:
     """Names of the damaged checkpoints, newest first."""
     found = {path.name: path.name.partition(".")[0] for path in folder.glob("*.damaged*")}
     return sorted(found, key=lambda name: (-int(found[name]), name))
-
-
-def _disagree(stated: Path) -> list[str]:
-    """Names of the files that do not agree with their digests."""
-    try:
-        then, now = json.loads(stated.read_text()), _digests(stated.parent)
-        return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    except (OSError, ValueError, AttributeError):
-        return [DIGESTS]

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from jax_massact.cluster.sharing import check_shared, is_first, on_first, share,
 from jax_massact.cluster.vote import Vote
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.families.run_checkpoint import CHECKPOINTS, MODEL, TOKENIZER
 from jax_massact.nn.sharded import whole
 from jax_massact.nn.transformer import Transformer
 from jax_massact.save import save
@@ -41,7 +43,7 @@ from jax_massact.train.tensorboard import FOLDER as TENSORBOARD
 from jax_massact.train.tensorboard import check_installed, open_tensorboard
 from jax_massact.train.watch import Watch, watch
 
-CONFIG, SUMMARY, MODEL = "config.json", "summary.json", "model"
+CONFIG, SUMMARY = "config.json", "summary.json"
 
 # In its first run, the update of a GPU makes kernels and records CUDA graphs; starts failed in it
 # while another thread copied batches to the device. So batches are fetched ahead after it only.
@@ -117,7 +119,7 @@ def train(
     with (
         _locked(workdir),
         jax.set_mesh(mesh),
-        Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
+        Checkpoints(workdir / CHECKPOINTS, config.checkpoint) as checkpoints,
     ):
         state = checkpoints.restore(abstract_state(config, mesh), config, batches.digests)
         state = new_state(config, mesh) if state is None else state
@@ -128,7 +130,7 @@ def train(
             )
         if start and is_first():
             on_resumed(start)
-        on_first(lambda: write_text(workdir / CONFIG, to_json(config)))
+        on_first(lambda: _describe(config, batches.tokenizer, workdir, done=start))
         with _opened(config, workdir, start, on_row) as (write, before):
             record = Recorder(config, mesh, before, write)
             with StallGuard(config.stall_seconds) as guard:
@@ -140,6 +142,17 @@ def train(
             lambda: _finish(config, batches, workdir)
         )
     return Trained(state, summary, start)
+
+
+def _describe(config: TrainConfig, tokenizer: Tokenizer | None, workdir: Path, done: int) -> None:
+    """Writes what is needed beside the checkpoints to read them; an older model is removed."""
+    write_text(workdir / CONFIG, to_json(config))
+    if done < config.steps:
+        shutil.rmtree(workdir / MODEL, ignore_errors=True)
+    if tokenizer is not None:
+        (workdir / TOKENIZER).mkdir(exist_ok=True)
+        for name, text in tokenizer.files().items():
+            write_text(workdir / TOKENIZER / name, text)
 
 
 def _make_folder(workdir: Path) -> None:
