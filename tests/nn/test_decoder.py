@@ -82,6 +82,12 @@ def test_acts_are_what_the_block_computed(family):
     close(logits, model.logits(acts.resid_post[-1]))
 
 
+def test_a_tap_may_give_nothing():
+    model, tokens = decoder(LLAMA), ids(LLAMA, 1, 4)
+    _, empty = model.residual(tokens, tap=lambda acts: acts.resid_post[:, :0])
+    assert empty.shape == (3, 1, 0, 16)
+
+
 def test_taps_stop_gradients():
     model, tokens = decoder(LLAMA), ids(LLAMA, 1, 4)
 
