@@ -26,13 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = make_parser(argv).parse_known_args(argv)
     args.argv = list(argv)
     try:
-        return load(args.row.run)(args, overrides)
+        return _run(args, overrides)
     except UserError as error:
         print(f"massact: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("massact: stopped", file=sys.stderr)
         return 130
+
+
+def _run(args: argparse.Namespace, overrides: list[str]) -> int:
+    from jax_massact.jax_switches import check_switches, missing_device
+
+    check_switches()
+    try:
+        return load(args.row.run)(args, overrides)
+    except (AssertionError, RuntimeError) as error:
+        if (missing := missing_device(error)) is None:
+            raise
+        raise missing from None
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from jax_massact.cluster.joining import Cluster, join
 from jax_massact.cluster.sharing import is_first
 from jax_massact.cluster.supervise import find_parent, supervise
 from jax_massact.errors import UserError
+from jax_massact.jax_switches import missing_device
 from jax_massact.report.console import make_console
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
@@ -76,6 +77,7 @@ def code_of(trained: Trained) -> int:
 
 def _leave(error: BaseException) -> NoReturn:
     """Ends this process at once: the usual end would wait for the others, which may be gone."""
+    error = missing_device(error) or error
     code = exit_code(error)
     if is_loss(error):
         line = str(error).splitlines()[0]

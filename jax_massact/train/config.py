@@ -40,6 +40,14 @@ class DataConfig:
     text_field: str = "text"
     special_tokens_as_text: bool = False
 
+    @property
+    def vocabulary(self) -> int | None:
+        """The most ids that a tokenizer of this name has; None: its name does not say."""
+        kind, _, size = self.tokenizer.partition(":")
+        if kind in ("bpe", "ids") and size.isdecimal():
+            return int(size)
+        return {"bytes": 257, "gpt2": 50257}.get(self.tokenizer)
+
     def __post_init__(self) -> None:
         for name in ("source", "tokenizer", "text_field"):
             if not isinstance(getattr(self, name), str):

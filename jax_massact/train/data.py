@@ -9,6 +9,7 @@ import numpy as np
 from jax_massact import mesh as layout
 from jax_massact.cache import cache_folder
 from jax_massact.data.stream import Stream, open_stream
+from jax_massact.errors import ConfigError
 from jax_massact.train.config import TrainConfig
 
 Rows = Callable[[int, int], np.ndarray]
@@ -22,11 +23,16 @@ def open_batches(config: TrainConfig, report: Callable[[str], None] | None = Non
       report: called with a line of text before anything that takes time.
 
     Raises:
-      ConfigError: there is no such tokenizer.
+      ConfigError: there is no such tokenizer, or it has more ids than the model.
       DataError: the source cannot be read, or is too short.
       ResourceError: a named resource cannot be had.
     """
-    data = config.data
+    data, size = config.data, config.model.embed.vocab_size
+    if data.vocabulary is not None and data.vocabulary > size:
+        raise ConfigError(
+            f"model.embed.vocab_size is {size}; expected with data.tokenizer={data.tokenizer}: at "
+            f"least {data.vocabulary}"
+        )
     return open_stream(
         data.source,
         tokenizer=data.tokenizer,

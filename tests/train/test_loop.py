@@ -1,6 +1,7 @@
 """Whole runs: what they write, stopping and going on, and what they refuse."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -13,13 +14,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import rich.console
 from kill_train import CONFIG, LIVES, STEPS
 from train_runs import MICRO, Counting
 
 from jax_massact.data.stream import open_stream
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.train import loop, stall, step
-from jax_massact.train.config import CheckpointConfig, MeshConfig, OptimizerConfig
+from jax_massact.train.command import run_train
+from jax_massact.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+)
+from jax_massact.train.data import open_batches
 from jax_massact.train.loop import train
 from jax_massact.train.metrics import MetricsFile, of_kind, read_rows
 from jax_massact.train.prefetch import prefetch
@@ -150,6 +159,41 @@ def test_fewer_steps_than_there_are(whole):
 def test_data_with_a_larger_vocabulary(tmp_path):
     with pytest.raises(ConfigError, match="vocab_size is 64; expected with this data: at least 65"):
         train(MICRO, Counting(vocab_size=65), tmp_path)
+
+
+@pytest.mark.parametrize(("tokenizer", "least"), [
+    ("bpe:400", 400), ("bytes", 257), ("gpt2", 50257), ("ids:65", 65),
+])
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_anything_is_read(
+    tokenizer, least
+):
+    data = DataConfig(source="no/such/file.txt", tokenizer=tokenizer)
+    said = f"vocab_size is 64; expected with data.tokenizer={tokenizer}: at least {least}$"
+    with pytest.raises(ConfigError, match=said):
+        open_batches(dataclasses.replace(MICRO, data=data))
+
+
+def test_a_workdir_that_is_a_file_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    data = DataConfig(source="no/such/file.txt")
+    with pytest.raises(UserError, match="--workdir .*file is a file; expected: a folder"):
+        run_train(dataclasses.replace(MICRO, data=data), tmp_path / "file")
+
+
+def test_a_short_run_says_that_its_warm_up_is_short(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A quick brown fox jumps over the lazy dog.\n" * 40)
+    config = dataclasses.replace(
+        MICRO, data=DataConfig(source=str(text), tokenizer="chars"), stall_seconds=900,
+        optimizer=dataclasses.replace(MICRO.optimizer, warmup=50, decay_end=0),
+    )
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    run_train(config, tmp_path / "run", console)
+    said = console.file.getvalue()
+    assert "warm-up shortened to 2 steps: optimizer.warmup is 50, and steps is 20\n" in said
+    assert "exit code 75 if one step makes no progress for 900 s (stall_seconds)\n" in said
+    lrs = [row["lr"] for row in of_kind(read_rows(tmp_path / "run" / "metrics.jsonl"), "train")]
+    np.testing.assert_allclose(lrs[:3], [0, 0.5 * config.optimizer.lr, config.optimizer.lr])
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
