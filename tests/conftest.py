@@ -13,6 +13,15 @@ if version("jaxlib").startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 
 # One CPU becomes eight devices, so that meshes need no second process.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# The shapes in annotations are checked, where functions of arrays are. Not where settings refuse
+# wrong values in words of their own, nor in pytrees that `vmap` and `scan` take apart.
+PARTS = (
+    "attention", "block", "embed", "extra", "fused", "linear", "mlp", "norms", "positions",
+    "transformer", "variants", "weigh",
+)
+jaxtyping.install_import_hook([f"jax_massact.nn.{part}" for part in PARTS], "beartype.beartype")

@@ -16,7 +16,7 @@ from train_runs import MICRO, Counting
 
 from jax_massact.train.loop import train
 
-STEPS, LIVES = 120, 20
+STEPS, LIVES = 80, 10
 CONFIG = dataclasses.replace(
     MICRO,
     steps=STEPS,

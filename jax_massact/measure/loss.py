@@ -1,6 +1,7 @@
 """The loss of next-token prediction, with or without edits of the residual stream."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn.edits import Edits
@@ -9,7 +10,7 @@ from jax_massact.nn.transformer import Transformer
 
 
 def token_losses(
-    model: Transformer, tokens: Int[Array, "B T"], *, edits: Edits | None = None
+    model: Transformer, tokens: Int[Array | np.ndarray, "B T"], *, edits: Edits | None = None
 ) -> Float[Array, "B T-1"]:
     """-log p(token t + 1 | tokens up to t), in nats, float32.
 
@@ -28,14 +29,14 @@ def token_losses(
 
 
 def losses_of(
-    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
+    logits: Float[Array, "B T V"], tokens: Int[Array | np.ndarray, "B T"]
 ) -> Float[Array, "B T-1"]:
     """`token_losses` from logits."""
     return cross_entropy(logits[:, :-1], tokens[:, 1:])
 
 
 def perplexity(
-    model: Transformer, tokens: Int[Array, "B T"], *, edits: Edits | None = None
+    model: Transformer, tokens: Int[Array | np.ndarray, "B T"], *, edits: Edits | None = None
 ) -> Float[Array, ""]:
     """exp of the mean of `token_losses` over all sequences and tokens."""
     return jnp.exp(token_losses(model, tokens, edits=edits).mean())

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.measure.definition import Definition, Threshold
@@ -158,7 +159,7 @@ def _binned(magnitude: Float[Array, "B T D"]) -> Float[Array, "B MT MB"]:
 
 def magnitudes(
     model: Transformer,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
     *,
     top_k: int = 5,
     definition: Definition | None = None,
@@ -186,7 +187,7 @@ def magnitudes(
 
 
 def residual_streams(
-    model: Transformer, tokens: Int[Array, "B T"], *, edits: Edits | None = None
+    model: Transformer, tokens: Int[Array | np.ndarray, "B T"], *, edits: Edits | None = None
 ) -> Float[Array, "L B T D"]:
     """The residual stream after every block. Pure; memory grows with the number of layers."""
     return model.residual(tokens, tap=lambda acts: acts.resid_post, edits=edits)[1]

@@ -8,7 +8,7 @@ can `vmap` over many interventions, or change them without compiling again.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from jax_massact.nn.acts import EDITABLE
 _edit = functools.partial(dataclasses.dataclass, frozen=True)
 
 
+@runtime_checkable
 class Edit(Protocol):
     """What the forward pass asks of an edit."""
 
     @property
     def site(self) -> str: ...
 
-    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
         """The activations at the edit's site in block `layer`, with the edits of that block."""
         ...
 
@@ -78,7 +79,7 @@ class Edits:
         add = jnp.broadcast_to(value, layer.shape) if value.ndim < 2 else value
         return cls(layer, tokens, dim, jnp.zeros(layer.shape, jnp.float32), add, site)
 
-    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
         def one(x, edit: Edits):
             column = jax.lax.dynamic_slice_in_dim(x, edit.dim, 1, axis=2)
             scale, add = edit.scale.astype(x.dtype), jnp.asarray(edit.add).astype(x.dtype)
@@ -116,7 +117,7 @@ class VectorEdits:
     vector: Float[Array, "E ... D"]
     site: str = "resid_pre"
 
-    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
         def one(x, edit: VectorEdits):
             here = edit.tokens[..., None] & (edit.layer == layer)
             return jnp.where(here, edit.vector.astype(x.dtype), x), None
@@ -154,7 +155,7 @@ class MaxMoves:
     token: Int[Array, " E"]
     site: str = "mlp_hidden"
 
-    def apply(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
         def one(x, edit: MaxMoves):
             column = jax.lax.dynamic_slice_in_dim(x, edit.unit, 1, axis=2)
             at_token = (jnp.arange(x.shape[1]) == edit.token)[None, :, None]
@@ -171,7 +172,7 @@ class MaxMoves:
 
 
 def apply_edits(
-    x: jax.Array, edits: Sequence[Edit], site: str, layer: Int[Array, ""]
+    x: jax.Array, edits: Sequence[Edit], site: str, layer: int | Int[Array, ""]
 ) -> jax.Array:
     """The activations `x` at a site of block `layer`, with the edits made that act there."""
     for edit in edits:

@@ -1,6 +1,7 @@
 """From ids to the residual stream before the first block."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -10,7 +11,7 @@ from jax_massact.nn.config import ModelConfig
 
 def embed(
     config: ModelConfig,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
     table: nnx.Param,
     positions: nnx.Param | None,
     prefix: nnx.Param | None,

@@ -19,8 +19,8 @@ from jax_massact.settings import check_float, check_int
 class Rotation(NamedTuple):
     """Cosine and sine of each token's angles, in float32, times `RopeConfig.scale`."""
 
-    cos: Float[Array, "T H/2"]
-    sin: Float[Array, "T H/2"]
+    cos: Float[Array, "T P"]
+    sin: Float[Array, "T P"]
 
     def turn(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
         """Turns each pair (i, i + H/2) of a head by its token's angle (Su et al. 2021, eq. 34)."""
@@ -59,7 +59,7 @@ POSITIONS: dict[PositionKind, Callable[[AttentionConfig, Int[Array, " T"]], Rota
 
 def rotary_angles(
     rope: RopeConfig, head_dim: int, positions: Int[Array, " T"]
-) -> Float[Array, "T H/2"]:
+) -> Float[Array, "T P"]:
     """Angles in radians: position x base^(-2i/H), each frequency divided by its factor."""
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / (rope.base**exponent)

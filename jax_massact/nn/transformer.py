@@ -53,7 +53,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[Array | np.ndarray, "B T"],
         *,
         tap: Tap | None = None,
         edits: Edit | Sequence[Edit] | None = None,
@@ -86,7 +86,7 @@ class Transformer(nnx.Module):
 
     def residual(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[Array | np.ndarray, "B T"],
         *,
         tap: Tap | None = None,
         edits: Edit | Sequence[Edit] | None = None,
@@ -137,7 +137,7 @@ class Transformer(nnx.Module):
             weigh=variant_of(self.config).weigh(self.config),
         )
 
-    def _even(self, x: Float[Array, "B S D"], masks: Sequence[Mask]) -> Float[Array, "B S+1 D"]:
+    def _even(self, x: Float[Array, "B S D"], masks: Sequence[Mask]) -> Float[Array, "B even D"]:
         """`x`, with a token behind all others where flash attention would pad an odd length.
 
         It changes nothing before it, and one token in all activations costs less than to copy
@@ -153,7 +153,7 @@ class Transformer(nnx.Module):
                 return x
         return jnp.concatenate([x, x[:, -1:]], axis=1)
 
-    def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B S D"]:
+    def embedded(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B S D"]:
         """The residual stream before the first block; the tokens are the last T of S."""
         return embed(self.config, tokens, self.embed, self.positions, self.prefix)
 
@@ -173,7 +173,7 @@ class Transformer(nnx.Module):
             return project(x, self.embed, "vd", transposed=True)
         return project(x, self.head, "dv")
 
-    def _check(self, tokens: jax.Array) -> None:
+    def _check(self, tokens: jax.Array | np.ndarray) -> None:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; expected: integer ids "

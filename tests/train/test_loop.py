@@ -97,7 +97,7 @@ def test_two_runs_are_equal_bit_for_bit(whole, tmp_path):
         np.testing.assert_array_equal(again.state.params[name], x, err_msg=name)
 
 
-def test_a_run_killed_twenty_times_goes_on_bit_for_bit(tmp_path):
+def test_a_run_killed_ten_times_goes_on_bit_for_bit(tmp_path):
     # As in this process: the host's threads decide in what order a sum is made.
     env = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
@@ -110,7 +110,7 @@ def test_a_run_killed_twenty_times_goes_on_bit_for_bit(tmp_path):
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     killed, active = map(int, done.stdout.split())
-    assert killed == LIVES == 20 and active >= 12
+    assert killed == LIVES == 10 and active >= 6
     assert not (broken / "summary.json").exists()
     resumed = train(CONFIG, Counting(), broken)
     assert 0 < resumed.resumed < STEPS

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn import sharded
@@ -15,7 +16,7 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 
 @jax.custom_vjp
 def cross_entropy(
-    logits: Float[Array, "*B V"], targets: Int[Array, "*B"]
+    logits: Float[Array, "*B V"], targets: Int[Array | np.ndarray, "*B"]
 ) -> Float[Array, "*B"]:
     """-log softmax(logits)[target] in nats, computed in float32.
 

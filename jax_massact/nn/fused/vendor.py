@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax_massact.nn.acts import Mask
 from jax_massact.nn.weigh import Softmax
 
 
+@runtime_checkable
 class FlashKernel(Protocol):
     """Causal attention over the real keys, from queries [B T N H], keys and values [B T K H]."""
 
