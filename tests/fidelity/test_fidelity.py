@@ -159,7 +159,7 @@ def key_not_divided(params):
 
 def one_for_all_heads(params):
     name = "blocks.attn.variant.v"
-    return params | {name: jnp.broadcast_to(params[name][:, :1], params[name].shape)}
+    return params | {name: jnp.broadcast_to(params[name][:, :, :1], params[name].shape)}
 
 
 def own_head(params):
