@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_massact.nn.flash import flash_attend
+from jax_massact.nn.fused.flash import flash_attend
 from tiny_models import varied
 from train_runs import MICRO
 
