@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_massact.nn.fused.flash import flash_attend
 from tiny_models import varied
 from train_runs import MICRO
 
 from jax_massact.accelerators import ACCELERATORS, PEAK_FLOPS, find_accelerator
 from jax_massact.errors import ConfigError
+from jax_massact.nn.acts import Mask
+from jax_massact.nn.fused.flash import flash_attend
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.plan.collectives import Collective
 from jax_massact.plan.estimate import LEAST_EFFICIENCY, Standin, link_seconds
@@ -147,7 +148,7 @@ def test_one_axis_of_a_torus_has_a_part_of_the_links():
 def test_the_standin_has_a_kernels_shapes():
     kernel = Standin(2, (8, 256))
     q, k = jnp.ones((2, 6, 8, 16), jnp.float16), jnp.ones((2, 6, 2, 16), jnp.float16)
-    run = lambda q, k, v: flash_attend(kernel, q, k, v, window=None, extra=None, reach=None)
+    run = lambda q, k, v: flash_attend(kernel, q, k, v, Mask(scale=0.25), None)
     out, pull = jax.vjp(run, q, k, k)
     shapes = [(x.shape, x.dtype) for x in (out, *pull(out))]
     assert shapes == [(x.shape, jnp.float16) for x in (q, q, k, k)]
