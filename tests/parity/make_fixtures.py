@@ -585,6 +585,9 @@ in float32 on the CPU, on {date}. Random models of {vocab} tokens and {depth} bl
 docstring says what each file holds. The tests only read them. The `logits` are within {same:g} of
 the same in float64; a wrong setting moves them by {wrong:g} or more.
 
+`settings.npz` holds the logits of the last tokens of folders whose `config.json` is changed as
+`../settings.json` says.
+
 | case | what it exercises | config.json in the words of | GGUF |
 |---|---|---|---|
 {rows}
