@@ -6,7 +6,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jax_massact.errors import ConfigError
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
+
+
+def check_foldable(config: ModelConfig) -> None:
+    """Raises ConfigError unless the attention is standard: there is room for folded keys alone."""
+    variant = config.block.attention.variant
+    if variant != "standard":
+        raise ConfigError(
+            f"the model's attention is {variant!r}; expected: 'standard', to fold a token"
+        )
 
 
 def fold(
@@ -30,11 +40,7 @@ def fold(
       ConfigError: the attention is not standard: there is room for the folded keys alone.
     """
     config = model.config
-    variant = config.block.attention.variant
-    if variant != "standard":
-        raise ConfigError(
-            f"the model's attention is {variant!r}; expected: 'standard', to fold a token"
-        )
+    check_foldable(config)
     tokens = jnp.atleast_1d(jnp.asarray(first_tokens, jnp.int32))[None]
     R = tokens.shape[1]
     # [L 1 R K H]

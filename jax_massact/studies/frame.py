@@ -39,7 +39,7 @@ from jax_massact.results import (
 from jax_massact.studies.collector import in_front
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.output import finish, make_folder
-from jax_massact.studies.settings import RunConfig
+from jax_massact.studies.settings import DEFAULT_LENGTH, RunConfig
 
 
 def versions() -> dict[str, str]:
@@ -97,10 +97,12 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
     """
     checkpoint = open_checkpoint(source, step)
     limit = checkpoint.config.context_length - checkpoint.config.first_position - config.spare
-    if config.sequence_length > limit:
-        raise DataError(
-            f"sequence_length is {config.sequence_length}; allowed for this model: at most {limit}"
-        )
+    length = config.sequence_length
+    if length > limit and length == DEFAULT_LENGTH:
+        length = limit
+    if length > limit:
+        raise DataError(f"sequence_length is {length}; allowed for this model: at most {limit}")
+    config.check(checkpoint.config)
     tokenizer = checkpoint.load_tokenizer()
     # k' and v' of a folded model stand for its first token.
     folded = checkpoint.config.bias_position is not None
@@ -110,7 +112,7 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
         text,
         tokenizer,
         sequences=config.total,
-        sequence_length=config.sequence_length,
+        sequence_length=length,
         bos=bos,
     )
     if tokens.max() >= checkpoint.config.embed.vocab_size:

@@ -5,8 +5,10 @@ import dataclasses
 from jax_massact.data.text import HELP
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
-from jax_massact.nn.config import DType
+from jax_massact.nn.config import DType, ModelConfig
 from jax_massact.settings import check_float, check_in, check_int
+
+DEFAULT_LENGTH = 512  # of sequences
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,8 @@ class RunConfig:
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
       sequences: how many to run.
-      sequence_length: tokens in each, BOS included.
+      sequence_length: tokens in each, BOS included. The default is shortened to the context of a
+        model that takes fewer.
       batch_size: sequences in one forward pass.
       dtype: of the weights and the computation.
       definition: what counts as massive.
@@ -30,7 +33,7 @@ class RunConfig:
     text_field: str = "text"
     bos: str = "auto"
     sequences: int = 10
-    sequence_length: int = 512
+    sequence_length: int = DEFAULT_LENGTH
     batch_size: int = 1
     dtype: DType = "float32"
     definition: Definition = Definition()
@@ -56,6 +59,13 @@ class RunConfig:
     def spare(self) -> int:
         """How many positions of the model's context to leave free."""
         return 0
+
+    def check(self, model: ModelConfig) -> None:
+        """Checks what depends on the model, before anything is read but its configuration.
+
+        Raises:
+          ConfigError: the model cannot be run with these settings.
+        """
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,3 +107,8 @@ class InterveneConfig(RunConfig):
     def total(self) -> int:
         """Calibration and held-out sequences."""
         return self.calibration_sequences + self.sequences
+
+    def check(self, model: ModelConfig) -> None:
+        """See `RunConfig.check`: the layers exist."""
+        for layer in self.layers.split(",") if self.layers not in ("first", "all") else ():
+            check_int("layers", int(layer), 0, model.depth - 1)

@@ -83,8 +83,11 @@ def test_a_run_on_ids_has_no_tokenizer_and_says_so(train, tmp_path, capsys):
 
 def test_sequences_longer_than_the_run_s(train, tmp_path, capsys):
     run = train("text", "text.txt", "bpe:300")
-    assert main(["probe", str(run), f"--workdir={tmp_path}"]) == 2
-    assert "sequence_length is 512; allowed for this model: at most 24" in capsys.readouterr().err
+    command = ["probe", str(run), f"--workdir={tmp_path}"]
+    assert main([*command, "--config.sequence_length=25"]) == 2
+    assert "sequence_length is 25; allowed for this model: at most 24" in capsys.readouterr().err
+    assert main(command) == 0  # the default is as long as the run's context
+    assert read(tmp_path / "probe.json")["data"]["sequence_length"] == 24
 
 
 def test_a_folder_without_a_run(tmp_path, capsys):

@@ -159,8 +159,8 @@ def test_none_found_is_a_result(folders):
     [
         ({"layers": "6"}, ConfigError, "at most 5"),
         ({"layers": "0"}, ConfigError, f"dim {DIM}: {WRITER} to {REMOVER - 1}"),
-        ({"text": "abcdefghi"}, DataError, "fills 1 sequence of 10 tokens"),
-        ({"text": "abc"}, DataError, "one held out"),
+        ({"text": "text:abcdefghi"}, DataError, "fills 1 sequence of 10 tokens"),
+        ({"text": "text:abc"}, DataError, "one held out"),
     ],
 )
 def test_what_cannot_be_done_is_said(folders, changes, error, says):

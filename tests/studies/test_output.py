@@ -9,13 +9,16 @@ import sys
 import types
 
 import pytest
+from planted import LLAMA_CONFIG
 
 from jax_massact.cli import main
-from jax_massact.errors import UserError
+from jax_massact.errors import ConfigError, UserError
 from jax_massact.report.console import make_console
 from jax_massact.studies.compare import run as compare
+from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.output import Outcome, finish, keep_former, make_folder
 from jax_massact.studies.records import remarks
+from jax_massact.studies.settings import InterveneConfig
 
 RESULT = {"model": {"name": "m"}, "data": {"sequences": 100}, "config": {"sequences": 100},
           "warnings": [], "notices": [], "number": 1.5}
@@ -138,6 +141,19 @@ def test_what_stands_before_the_findings():
     assert found["notices"] == []
     assert found["warnings"][0].startswith("3 activations NaN or infinite, first at layer 1:")
     assert "the loss and the gap" in found["warnings"][1]
+
+
+def test_settings_that_a_model_cannot_have_are_refused_before_any_work():
+    for config, said in (
+        (InterveneConfig(layers="2,99"), "layers is 99; allowed: .* at most 5"),
+        (FoldConfig(first_token="64000"), "first_token is 64000; allowed: .* at most 63"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            config.check(LLAMA_CONFIG)
+    InterveneConfig(layers="0,5").check(LLAMA_CONFIG)
+    FoldConfig(first_token="63").check(LLAMA_CONFIG)
+    with pytest.raises(ConfigError, match="attention is 'kv_bias'; expected: 'standard'"):
+        FoldConfig().check(LLAMA_CONFIG.with_attention(variant="kv_bias"))
 
 
 def run_record(folder, seed=0, losses=(3.0, 4.0), **validated_on):

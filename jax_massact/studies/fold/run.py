@@ -57,8 +57,6 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     """
     watch = Stopwatch()
     first = find_first_token(prepared.tokenizer, config.first_token)
-    if first >= prepared.checkpoint.config.embed.vocab_size:
-        raise DataError(f"first_token is {first}, which has no embedding in the model")
     model = prepared.checkpoint.load_model(config.dtype)
     folded = jax.jit(fold)(model, jnp.int32(first))
     seconds = {"load_and_fold": watch.lap()}

@@ -3,6 +3,8 @@
 import dataclasses
 
 from jax_massact.errors import ConfigError
+from jax_massact.measure.fold import check_foldable
+from jax_massact.nn.config import ModelConfig
 from jax_massact.settings import check_in, check_int
 from jax_massact.studies.settings import RunConfig
 
@@ -38,3 +40,9 @@ class FoldConfig(RunConfig):
     def spare(self) -> int:
         """One position, for the first token."""
         return 1
+
+    def check(self, model: ModelConfig) -> None:
+        """See `RunConfig.check`: the attention is standard, and a first token by id exists."""
+        check_foldable(model)
+        if self.first_token.isdecimal():
+            check_int("first_token", int(self.first_token), 0, model.embed.vocab_size - 1)
