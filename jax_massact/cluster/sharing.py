@@ -29,12 +29,12 @@ def gather(value: Any, *, timeout: float = _PATIENCE) -> list[Any]:
     Raises:
       UserError: one did not come within `timeout` seconds.
     """
-    client = store.client()
+    client, text = store.client(), json.dumps(value)
     if client is None:
-        return [value]
+        return [json.loads(text)]
     place = f"massact/{next(_rounds)}"
     count, index = store.size()
-    client.key_value_set(f"{place}/{index}", json.dumps(value))
+    client.key_value_set(f"{place}/{index}", text)
     until = time.monotonic() + timeout
     values = []
     for number in range(count):

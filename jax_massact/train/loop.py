@@ -204,7 +204,11 @@ def export(
       WeightsError: the folder cannot be written.
     """
     model = _on_all(state.model) if jax.process_count() > 1 else state.model
-    on_first(lambda: save(model, folder, tokenizer=tokenizer))
+
+    def write() -> None:
+        save(model, folder, tokenizer=tokenizer)
+
+    on_first(write)
 
 
 @jax.jit

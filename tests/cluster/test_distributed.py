@@ -59,6 +59,9 @@ def test_one_process_agrees_with_itself(tmp_path):
     assert sharing.together(lambda: tmp_path) == tmp_path
     sharing.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    # What could not be told to others is an error with one process, too.
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        sharing.on_first(lambda: tmp_path)
     with pytest.raises(UserError, match="no"):
         sharing.on_first(refuse)
     with pytest.raises(UserError, match="no"):
