@@ -21,8 +21,9 @@ def found_section(
     findings: Findings, facts: Iterable[tuple[str, object]], result: Mapping[str, Any]
 ) -> Section:
     """The first section: the findings, what was read, and what counts as massive."""
+    notices = Lines([f"Note: {notice}" for notice in result["notices"]])
     rules = Lines(words.definition(result["definition"]), "soft")
-    return Section("verdict", "What was found", [findings, Facts(facts), rules])
+    return Section("verdict", "What was found", [findings, notices, Facts(facts), rules])
 
 
 def massive_tables(records: Sequence[MassiveRecord], about: str = "") -> list[Part]:

@@ -43,7 +43,7 @@ class Sheet:
         self._parts.append(grid)
 
     def opening(self, result: Mapping[str, Any], data: str, findings: Findings) -> None:
-        """Model and data, the warning, the verdict."""
+        """Model and data, the warning, the verdict, and what else should be known."""
         self.headed("Model", words.model_line(result["model"]))
         self.headed("Data", data)
         if findings.warning:
@@ -51,6 +51,8 @@ class Sheet:
         if findings.lines:
             style = {"strict": "bold", "relaxed": "yellow", "none": "green"}[findings.strength]
             self.headed("Verdict", "\n".join(findings.lines), style)
+        for notice in result["notices"]:
+            self.headed("Note", notice)
 
     def title(self, text: str) -> None:
         """The title of a table, with a blank line before it."""

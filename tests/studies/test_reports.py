@@ -134,8 +134,25 @@ def test_compare_says_how_long_runs_are_and_that_batches_were_the_same():
     row = lambda name: next(cells for label, cells in cells.items() if label.startswith(name))
     assert row("steps") == ["40", "40,", "80"] and row("tokens") == ["640", "640,", "1,280"]
     assert row("std over batches") == ["0.25", "same", "rows"]
+    assert row("runs") == ["2", "2"] and row("seeds") == ["2", "2"]
+    result["groups"][1]["runs"][1]["seed"] = 0
     result["groups"][1]["difference"] = None
     assert "a dash: other rows" in " ".join(written(STUDIES["compare"].report.show, result).split())
+
+
+@studies
+def test_what_is_not_finite_has_a_warning_first_and_no_verdict(name):
+    study = STUDIES[name]
+    result, *pictures = study.make("strict")
+    result |= {"warnings": ["not finite is [this]: there is no verdict"], "notices": ["mind that"]}
+    text = written(study.report.show, result)
+    first = next(line for line in text.splitlines() if not line.startswith(("Model", "Data", " ")))
+    assert first.startswith("Warning  not finite is [this]")
+    assert "mind that" in text and "Verdict" not in text
+    if hasattr(study.report, "sections"):
+        html = html_of(study.report.sections(result, *pictures))
+        assert html.index('<div class="warning">not finite is [this]') < html.index("Note: mind")
+        assert '<div class="verdict' not in html
 
 
 @pytest.mark.parametrize("name", ["probe", "explain"])

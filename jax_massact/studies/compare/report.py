@@ -25,8 +25,12 @@ __all__ = ["FIGURES", "charts", "show"]
 def show(result: Comparison, console: Console) -> None:
     """Prints one column a variant: validation loss and its spread, and the activations."""
     sheet = Sheet(console)
+    for warning in result["warnings"]:
+        sheet.headed("Warning", warning, "bold red")
     head = ("", *(short(group["name"]) for group in result["groups"]))
     sheet.table(head, _rows(result, sheet.plus_minus), left=("",))
+    for notice in result["notices"]:
+        sheet.line(f"Note: {notice}")
     sheet.close(_notes(result, sheet.plus_minus))
 
 
@@ -37,8 +41,9 @@ def _rows(result: Comparison, plus_minus: str) -> list[list[str]]:
     def row(label: str, cell: Callable[[Group], str]) -> None:
         found.append([label, *map(cell, groups)])
 
-    if _seeds(result) > 1:
-        row("seeds", lambda group: str(len(group["runs"])))
+    if _runs(result) > 1:
+        row("runs", lambda group: str(len(group["runs"])))
+        row("seeds", lambda group: str(len({run["seed"] for run in group["runs"]})))
     row("steps", lambda group: _each(group, "steps"))
     row("tokens", lambda group: _each(group, "tokens"))
     row("validation loss", lambda group: _mean_and_std(group, "validation_loss", plus_minus, 4))
@@ -59,11 +64,11 @@ def _rows(result: Comparison, plus_minus: str) -> list[list[str]]:
 
 
 def _notes(result: Comparison, plus_minus: str) -> list[str]:
-    seeds = _seeds(result)
+    several = _runs(result) > 1
     notes = [
         "Loss in nats per token; minus the first: on the same rows, with its standard error over "
         "batches; a dash: other rows, and so no difference.",
-        f"{plus_minus} elsewhere: standard deviation over seeds." if seeds > 1 else "One seed.",
+        f"{plus_minus} elsewhere: standard deviation over runs." if several else "One seed.",
         "Activations: after the last step, of the layer where each is largest (drain: smallest).",
         f"Sink rate: share of heads with mean attention to the first token above "
         f"{result['sink_epsilon']:g}, first {result['sink_tokens']} tokens; extra key / sink "
@@ -81,7 +86,7 @@ def _notes(result: Comparison, plus_minus: str) -> list[str]:
     return notes
 
 
-def _seeds(result: Comparison) -> int:
+def _runs(result: Comparison) -> int:
     return max(len(group["runs"]) for group in result["groups"])
 
 
