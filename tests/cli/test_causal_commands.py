@@ -96,7 +96,7 @@ def test_fold_saves_a_model_that_every_command_reads(run, folders, tmp_path):
     explained = read(tmp_path / "explain" / "explain.json")
     assert explained["layers"][3]["attention"]["extra"][0] > 0
     code, _, err = run("fold", folded, *SIZE)
-    assert code == 2 and "attention is 'kv_bias'; allowed for folding: 'standard'" in err
+    assert code == 2 and "attention is 'kv_bias'; expected: 'standard'" in err
 
 
 @pytest.mark.parametrize(("command", "more"), [
