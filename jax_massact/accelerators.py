@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import ModelConfig
 
 
 class Accelerator(NamedTuple):
@@ -93,9 +92,9 @@ def find_accelerator(name: str) -> Accelerator:
     return ACCELERATORS[name]
 
 
-def peak_flops(config: ModelConfig, devices: Iterable[Any]) -> float | None:
+def peak_flops(dtype: str, devices: Iterable[Any]) -> float | None:
     """What the devices could do at most, operations a second; None where that is not known."""
     peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
-    if config.dtype != "bfloat16" or None in peaks:
+    if dtype != "bfloat16" or None in peaks:
         return None
     return sum(peak for peak in peaks if peak is not None)

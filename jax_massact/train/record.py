@@ -62,7 +62,7 @@ class Recorder:
         self.flops = self.tokens * flops_per_token(
             config.model, parameter_count(config), config.sequence_length
         )
-        self.peak = peak_flops(config.model, mesh.devices.flat)
+        self.peak = peak_flops(config.model.dtype, mesh.devices.flat)
         self.start_clock()
 
     def is_validated(self, step: int) -> bool:

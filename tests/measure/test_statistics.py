@@ -145,6 +145,17 @@ def test_kurtosis(loc, scale):
     assert 3 < expected.min()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e9, 1e36])
+def test_kurtosis_neither_overflows_nor_vanishes(scale):
+    x = np.float32(np.random.default_rng(0).standard_normal((2, 16, 24)) * scale)
+    exact = x.astype(np.float64) - x.astype(np.float64).mean((1, 2), keepdims=True)
+    expected = (exact**4).mean((1, 2)) / (exact**2).mean((1, 2)) ** 2
+    np.testing.assert_allclose(kurtosis(jnp.asarray(x)), expected, rtol=1e-5)
+    with_one = np.float32(np.random.default_rng(1).standard_normal((1, 64, 96)))
+    with_one[0, 3, 5] = 5e9
+    np.testing.assert_allclose(kurtosis(jnp.asarray(with_one)), 6142, rtol=1e-4)
+
+
 def test_kurtosis_of_one_large_number_among_n_is_about_n():
     x = np.zeros((1, 32, 32), np.float32)
     x[0, 3, 4] = 1e4
