@@ -45,7 +45,7 @@ DASHED = (0, (4, 3))
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # the one that comes with matplotlib
     "font.size": 9,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -162,7 +162,9 @@ def _series(axes: Axes, s: Series, width: float, *, log: bool) -> None:
         "marker": s.marker or ("" if len(y) > 1 else "o"), "markersize": 7 if is_mark else 4,
         "markerfacecolor": "white" if s.hollow else s.color,
         "markeredgecolor": "white" if is_mark else s.color, "zorder": 3 if is_mark else 2,
-        "clip_on": not is_mark, "label": plain(f"{s.name}{s.about}") if s.name else None,
+        # Marks stand over the edge; an unclipped line without points has no extent to lay out.
+        "clip_on": not (is_mark and len(y)),
+        "label": plain(f"{s.name}{s.about}") if s.name else None,
     }
     if s.error is None:
         axes.plot(x, y, **style)

@@ -44,7 +44,7 @@ def test_sinks_in_earlier_layers_are_not_hidden():
         "see the massive activations yet."
     )
     titles = [panel.title for panel in figures.map_chart(result, picture).panels]
-    assert titles[0] == "layer 1, before: sink rate 0.90"
+    assert titles[0] == "layer 1, before\nsink rate 0.90"
     for layer in result["layers"]:
         layer["attention"]["sink_rate"]["mean"] = 0.01 * layer["layer"]
     assert verdict(result)[1].endswith("It is highest in layer 5, 0.05.")
@@ -105,7 +105,7 @@ def test_maps_show_the_attention_before_and_after():
     maps = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title(loc) for axes in maps for loc in ("left", "center") if
             axes.get_title(loc)] == [
-        "layer 1, before: sink rate 0.10", "layer 3, after: sink rate 0.30"]
+        "layer 1, before\nsink rate 0.10", "layer 3, after\nsink rate 0.30"]
     for axes, layer in zip(maps, (1, 3), strict=True):
         shown = np.ma.filled(axes.images[0].get_array(), np.nan)
         lower = np.tril_indices(24)
@@ -117,7 +117,7 @@ def test_maps_show_the_attention_before_and_after():
     heat = chart_of(html_of(explain.sections(*explain_result())), "attention_maps-3")
     (trace,) = heat["data"]
     assert trace["z"][5][6] is None
-    assert heat["layout"]["title"]["text"] == "layer 3, after: sink rate 0.30"
+    assert heat["layout"]["title"]["text"] == "layer 3, after<br>sink rate 0.30"
     assert trace["z"][5][4] == pytest.approx(picture.weight[3, 5, 4], rel=1e-4)
     assert trace["x"][:3] == ["* 0 '&lt;s&gt;'", "1 'the'", "* 2 '&lt;s&gt;'"]
     assert figures.map_layers(explain_result("none")[0]) == [0, DEPTH - 1]

@@ -82,14 +82,14 @@ def map_chart(result: ExplainResult, attention_map: AttentionMap) -> Chart:
         when = "" if first is None else ", before" if layer <= first else ", after"
         rate = f"sink rate {rates[layer]:.2f}"
         heat = Heat(weight, names, massive, "query", "key", "attention, mean over heads")
-        return Panel([heat], name=str(layer), title=f"layer {layer}{when}: {rate}",
+        return Panel([heat], name=str(layer), title=f"layer {layer}{when}\n{rate}",
                      height=460)
 
     marked = f"; orange: {massive_call(result)}" if any(massive) else ""
+    panels = [panel(layer) for layer in map_layers(result)]
     return Chart(
         "attention_maps", titled(result["model"]["name"], f"attention, first sequence{marked}"),
-        "attention, mean over heads", [panel(layer) for layer in map_layers(result)],
-        size=(6.8, 3.8), beside=True,
+        "attention, mean over heads", panels, size=(1.2 + 2.8 * len(panels), 3.8), beside=True,
     )
 
 
