@@ -66,7 +66,7 @@ def test_explain(run, folders, tmp_path):
         [], [DIM]
     ]
     assert "ran 14 of 14 sequences" in err and "8 figures" in err and "sink rate" in out.lower()
-    check_page(tmp_path / "out" / "explain.html", charts=8)
+    check_page(tmp_path / "out" / "explain.html", charts=9)
 
 
 def test_fold_saves_a_model_that_every_command_reads(run, folders, tmp_path):

@@ -116,7 +116,7 @@ def test_the_control_zeroes_as_many_ordinary_activations(folders):
     rows = []
     for s, row in enumerate(held_out):
         post = oracle.run(model, row)["post"][WRITER]
-        low, high = np.quantile(np.abs(post), [0.5, 0.9], method="lower")
+        low, high = np.quantile(np.abs(post), [0.5, 0.9])
         size = np.abs(post[:, control])
         free = np.nonzero((size >= low) & (size <= high))[0]
         place = np.random.default_rng([0, s, 0]).choice(free, 1, replace=False)
