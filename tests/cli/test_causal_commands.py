@@ -112,7 +112,7 @@ def test_none_found_is_a_result(run, folders, tmp_path, command, more):
 @pytest.mark.parametrize(("arguments", "says"), [
     (["intervene", "--config.layers=99"], "layers is 99; allowed: a whole number of at least 0"),
     (["intervene", "--config.layers=x"], "allowed: first, all, or numbers"),
-    (["intervene", "--config.text=text:too short"], "expected: one for calibration and one held out"),
+    (["intervene", "--config.text=text:too short"], "expected: one for calibration and one held"),
     (["intervene", "--config.fractions=half"], "fractions"),
     (["explain", "--config.sink_epsilon=2"], "allowed: a number of at least 0 and at most 1"),
     (["explain", "--config.sequence_length=1000"], "at most 64"),
