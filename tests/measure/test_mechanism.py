@@ -16,6 +16,7 @@ from jax_massact.measure.massive import find_hits
 from jax_massact.measure.mechanism import explain, massive_tokens, sink_rate
 from jax_massact.nn.attention import QUERY_BLOCK
 from jax_massact.nn.transformer import from_parameters, parameters
+from jax_massact.nn.variants import VARIANTS
 from jax_massact.studies.collector import Found
 from jax_massact.studies.explain.run import Totals, mark_tokens
 
@@ -60,6 +61,23 @@ def measured(name):
     layers = total.layers(model.config.block.attention.variant == "kv_bias")
     runs = [oracle.run(model, row) for row in tokens]
     return layers, total, runs, marks, model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_shows_what_its_extra_key_takes(variant):
+    config = varied(CONFIGS["llama"], variant=variant)
+    model, tokens = decoder(config), np.array(ids(config, S, T))
+    massive = jnp.zeros((S, T + VARIANTS[variant].prefix), bool)
+    total = Totals(EPSILON)
+    batch = jax.device_get(jax.jit(explain)(model, tokens, massive))
+    total.add(jax.tree.map(np.float64, batch))
+    takes = VARIANTS[variant].extra_key is not None
+    weights = np.array([oracle.run(model, row)["p"] for row in tokens])
+    expected = weights[..., 1:, weights.shape[-2]:].sum(-1).mean((0, -1))
+    assert takes == bool(expected.any())
+    for layer, share in zip(total.layers(takes), expected, strict=True):
+        found = layer["attention"]["extra"]
+        assert not takes and found is None or found == pytest.approx(share.tolist(), abs=1e-5)
 
 
 @EACH
