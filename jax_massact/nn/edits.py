@@ -13,11 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_massact.nn.acts import EDITABLE
-
-_edit = functools.partial(dataclasses.dataclass, frozen=True)
 
 
 @runtime_checkable
@@ -40,7 +39,7 @@ class Edit(Protocol):
     jax.tree_util.register_dataclass,
     data_fields=["layer", "tokens", "dim", "scale", "add"], meta_fields=["site"],
 )
-@_edit()
+@dataclasses.dataclass(frozen=True)
 class Edits:
     """Sets or scales single dimensions: x[b, t, dim] = scale * x[b, t, dim] + add.
 
@@ -101,7 +100,7 @@ class Edits:
     jax.tree_util.register_dataclass,
     data_fields=["layer", "tokens", "vector"], meta_fields=["site"],
 )
-@_edit()
+@dataclasses.dataclass(frozen=True)
 class VectorEdits:
     """Sets whole vectors: x[b, t] = vector.
 
@@ -137,7 +136,7 @@ class VectorEdits:
     jax.tree_util.register_dataclass,
     data_fields=["layer", "unit", "token"], meta_fields=["site"],
 )
-@_edit()
+@dataclasses.dataclass(frozen=True)
 class MaxMoves:
     """Moves a unit's largest activation over all tokens to one token; elsewhere it becomes 0.
 
@@ -211,7 +210,7 @@ def _check(edit: Any, shape: tuple[int, int, int], depth: int) -> None:
 
 def known(values: Any) -> bool:
     """Whether this process can look at the values now; inside `jax.jit` it cannot."""
-    if isinstance(values, jax.core.Tracer | jax.ShapeDtypeStruct):
+    if isinstance(values, Tracer | jax.ShapeDtypeStruct):
         return False
     return getattr(values, "is_fully_addressable", True)
 

@@ -23,7 +23,7 @@ def embed(
       positions: one row for each position [P, D], added to the tokens.
       prefix: rows in front [R, D]; they have no positions of their own (Sun et al. 2024).
     """
-    tokens = sharded.constrain(tokens, "bt")
+    tokens = sharded.constrain(jnp.asarray(tokens), "bt")
     x = sharded.take_rows(sharded.gathered(table[...], "vd"), tokens, out="btd")
     x = x.astype(config.dtype)
     if positions is not None:

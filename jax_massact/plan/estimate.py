@@ -40,6 +40,7 @@ import numpy as np
 from jax_massact.accelerators import Accelerator, find_accelerator
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.nn import attention
+from jax_massact.nn.acts import Mask
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.plan.collectives import (
     Collective,
@@ -140,9 +141,9 @@ class Standin:
     multiple: int
     head_dim: tuple[int, int]
 
-    def unfit(self, q: jax.ShapeDtypeStruct, window: int | None) -> str | None:
+    def unfit(self, q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
         """Why the device's kernel cannot take such queries."""
-        del window
+        del mask
         step, largest = self.head_dim
         if q.dtype != jnp.float16 or q.shape[-1] % step or q.shape[-1] > largest:
             return "it takes 16 bit and other head dimensions"
@@ -333,8 +334,8 @@ def _recomputed_per_token(config: TrainConfig) -> float:
     blocks = sum(
         x.size for name, x in parameters(abstract(model)).items() if name.startswith("blocks.")
     )
-    heads = model.depth * model.num_heads * model.head_dim
-    return 2 * blocks + 4 * heads * config.sequence_length
+    c = model.block.attention
+    return 2 * blocks + 4 * model.depth * c.heads * c.head_dim * config.sequence_length
 
 
 def _notes(
@@ -359,12 +360,12 @@ def _use_standin(accelerator: Accelerator) -> None:
 
 def _in_half(config: TrainConfig) -> TrainConfig:
     """`config` in float16 where it is in bfloat16, and with the device's own attention."""
-    model = copy.copy(config.model)
+    own = config.model.block.attention.implementation == "xla"
+    model = config.model if own else config.model.with_attention(implementation=None)
+    model = copy.copy(model)
     # Past the checks: nobody trains in float16.
     if model.dtype == "bfloat16":
         object.__setattr__(model, "dtype", "float16")
-    if model.implementation != "xla":
-        object.__setattr__(model, "implementation", None)
     half = copy.copy(config)
     object.__setattr__(half, "model", model)
     return half

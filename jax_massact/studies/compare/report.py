@@ -107,7 +107,8 @@ def _batch_spread(group: Group) -> str:
     runs = [run for run in group["runs"] if run["validation_std"] is not None]
     if runs and all(len(set(run["validation_losses"])) == 1 for run in runs):
         return "same rows"
-    return words.number(statistics.fmean(run["validation_std"] for run in runs) if runs else None)
+    spreads = [std for run in runs if (std := run["validation_std"]) is not None]
+    return words.number(statistics.fmean(spreads) if spreads else None)
 
 
 def _difference(group: Group, plus_minus: str) -> str:
