@@ -20,7 +20,7 @@ def check_foldable(config: ModelConfig) -> None:
 
 
 def fold(
-    model: Transformer, first_tokens: int | Int[Array, ""] | Int[Array, " R"]
+    model: Transformer, first_token: int | Int[Array, ""] | Int[Array, " R"]
 ) -> Transformer:
     """A model without its first token, or its first R tokens.
 
@@ -34,14 +34,14 @@ def fold(
 
     Args:
       model: with standard attention.
-      first_tokens: ids of the tokens that stand first in every sequence.
+      first_token: id of the token that stands first in every sequence, or of several [R].
 
     Raises:
       ConfigError: the attention is not standard: there is room for the folded keys alone.
     """
     config = model.config
     check_foldable(config)
-    tokens = jnp.atleast_1d(jnp.asarray(first_tokens, jnp.int32))[None]
+    tokens = jnp.atleast_1d(jnp.asarray(first_token, jnp.int32))[None]
     R = tokens.shape[1]
     # [L 1 R K H]
     k, v = model.residual(tokens, tap=lambda acts: (acts.k, acts.v))[1]
