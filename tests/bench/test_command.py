@@ -177,7 +177,7 @@ def test_bench_attention_checks_every_variant_against_float64(tmp_path, capsys):
     found = _found(capsys, tmp_path, "attention", *flags)
     rows = {(row["variant"], row["implementation"]): row for row in found["rows"]}
     assert {variant for variant, _ in rows} == {
-        "standard", "kv_bias", "k_bias", "sink_logit", "softmax1"
+        "standard", "kv_bias", "k_bias", "sink_logit", "softmax1", "clipped"
     }
     assert set(rows["kv_bias", "xla"]["error"]) == {"out", "q", "k", "v", "key", "value"}
     for row in rows.values():
