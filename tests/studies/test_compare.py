@@ -16,6 +16,7 @@ from json_schema import violations
 from planted import CONFIG as CONFIG_OF_PLANTED
 from planted import DIM, WRITER, written_and_removed
 from reports import drawn, written
+from tiny_models import varied
 
 import jax_massact as ma
 from jax_massact.cli import main
@@ -125,7 +126,7 @@ def planted(compared, tmp_path_factory):
     run = tmp_path_factory.mktemp("planted") / "run"
     shutil.copytree(compared[0] / "standard" / "seed-5", run)
     shutil.rmtree(run / "model")
-    config = dataclasses.replace(CONFIG_OF_PLANTED, vocab_size=257)
+    config = varied(CONFIG_OF_PLANTED, vocab_size=257)
     model = written_and_removed(config=config).louder().build()
     save(model, run / "model")
     return run, model
@@ -254,7 +255,9 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path, caps
     (saved,) = (p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     stopped = int(saved.name)
     assert 0 < stopped < steps
-    assert main([*command[:-1], f"--config.steps={stopped}"]) == 0
+    # The rates of the steps already made stay as they were.
+    shorter = [f"--config.steps={stopped}", f"--config.optimizer.decay_end={steps}"]
+    assert main([*command[:-1], *shorter]) == 0
     said = capsys.readouterr().err
     assert f"resumed from step {stopped:,}" in said and "validation loss" in said
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

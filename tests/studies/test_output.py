@@ -41,7 +41,8 @@ def test_a_study_of_one_number_needs_no_page_and_no_figures(study, tmp_path, cap
     assert end(tmp_path) == 0
     out, err = capsys.readouterr()
     # What comes from elsewhere is never markup.
-    assert out == "[red]number 1.5\n" and "single.json" in err
+    # Long paths are broken where a line ends.
+    assert out == "[red]number 1.5\n" and "single.json" in err.replace("\n", "")
     assert json.loads((tmp_path / "single.json").read_text()) == RESULT
     assert [p.name for p in tmp_path.iterdir()] == ["single.json"]
 
@@ -57,8 +58,8 @@ def test_nothing_is_lost_where_something_fails(study, tmp_path, capsys):
     assert end(tmp_path, save=lambda folder: saved.append(folder)) == 2
     err = " ".join(capsys.readouterr().err.split())
     assert json.loads((tmp_path / "single.json").read_text()) == RESULT and saved == [tmp_path]
-    for part in ("single.html", "figures", "could not be printed"):
-        assert part in err
+    for part in ("single.html", "figures", "couldnotbeprinted"):
+        assert part in err.replace(" ", "")
     assert err.count("ZeroDivisionError: no such thing") == 3 and "Traceback" not in err
     study.page = lambda result: "<p>"
     assert end(tmp_path, save=fails) == 2

@@ -27,9 +27,9 @@ def attention(acts, front, window, reach):
     seen = (s <= t) & (t - s < (window or S))
     extra = np.full((*logits.shape[:3], 1), -np.inf)
     if acts.extra is not None:
-        extra[:] = 0 if acts.extra.logit is None else acts.extra.logit[None, :, None, None]
+        extra[:] = 0 if acts.extra.logit is None else acts.extra.logit[0][None, :, None, None]
         if acts.extra.key is not None:
-            key = np.repeat(np.asarray(acts.extra.key, np.float64), N // K, axis=0)
+            key = np.repeat(np.asarray(acts.extra.key[0], np.float64), N // K, axis=0)
             extra += np.einsum("btnh,nh->bnt", q, key)[..., None] / H**0.5
         extra[:, :, reach:] = -np.inf if reach is not None else extra[:, :, reach:]
     logits = np.concatenate([np.where(seen, logits, -np.inf), extra], axis=-1)
