@@ -15,7 +15,7 @@ class Destination:
     """One parameter on its devices, filled a block at a time.
 
     Args:
-      name: as in `nn.decoder.parameters`.
+      name: as in `nn.transformer.parameters`.
       shape: whole, with the leading layer axis of a parameter that every block has.
       dtype: of the parameter.
       mesh: the devices; None: the default one.

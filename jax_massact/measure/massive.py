@@ -63,8 +63,6 @@ class Moments(NamedTuple):
 class Tally(NamedTuple):
     """What `find_massive` decides from; of any number of sequences, so that batches can be merged.
 
-    XX
-
     Attributes:
       sequences: how many were seen.
       strict: sequences with a strict hit at that layer and dimension.

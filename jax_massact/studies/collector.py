@@ -96,7 +96,7 @@ def compile_probe(
     """`probe_batch` compiled for batches of this shape [B, T].
 
     Args:
-      model: a decoder, or its shapes alone (`nn.decoder.abstract`), so that compiling can go on
+      model: a model, or its shapes alone (`nn.transformer.abstract`), so that compiling can go on
         while the weights are being read.
     """
 

@@ -1,6 +1,6 @@
 """The schema of `intervene.json`: plain dictionaries, typed and documented, no arrays.
 
-Conventions as in `probe.result`. Losses are in nats per token, perplexity is exp of the mean loss
+Conventions as in `results`. Losses are in nats per token, perplexity is exp of the mean loss
 over all scored tokens.
 """
 

@@ -46,7 +46,7 @@ class RunRecord(TypedDict):
       losses: `step` and `loss` of every validation.
       validated_on: what the validation rows depend on: data, tokenizer, and the shape of batches.
       seconds, tokens_per_second: how fast.
-      interventions: of `train.interventions`, or null where none were asked for.
+      interventions: of `studies.compare.interventions`, or null where none were asked for.
     """
 
     folder: str

@@ -1,7 +1,7 @@
-"""The schemas of `explain.json` and `fold.json`: plain dictionaries, typed and documented.
+"""The schema of `explain.json`: plain dictionaries, typed and documented.
 
-Conventions as in `probe.result`; the measures are defined in `probe.attention` and
-`probe.mechanism`.
+Conventions as in `results`; the measures are defined in `measure.attention` and
+`measure.mechanism`.
 "Massive tokens" are those that carry a massive activation at any of the layers at which its
 dimension is massive. A list of one number for each query head is ordered by head. None: there is
 nothing to measure it on.
