@@ -115,8 +115,9 @@ def test_folding_bos_leaves_the_logits_and_nothing_massive(tmp_path: Path) -> No
     assert not any(m["strict"] for m in result["massive_after"])
     assert result["perplexity_folded"] == pytest.approx(result["perplexity_original"], rel=1e-4)
     # The folded model is read again, and probed like any other.
-    assert main(["probe", str(tmp_path / "model"), f"--workdir={tmp_path}",
+    folded = tmp_path / "folded"
+    assert main(["probe", str(tmp_path / "model"), f"--workdir={folded}",
                  "--config.sequences=2", "--config.sequence_length=127"]) == 0
-    probed = json.loads((tmp_path / "probe.json").read_text())
+    probed = json.loads((folded / "probe.json").read_text())
     assert not any(m["strict"] for m in probed["massive"]) and not probed["data"]["bos"]
     assert probed["layers"][12]["top"][0]["magnitude"] < 2000
