@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jax_massact.measure.padding import is_real
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import weights
@@ -82,6 +83,7 @@ def attention_stats(
     massive: Bool[Array, "B T"],
     *,
     sink_length: int = SINK_LENGTH,
+    count: Int[Array, " B"] | None = None,
 ) -> AttentionStats:
     """Reduces one layer's attention; call it in a tap.
 
@@ -92,17 +94,18 @@ def attention_stats(
     Args:
       massive: the massive tokens.
       sink_length: how many queries count for `sink`.
+      count: only the first `count` tokens of each sequence are queries; None: all.
     """
     whole = _in_blocks(acts, massive)
-    T = acts.q.shape[1]
-    later = (jnp.arange(T) > 0)[None]
-    ordinary = whole.sees_massive[:, 0] & ~massive
-    early = (jnp.arange(T) < sink_length)[None]
+    B, T = massive.shape
+    queries = jnp.ones((B, T), bool) if count is None else is_real(count, T)
+    later = queries & (jnp.arange(T) > 0)
+    ordinary = whole.sees_massive[:, 0] & queries & ~massive
     others = whole.has_other[:, 0] & later & ~massive
     return AttentionStats(
-        sink=_mean(whole.first, jnp.broadcast_to(early, massive.shape)),
-        first=_mean(whole.first, jnp.broadcast_to(later, massive.shape)),
-        extra=_mean(whole.extra, jnp.broadcast_to(later, massive.shape)),
+        sink=_mean(whole.first, queries & (jnp.arange(T) < sink_length)),
+        first=_mean(whole.first, later),
+        extra=_mean(whole.extra, later),
         massive=_mean(whole.massive, ordinary),
         logit_massive=_mean(whole.logit_massive, ordinary),
         logit_other=_mean(whole.logit_other, others),

@@ -1,16 +1,22 @@
 """The loss of next-token prediction, with or without edits of the residual stream."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_massact.measure.padding import AttentionMask, is_real, unpad
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.fused.cross_entropy import cross_entropy
 from jax_massact.nn.transformer import Transformer
 
 
 def token_losses(
-    model: Transformer, tokens: Int[Array | np.ndarray, "B T"], *, edits: Edits | None = None
+    model: Transformer,
+    tokens: Int[Array | np.ndarray, "B T"],
+    *,
+    mask: AttentionMask | None = None,
+    edits: Edits | None = None,
 ) -> Float[Array, "B T-1"]:
     """-log p(token t + 1 | tokens up to t), in nats, float32.
 
@@ -19,13 +25,24 @@ def token_losses(
 
     Args:
       tokens: ids in [0, V), at least two in a sequence.
+      mask: true or 1 for real tokens, 0 for padding on either side; each sequence is predicted as
+        if it stood alone. The loss is 0 where padding, or a sequence's first token, would be
+        predicted.
       edits: changes to the residual stream.
 
     Raises:
-      ValueError: `tokens` does not have a shape or dtype that the model takes.
+      ValueError: `tokens` or `mask` does not have a shape or dtype that the model takes.
     """
-    logits, _ = model(tokens, edits=edits)
-    return losses_of(logits, tokens)
+    if mask is None:
+        logits, _ = model(tokens, edits=edits)
+        return losses_of(logits, tokens)
+    batch = unpad(tokens, mask)
+    logits, _ = model(batch.tokens, edits=batch.edits(edits))
+    real = is_real(batch.count - 1, tokens.shape[1] - 1)
+    losses = jnp.where(real, losses_of(logits, batch.tokens), 0)
+    # Back to where the predicted tokens stand; the first token of all is never one.
+    place = lambda row, order: jnp.zeros_like(row, shape=tokens.shape[1]).at[order].set(row)
+    return jax.vmap(place)(losses, batch.order[:, 1:])[:, 1:]
 
 
 def losses_of(
@@ -36,7 +53,18 @@ def losses_of(
 
 
 def perplexity(
-    model: Transformer, tokens: Int[Array | np.ndarray, "B T"], *, edits: Edits | None = None
+    model: Transformer,
+    tokens: Int[Array | np.ndarray, "B T"],
+    *,
+    mask: AttentionMask | None = None,
+    edits: Edits | None = None,
 ) -> Float[Array, ""]:
-    """exp of the mean of `token_losses` over all sequences and tokens."""
-    return jnp.exp(token_losses(model, tokens, edits=edits).mean())
+    """exp of the mean of `token_losses` over all predicted tokens.
+
+    Args:
+      mask: true or 1 for real tokens; padding is neither predicted nor seen.
+    """
+    losses = token_losses(model, tokens, mask=mask, edits=edits)
+    if mask is None:
+        return jnp.exp(losses.mean())
+    return jnp.exp(losses.sum() / ((jnp.asarray(mask) != 0).sum(1) - 1).sum())

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.measure.padding import AttentionMask, is_real, unpad, without_padding
 from jax_massact.measure.statistics import (
     CountsAbove,
     Top,
@@ -95,37 +96,51 @@ class Magnitudes(NamedTuple):
         return self.quantile[..., 0]
 
 
-def magnitudes_tap(acts: Acts, *, top_k: int = 5, definition: Definition | None = None):
-    """Reduces one block's activations to its `Magnitudes`, without the layer axis."""
+def magnitudes_tap(
+    acts: Acts,
+    *,
+    top_k: int = 5,
+    definition: Definition | None = None,
+    count: Int[Array, " B"] | None = None,
+):
+    """Reduces one block's activations to its `Magnitudes`, without the layer axis.
+
+    Args:
+      count: only the first `count` tokens of each sequence are measured.
+    """
     definition = definition or Definition()
-    post = acts.resid_post
+    pre, post = (without_padding(x, count) for x in (acts.resid_pre, acts.resid_post))
     magnitude = jnp.abs(post)
-    quantile = quantiles(magnitude, QUANTILES)
+    quantile = quantiles(magnitude, QUANTILES, count)
     median = quantile[:, 0]
     cut = lambda t: _cut(t, median, post.dtype)[:, None, None]
-    before, large = jnp.abs(acts.resid_pre), magnitude > cut(definition.outlier)
+    before, large = jnp.abs(pre), magnitude > cut(definition.outlier)
     strict, relaxed, tokens, relaxed_before = counts_per_dim([
         magnitude > cut(definition.strict), magnitude > cut(definition.relaxed), large,
         before > cut(definition.relaxed),
     ])
-    share = lambda count: count.astype(jnp.float32) / post.shape[1]
+    length = post.shape[1] if count is None else count[:, None]
+    share = lambda tokens: tokens.astype(jnp.float32) / length
     # A dimension that is over the threshold at most tokens would fill every place.
-    rare = lambda x, count: jnp.where(share(count)[:, None] > definition.outlier_share, -1, x)
+    rare = lambda x, tokens: jnp.where(share(tokens)[:, None] > definition.outlier_share, -1, x)
     key = jnp.maximum(rare(before, relaxed_before), rare(magnitude, relaxed))
+    if count is not None:
+        # Last of all, where a sequence has fewer scalars than there are places.
+        key = jnp.where(is_real(count, post.shape[1])[..., None], key, -2)
     size = jnp.where(large, magnitude, 0).astype(jnp.float32).sum(1) / jnp.maximum(tokens, 1)
     position, dim = top_places(key, NUM_PLACES)
     at = lambda x: gather_places(x, position, dim).astype(jnp.float32)
     return Magnitudes(
         top=top_magnitudes(post, top_k),
         quantile=quantile,
-        kurtosis=kurtosis(post),
+        kurtosis=kurtosis(post, count),
         counts=counts_above(magnitude, THRESHOLDS),
         strict=strict.sum(-1),
         relaxed=relaxed.sum(-1),
         nonfinite=(~jnp.isfinite(post)).sum((1, 2), dtype=jnp.int32),
         outliers=Outliers(share(tokens), size, share(relaxed)),
         places=Places(
-            position, dim, at(acts.resid_pre), at(acts.attn_out), at(acts.mlp_out), at(post)
+            position, dim, at(pre), at(acts.attn_out), at(acts.mlp_out), at(post)
         ),
         map=_binned(magnitude),
     )
@@ -161,6 +176,7 @@ def magnitudes(
     model: Transformer,
     tokens: Int[Array | np.ndarray, "B T"],
     *,
+    mask: AttentionMask | None = None,
     top_k: int = 5,
     definition: Definition | None = None,
     edits: Edits | None = None,
@@ -172,6 +188,9 @@ def magnitudes(
 
     Args:
       tokens: ids in [0, V).
+      mask: true or 1 for real tokens, 0 for padding on either side, as tokenizers give it. Each
+        sequence is measured as if it stood alone without its padding; positions are those in
+        `tokens`, but `map` begins with the first real token.
       top_k: how many of the largest magnitudes to return for each sequence and layer.
       definition: what counts as massive; the paper's by default.
       edits: changes to the residual stream, made before it is measured.
@@ -180,10 +199,22 @@ def magnitudes(
       Arrays with leading axes [L, B]; layer l is the residual stream after block l.
 
     Raises:
-      ValueError: `tokens` does not have a shape or dtype that the model takes.
+      ValueError: `tokens` or `mask` does not have a shape or dtype that the model takes.
     """
-    tap = lambda acts: magnitudes_tap(acts, top_k=top_k, definition=definition)
-    return model.residual(tokens, tap=tap, edits=edits)[1]
+    if mask is None:
+        tap = lambda acts: magnitudes_tap(acts, top_k=top_k, definition=definition)
+        return model.residual(tokens, tap=tap, edits=edits)[1]
+    batch = unpad(tokens, mask)
+
+    def masked(acts: Acts) -> Magnitudes:
+        length = acts.resid_post.shape[1]
+        stats = magnitudes_tap(
+            acts, top_k=top_k, definition=definition, count=batch.count_of(length)
+        )
+        place = lambda part: part._replace(position=batch.place(part.position, length))
+        return stats._replace(top=place(stats.top), places=place(stats.places))
+
+    return model.residual(batch.tokens, tap=masked, edits=batch.edits(edits))[1]
 
 
 def residual_streams(

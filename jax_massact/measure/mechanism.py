@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_massact.measure.attention import (
     SINK_LENGTH,
@@ -16,8 +17,10 @@ from jax_massact.measure.attention import (
     attention_map,
     attention_stats,
 )
+from jax_massact.measure.padding import AttentionMask, in_order, is_real, unpad
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts
+from jax_massact.nn.transformer import Transformer
 
 MAP_TOKENS = 48
 
@@ -65,22 +68,27 @@ class LayerMechanism(NamedTuple):
 
 
 def mechanism_tap(
-    acts: Acts, massive: Bool[Array, "B T"], sink_length: int = SINK_LENGTH
+    acts: Acts,
+    massive: Bool[Array, "B T"],
+    sink_length: int = SINK_LENGTH,
+    count: Int[Array, " B"] | None = None,
 ) -> LayerMechanism:
     """Reduces one block's activations.
 
     Args:
       massive: the massive tokens of every sequence.
       sink_length: how many queries count for the sink rate.
+      count: only the first `count` tokens of each sequence are measured; None: all.
     """
     k = sharded.by_sequence(acts.k)
     if acts.rotation is not None:
         # Turned back: a key's position is not a property of its token.
         k = acts.rotation.turn_back(k)
     flat = lambda x: sharded.by_sequence(x).reshape(*x.shape[:2], -1)
-    pair = lambda x: VectorPair(_sums(x, massive), _sums(x, ~massive))
+    other = ~massive if count is None else ~massive & is_real(count, massive.shape[1])
+    pair = lambda x: VectorPair(_sums(x, massive), _sums(x, other))
     return LayerMechanism(
-        attention=attention_stats(acts, massive, sink_length=sink_length),
+        attention=attention_stats(acts, massive, sink_length=sink_length, count=count),
         stream=pair(acts.resid_pre),
         normed=pair(acts.attn_in),
         keys=pair(flat(k)),
@@ -105,26 +113,40 @@ def _sums(x: Float[Array, "B T F"], mask: Bool[Array, "B T"]) -> VectorSums:
 
 
 def explain(
-    model, tokens, massive: Bool[Array, "B T"], *, sink_length: int = SINK_LENGTH
+    model: Transformer,
+    tokens: Int[Array | np.ndarray, "B T"],
+    massive: Bool[Array, "B S"],
+    *,
+    mask: AttentionMask | None = None,
+    sink_length: int = SINK_LENGTH,
 ) -> LayerMechanism:
     """Attention, norms and value updates of every layer, reduced inside the forward pass.
 
     Pure; works under `jax.jit` and any mesh. Everything is per sequence: the caller merges.
 
     Args:
-      model: a `Transformer`.
-      tokens: ids in [0, V), [B, T].
-      massive: the massive tokens (`massive_tokens`).
+      tokens: ids in [0, V).
+      massive: the massive tokens (`massive_tokens`), learned rows in front included.
+      mask: true or 1 for real tokens, 0 for padding on either side; each sequence is measured as
+        if it stood alone, and `map` begins with its first real token.
       sink_length: how many queries count for the sink rate.
 
     Returns:
       `LayerMechanism` whose arrays have leading axes [L, B].
 
     Raises:
-      ValueError: `tokens` does not have a shape or dtype that the model takes.
+      ValueError: `tokens` or `mask` does not have a shape or dtype that the model takes.
     """
-    tap = lambda acts: mechanism_tap(acts, massive, sink_length)
-    return model.residual(tokens, tap=tap)[1]
+    if mask is None:
+        tap = lambda acts: mechanism_tap(acts, massive, sink_length)
+        return model.residual(tokens, tap=tap)[1]
+    batch = unpad(tokens, mask)
+    S = massive.shape[1]
+    count = batch.count_of(S)
+    # Padding cannot be massive, whatever was measured there.
+    moved = in_order(massive, batch.order_of(S)) & is_real(count, S)
+    tap = lambda acts: mechanism_tap(acts, moved, sink_length, count)
+    return model.residual(batch.tokens, tap=tap)[1]
 
 
 def sink_rate(

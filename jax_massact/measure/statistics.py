@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_massact.measure.padding import without_padding
+from jax_massact.nn import sharded
 from jax_massact.nn.fused.vendor import platform
 
 # Entries of a row that `top_places` looks at together.
@@ -77,32 +80,36 @@ def top_magnitudes(x: Float[Array, "B T D"], k: int) -> Top:
     return Top(gather_places(x, position, dim).astype(jnp.float32), position, dim)
 
 
-def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[Array, "B Q"]:
+def quantiles(
+    magnitude: Float[Array, "B T D"], q: tuple[float, ...], count: Int[Array, " B"] | None = None
+) -> Float[Array, "B Q"]:
     """Exact quantiles over tokens x dimensions, as `numpy.quantile` with method "linear".
 
     `q` = 0.5 is the median. Non-negative floats are ordered as their bits are, so each order
     statistic is found by fixing its bits from the highest down, counting how many entries lie below
     the candidates: no sort. The first FIRST_BITS bits take one pass for all quantiles together,
     every other bit takes one. The entries must not be negative; NaN counts as largest.
+
+    Args:
+      count: quantiles are over the first `count` tokens of each sequence; all others hold 0.
     """
     B, T, D = magnitude.shape
     width = magnitude.dtype.itemsize * 8
     integer = jnp.dtype(f"int{width}")
     # abs has cleared the sign bit, so as integers the bits are not negative either.
     bits = jax.lax.bitcast_convert_type(magnitude, integer)
-    place = [x * (T * D - 1) for x in q]
-    ranks = [int(p) for p in place]
-    below, wanted = _counter(bits), jnp.asarray(ranks)[:, None]
+    ranks, fractions = _ranks(q, T, D, count)
+    below = _counter(bits)
 
     rest = width - 1 - FIRST_BITS
     some = jnp.zeros_like(bits[:, 0, 0])  # laid out over a mesh as B is
     counts = below([some + (digit << rest) for digit in range(1, 1 << FIRST_BITS)])
-    digits = (counts[:, None] <= wanted).sum(0, dtype=jnp.int32)
+    digits = (counts[:, None] <= ranks).sum(0, dtype=jnp.int32)
     found = jnp.left_shift(digits, rest).astype(integer)
 
     def fix_bit(i, found):
         candidates = found | jnp.left_shift(jnp.asarray(1, integer), (rest - 1 - i).astype(integer))
-        return jnp.where(below(list(candidates)) <= wanted, candidates, found)
+        return jnp.where(below(list(candidates)) <= ranks, candidates, found)
 
     # [Q, B]: the lower neighbour of each quantile, then its successor in the sorted order. Loops
     # take time on accelerators, and unrolled ones time to compile.
@@ -110,18 +117,28 @@ def quantiles(magnitude: Float[Array, "B T D"], q: tuple[float, ...]) -> Float[A
     lower = jax.lax.fori_loop(0, rest, fix_bit, found, unroll=unroll)
     largest = jnp.iinfo(integer).max
     upto = [bits <= low[:, None, None] for low in lower]
-    at_most = _counts(upto)
     above = [jnp.where(m, largest, bits).astype(jnp.int32) for m in upto]
     above = _rows(jnp.minimum, jnp.int32(largest), above).min(-1).astype(integer)
-    results = []
-    for i, (p, rank, low) in enumerate(zip(place, ranks, lower, strict=True)):
-        high = jnp.where((at_most[i] > rank + 1) | (rank == T * D - 1), low, above[i])
-        low, high = (
-            jax.lax.bitcast_convert_type(b, magnitude.dtype).astype(jnp.float32)
-            for b in (low, high)
-        )
-        results.append(low + jnp.float32(p - rank) * (high - low) if p > rank else low)
-    return jnp.stack(results, axis=-1)
+    upper = jnp.where((_counts(upto) > ranks + 1) | (ranks == T * D - 1), lower, above)
+    low, high = (
+        jax.lax.bitcast_convert_type(x, magnitude.dtype).astype(jnp.float32) for x in (lower, upper)
+    )
+    # Where it lies on an entry, its neighbour may be infinite.
+    return jnp.where(fractions > 0, low + fractions * (high - low), low).T
+
+
+def _ranks(
+    q: tuple[float, ...], T: int, D: int, count: Int[Array, " B"] | None
+) -> tuple[Int[Array, "Q ..."], Float[Array, "Q ..."]]:
+    """Between which entries in ascending order each quantile lies, and how far from the lower."""
+    tokens = np.array([T]) if count is None else np.arange(T + 1)
+    place = np.multiply.outer(np.maximum(tokens * D - 1, 0), q)
+    # The zeros of the tokens that do not count come first.
+    rank = place.astype(np.int32) + ((T - tokens) * D).astype(np.int32)[:, None]
+    table = (jnp.asarray(rank), jnp.asarray(np.float32(place % 1)))
+    if count is not None:
+        table = tuple(sharded.take_rows(x, count, out="bt") for x in table)
+    return table[0].T, table[1].T
 
 
 def _counter(
@@ -157,18 +174,28 @@ def _counts(masks: list[Bool[Array, "B T D"]]) -> Int[Array, "masks B"]:
     return _rows(jnp.add, jnp.int32(0), [m.astype(jnp.int32) for m in masks]).sum(-1)
 
 
-def kurtosis(x: Float[Array, "B T D"]) -> Float[Array, " B"]:
+def kurtosis(
+    x: Float[Array, "B T D"], count: Int[Array, " B"] | None = None
+) -> Float[Array, " B"]:
     """E[(x - mean)^4] / var^2 over tokens x dimensions; 3 for a Gaussian.
 
     Of a hidden state, as in Bondarenko et al. 2023, "Quantizable Transformers". Powers neither
     overflow nor vanish, whatever the size of the entries: the largest is made 1 first. NaN where
     all entries are equal, or some are not finite.
+
+    Args:
+      count: it is over the first `count` tokens of each sequence; all others hold 0.
     """
     # As `counts_above` has it: XLA computes it once for both.
     largest = jnp.abs(x).max(2).max(1).astype(jnp.float32)
     x = x.astype(jnp.float32) / jnp.where(largest == 0, 1, largest)[:, None, None]
-    mean = lambda x: x.mean(2).mean(1)
-    square = jnp.square(x - mean(x)[:, None, None])
+    if count is None:
+        mean = lambda x: x.mean(2).mean(1)
+        square = jnp.square(x - mean(x)[:, None, None])
+    else:
+        mean = lambda x: x.mean(2).sum(1) / count
+        away = x - mean(x)[:, None, None]
+        square = jnp.square(without_padding(away, count))
     return mean(jnp.square(square)) / jnp.square(mean(square))
 
 

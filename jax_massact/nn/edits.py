@@ -7,7 +7,7 @@ can `vmap` over many interventions, or change them without compiling again.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -16,7 +16,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_massact.nn import sharded
 from jax_massact.nn.acts import EDITABLE
+
+# From a length T, where each token of the new order stood before [B T].
+OrderOf = Callable[[int], Int[Array, "B T"]]
 
 
 @runtime_checkable
@@ -32,6 +36,10 @@ class Edit(Protocol):
 
     def check(self, shape: tuple[int, int, int], depth: int) -> None:
         """Raises ValueError where a concrete value is out of range for activations [B T D]."""
+        ...
+
+    def reordered(self, order_of: "OrderOf") -> "Edit":
+        """The same edit of sequences whose tokens come in another order."""
         ...
 
 
@@ -95,6 +103,12 @@ class Edits:
         _check(self, shape, depth)
         _in_range("dim", self.dim, shape[2], f"dimensions of {self.site}")
 
+    def reordered(self, order_of: OrderOf) -> "Edits":
+        tokens, add = _taken(self.tokens, order_of), jnp.asarray(self.add)
+        return dataclasses.replace(
+            self, tokens=tokens, add=_taken(add, order_of) if add.ndim == 3 else add
+        )
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -130,6 +144,12 @@ class VectorEdits:
                 f"vector has {self.vector.shape[-1]} entries; expected: {shape[2]}, those of "
                 f"{self.site}"
             )
+
+    def reordered(self, order_of: OrderOf) -> "VectorEdits":
+        tokens, vector = _taken(self.tokens, order_of), self.vector
+        return dataclasses.replace(
+            self, tokens=tokens, vector=_taken(vector, order_of) if vector.ndim == 4 else vector
+        )
 
 
 @functools.partial(
@@ -169,6 +189,12 @@ class MaxMoves:
         _in_range("unit", self.unit, shape[2], f"units of {self.site}")
         _in_range("token", self.token, shape[1], "tokens, rows in front included")
 
+    def reordered(self, order_of: OrderOf) -> "MaxMoves":
+        raise ValueError(
+            "the largest activation over all tokens would be looked for in the padding, too; "
+            "expected: sequences without padding for MaxMoves"
+        )
+
 
 def apply_edits(
     x: jax.Array, edits: Sequence[Edit], site: str, layer: int | Int[Array, ""]
@@ -178,6 +204,15 @@ def apply_edits(
         if edit.site == site:
             x = edit.apply(x, layer)
     return x
+
+
+def _taken(x: Array, order_of: OrderOf) -> Array:
+    """x [E B T ...], or [E 1 T ...] for every sequence alike, with its tokens in the new order."""
+    order = sharded.by_sequence(order_of(x.shape[2]))
+    x = jnp.broadcast_to(x, (x.shape[0], order.shape[0], *x.shape[2:]))
+    # Sequences in front: over a mesh they lie apart.
+    one = jax.vmap(lambda edits, order: edits[:, order])
+    return one(sharded.by_sequence(x.swapaxes(0, 1)), order).swapaxes(0, 1)
 
 
 def _mask(tokens: Any, count: int) -> Bool[Array, "E B T"]:
