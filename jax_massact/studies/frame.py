@@ -20,12 +20,12 @@ import jax
 import rich.console
 import rich.progress
 
-from jax_massact.data.text import Documents, documents
+from jax_massact.data.text import HELP, Documents, documents
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.families.checkpoint import Checkpoint
-from jax_massact.families.run_checkpoint import RunCheckpoint
+from jax_massact.families.run_checkpoint import RunCheckpoint, is_run
 from jax_massact.load import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
@@ -39,7 +39,7 @@ from jax_massact.results import (
 from jax_massact.studies.collector import in_front
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.output import finish, make_folder
-from jax_massact.studies.settings import DEFAULT_LENGTH, RunConfig
+from jax_massact.studies.settings import AUTO, DEFAULT_LENGTH, RunConfig
 
 
 def versions() -> dict[str, str]:
@@ -76,6 +76,7 @@ class Prepared(NamedTuple):
 
     Attributes:
       name: as the person gave it.
+      text: where they are from. It has no texts where the sequences are rows of a training run.
       inputs: the sequences; every id has an embedding in the model.
       bos: whether every sequence begins with the BOS token.
     """
@@ -98,23 +99,31 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
     checkpoint = open_checkpoint(source, step)
     limit = checkpoint.config.context_length - checkpoint.config.first_position - config.spare
     length = config.sequence_length
-    if length > limit and length == DEFAULT_LENGTH:
+    chosen = length != DEFAULT_LENGTH
+    if length > limit and not chosen:
         length = limit
     if length > limit:
         raise DataError(f"sequence_length is {length}; allowed for this model: at most {limit}")
     config.check(checkpoint.config)
-    tokenizer = checkpoint.load_tokenizer()
-    # k' and v' of a folded model stand for its first token.
-    folded = checkpoint.config.bias_position is not None
-    bos = tokenizer.resolve_bos("false" if folded and config.bos == "auto" else config.bos)
-    text = documents(config.text, config.text_field)
-    tokens = windows(
-        text,
-        tokenizer,
-        sequences=config.total,
-        sequence_length=length,
-        bos=bos,
-    )
+    path = Path(source).expanduser()
+    if config.text == AUTO and is_run(path):
+        # What trains takes a second to import, and only runs need it.
+        from jax_massact.studies.held_out import sequences_of
+
+        rows = sequences_of(
+            path, count=config.total, length=length if chosen else None, bos=config.bos
+        )
+        tokenizer, tokens, bos = rows.tokenizer, rows.tokens[:, :limit], rows.bos
+        text = Documents(rows.description, ())
+    else:
+        tokenizer = checkpoint.load_tokenizer()
+        # k' and v' of a folded model stand for its first token.
+        folded = checkpoint.config.bias_position is not None
+        bos = tokenizer.resolve_bos("false" if folded and config.bos == "auto" else config.bos)
+        text = documents(HELP if config.text == AUTO else config.text, config.text_field)
+        tokens = windows(
+            text, tokenizer, sequences=config.total, sequence_length=length, bos=bos
+        )
     if tokens.max() >= checkpoint.config.embed.vocab_size:
         raise DataError(
             f"the tokenizer gives id {tokens.max()}; the model of {checkpoint.path.name} has "

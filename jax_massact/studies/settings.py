@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from jax_massact.data.text import HELP
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType, ModelConfig
 from jax_massact.settings import check_float, check_in, check_int
 
 DEFAULT_LENGTH = 512  # of sequences
+AUTO = "auto"  # the text of a run, or the help texts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,19 +17,20 @@ class RunConfig:
 
     Attributes:
       text: `help-3.11` (the help texts of Python 3.11, English), `pydoc` (those of the running
-        Python), a text or JSONL file, `tfds:NAME[:SPLIT]`, or `text:` and the text itself.
+        Python), a text or JSONL file, `tfds:NAME[:SPLIT]`, or `text:` and the text itself. `auto`
+        is what a training run held out, and `help-3.11` for all other models.
       text_field: the field of a JSONL file, or the feature of a data set, that holds the text.
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
       sequences: how many to run.
       sequence_length: tokens in each, BOS included. The default is shortened to the context of a
-        model that takes fewer.
+        model that takes fewer, and to the rows of a training run.
       batch_size: sequences in one forward pass.
       dtype: of the weights and the computation.
       definition: what counts as massive.
     """
 
-    text: str = HELP
+    text: str = AUTO
     text_field: str = "text"
     bos: str = "auto"
     sequences: int = 10

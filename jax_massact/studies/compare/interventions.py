@@ -2,22 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
-import tokenizers
-from jaxtyping import Int
-
 from jax_massact.data.text import Documents
-from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import UserError
 from jax_massact.load import RUN_MODEL, open_checkpoint
 from jax_massact.studies.collector import in_front
 from jax_massact.studies.frame import Prepared
+from jax_massact.studies.held_out import held_out
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.interventions import intervene_checkpoint
 from jax_massact.studies.interventions_result import InterveneResult
 from jax_massact.studies.settings import InterveneConfig
 from jax_massact.train.config import TrainConfig
-from jax_massact.train.data import open_batches
 
 # Of each part, calibration and held out: enough tokens for a loss, and few forward passes.
 TOKENS, FEWEST, MOST = 8192, 8, 64
@@ -43,16 +38,15 @@ def intervene_run(folder: Path, config: TrainConfig) -> InterveneResult:
     count = min(max(TOKENS // length, FEWEST), MOST)
     checkpoint = open_checkpoint(folder / RUN_MODEL)
     try:
-        stream = open_batches(config)
+        rows = held_out(folder, config, 2 * count)
     except UserError as error:
         raise UserError(
             f"to intervene on {folder} its data is needed ({error}); --no-interventions leaves "
             "this out"
         ) from None
-    has_first = stream.first_token is not None
     settings = InterveneConfig(
         text=config.data.source,
-        bos=str(has_first),
+        bos=str(rows.bos),
         sequences=count,
         calibration_sequences=count,
         sequence_length=length,
@@ -60,37 +54,12 @@ def intervene_run(folder: Path, config: TrainConfig) -> InterveneResult:
         definition=config.watch.definition,
         fractions=(),
     )
-    tokenizer = stream.tokenizer or _nameless(stream.vocab_size)
     prepared = Prepared(
         name=str(folder),
         checkpoint=checkpoint,
-        tokenizer=tokenizer,
-        text=Documents(f"validation rows of {stream.description}", ()),
-        inputs=Inputs(
-            _different(stream.validation(0, 2 * count)[:, :-1]),
-            tokenizer.token_strings,
-            in_front(checkpoint.config),
-        ),
-        bos=has_first,
+        tokenizer=rows.tokenizer,
+        text=Documents(rows.description, ()),
+        inputs=Inputs(rows.tokens, rows.tokenizer.token_strings, in_front(checkpoint.config)),
+        bos=rows.bos,
     )
     return intervene_checkpoint(prepared, settings)
-
-
-def _different(rows: Int[np.ndarray, "S T"]) -> Int[np.ndarray, "R T"]:
-    """Each row once: a short text begins anew, and nothing that calibrates may be held out."""
-    _, first = np.unique(rows, axis=0, return_index=True)
-    return rows[np.sort(first)]
-
-
-def _nameless(size: int) -> Tokenizer:
-    """For ids of which nothing but their number is known; each reads `<id 17>`."""
-    return Tokenizer(
-        tokenizers.Tokenizer(tokenizers.models.BPE()),
-        source="ids",
-        vocab_size=size,
-        bos_id=None,
-        eos_id=None,
-        adds_bos=False,
-        raw_piece=lambda i: None,
-        readable=str,
-    )

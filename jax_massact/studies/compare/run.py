@@ -1,22 +1,21 @@
 """Finished runs side by side: from their folders to one plain result."""
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import UserError
 from jax_massact.results import DefinitionInfo, Remarks
-from jax_massact.settings import from_mapping
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.frame import definition_info
+from jax_massact.studies.held_out import run_config, run_file
 from jax_massact.studies.interventions_result import InterveneResult
 from jax_massact.train.config import TrainConfig, to_json
-from jax_massact.train.loop import CONFIG, SUMMARY
+from jax_massact.train.loop import SUMMARY
 from jax_massact.train.metrics import (
     FILE,
     extreme,
@@ -124,7 +123,7 @@ def compare_runs(
     if not folders:
         raise UserError("nothing to compare; expected: folders of finished runs, or --config")
     _check_different(folders)
-    configs = [_config(folder) for folder in folders]
+    configs = [run_config(folder) for folder in folders]
     records = [_record(folder, config) for folder, config in zip(folders, configs, strict=True)]
     _check_watched_alike(folders, configs)
     if interventions:
@@ -152,13 +151,6 @@ def compare_runs(
         definition=definition_info(watch.definition),
         groups=[_group(name, those, first) for name, those in runs.items()],
     )
-
-
-def _config(folder: Path) -> TrainConfig:
-    try:
-        return from_mapping(TrainConfig, _read(folder / CONFIG, folder))
-    except ConfigError as error:
-        raise ConfigError(f"{folder / CONFIG}: {error}") from None
 
 
 def _check_different(folders: Sequence[Path]) -> None:
@@ -223,7 +215,7 @@ def _names(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]
 
 
 def _record(folder: Path, config: TrainConfig) -> RunRecord:
-    summary = _read(folder / SUMMARY, folder)
+    summary = run_file(folder, SUMMARY)
     rows = read_rows(folder / FILE)
     watched, validated = of_kind(rows, "watch"), of_kind(rows, "validation")
     if not watched:
@@ -310,14 +302,3 @@ def _difference(first: list[RunRecord], runs: list[RunRecord]) -> tuple[float, f
     by_batch = [b - a for a, b in means]
     error = statistics.stdev(by_batch) / len(by_batch) ** 0.5 if len(by_batch) > 1 else None
     return statistics.fmean(by_batch), error
-
-
-def _read(path: Path, folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} has no {path.name}; expected: the --workdir of a finished massact train"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

@@ -129,7 +129,9 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
 
 
 def bos_choices(prepared: Prepared) -> list[bool]:
-    """Whether sequences begin with BOS, for each location study that the tokenizer allows."""
+    """Whether sequences begin with BOS, for each location study that the text allows."""
+    if not prepared.text.texts:
+        return [prepared.bos]  # rows as a run was trained on; they cannot be cut anew
     return [False, True] if prepared.tokenizer.bos_id is not None else [False]
 
 
@@ -368,6 +370,8 @@ def _location_tokens(
 ) -> Int[np.ndarray, "S T"]:
     c = prepared.checkpoint.config
     length = min(config.location_length, c.context_length - c.first_position)
+    if not prepared.text.texts:
+        return prepared.inputs.tokens[: config.location_sequences, :length]
     try:
         return windows(
             prepared.text, prepared.tokenizer, sequences=config.location_sequences,

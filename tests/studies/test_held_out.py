@@ -1,0 +1,122 @@
+"""The model of a training run is studied on what the run held out."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from planted import CONFIG as PLANTED
+from planted import DIM, written_and_removed
+from tiny_models import varied
+
+from jax_massact.cli import main
+from jax_massact.save import save
+from jax_massact.train.config import DataConfig, TrainConfig, to_json
+from jax_massact.train.data import open_batches
+
+T = 16
+WORDS = "A quick brown fox jumps over the lazy dog, and then it sleeps for {} hours.\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on a text, each row of which begins with the same token."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    text = folder.parent / "text.txt"
+    text.write_text("".join(WORDS.format(n) for n in range(200)))
+    config = TrainConfig(
+        model=varied(PLANTED, vocab_size=64, context_length=32), batch_size=8, sequence_length=T,
+        data=DataConfig(source=str(text), tokenizer="chars", same_first_token=True),
+    )
+    data = open_batches(config)
+    model = written_and_removed(config=config.model).louder().build()
+    save(model, folder / "model", tokenizer=data.tokenizer)
+    (folder / "config.json").write_text(to_json(config))
+    (folder / "summary.json").write_text(json.dumps({"digests": dict(data.digests)}))
+    return folder, config
+
+
+def study(command, folder, out, *arguments):
+    code = main([command, str(folder), f"--workdir={out}", *(f"--config.{a}" for a in arguments)])
+    return code, (json.loads((out / f"{command}.json").read_text()) if code == 0 else None)
+
+
+def test_rows_are_those_of_the_runs_own_validation(run, tmp_path, capsys):
+    folder, config = run
+    code, found = study("probe", folder, tmp_path, "sequences=5")
+    assert code == 0
+    data = found["data"]
+    assert (data["sequences"], data["sequence_length"], data["bos"]) == (5, T, True)
+    assert data["source"].startswith("validation rows of ") and "text.txt" in data["source"]
+    assert f"5 x {T} tokens of validation rows of" in capsys.readouterr().err
+    rows = open_batches(config).validation(0, 5)[:, :-1]
+    assert len(np.unique(rows, axis=0)) == 5
+    (place,) = {(t["kind"], t["token"]) for m in found["massive"] if m["dim"] == DIM
+                for t in m["tokens"]}
+    assert place[0] == "first"
+
+
+def test_every_study_takes_them(run, tmp_path):
+    folder, _ = run
+    code, found = study("intervene", folder, tmp_path / "i", "sequences=4",
+                        "calibration_sequences=4")
+    assert code == 0 and [t["dim"] for t in found["targets"]] == [DIM]
+    assert found["data"]["sequences"] == 4
+    code, found = study("explain", folder, tmp_path / "e", "sequences=3", "location_length=8")
+    assert code == 0 and [(x["bos"], x["sequences"], x["sequence_length"])
+                          for x in found["locations"]] == [(True, 3, 8)]
+    # Of rows that begin with the same token, folding takes it off, and puts it into k', v'.
+    code, found = study("fold", folder, tmp_path / "f", "sequences=3", "first_token=1",
+                        "save=false")
+    assert code == 0 and found["unchanged"] and found["data"]["sequence_length"] == T - 1
+
+
+def test_another_text_is_taken_where_one_is_named(run, tmp_path):
+    folder, _ = run
+    code, found = study("probe", folder, tmp_path, "text=text:a quick fox", "sequence_length=8")
+    assert code == 0 and "validation" not in found["data"]["source"]
+
+
+def test_held_out_data_that_ends_is_not_shown_twice(run, tmp_path, capsys):
+    folder, _ = run
+    code, found = study("probe", folder, tmp_path, "sequences=1000", "batch_size=8")
+    assert code == 0 and found["data"]["sequences"] < 200
+    held = found["data"]["sequences"]
+    assert f"the text holds {held} of the 1000 sequences" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["sequence_length=17"], "sequence_length is 17; expected: at most 16"),
+    (["sequence_length=16", "bos=false"], "expected: at most 15"),
+])
+def test_what_the_rows_cannot_give(run, tmp_path, capsys, arguments, said):
+    assert study("probe", run[0], tmp_path, *arguments)[0] == 2
+    found = capsys.readouterr().err
+    assert said in found and "--config.text=help-3.11" in found
+
+
+def changed(folder, out, **data):
+    """A copy of a run's settings and model, with other data."""
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "model").symlink_to(folder[0] / "model")
+    config = dataclasses.replace(folder[1], data=dataclasses.replace(folder[1].data, **data))
+    (out / "config.json").write_text(to_json(config))
+    (out / "summary.json").write_text((folder[0] / "summary.json").read_text())
+    return out
+
+
+def test_data_that_is_gone_or_has_changed(run, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    gone = changed(run, tmp_path / "gone", source=str(other))
+    assert study("probe", gone, tmp_path / "a")[0] == 2
+    assert "other.txt" in capsys.readouterr().err
+    other.write_text("".join(WORDS.format(n) for n in range(1, 201)))
+    assert study("probe", gone, tmp_path / "b")[0] == 2
+    assert "has changed since the run: training data, validation data" in capsys.readouterr().err
+
+
+def test_true_bos_of_a_run_without_a_first_token(run, tmp_path, capsys):
+    without = changed(run, tmp_path / "run", same_first_token=False)
+    assert study("probe", without, tmp_path / "a", "bos=true")[0] == 2
+    assert "trained without a first token" in capsys.readouterr().err
