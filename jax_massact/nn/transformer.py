@@ -163,11 +163,7 @@ class Transformer(nnx.Module):
         Raises:
           WeightsError: the model has no head.
         """
-        if not self.config.head.present:
-            raise WeightsError(
-                "this model was saved without its head, so it has no logits and no loss; expected: "
-                "the checkpoint of the whole language model, with lm_head.weight"
-            )
+        check_head(self.config)
         x = self.final_norm(x)
         if self.head is None:
             return project(x, self.embed, "vd", transposed=True)
@@ -195,6 +191,15 @@ class Transformer(nnx.Module):
                     f"a token id is {found}; expected: 0 to {vocab_size - 1}, of {vocab_size} "
                     "embeddings. Another model's tokenizer is the usual cause"
                 )
+
+
+def check_head(config: ModelConfig) -> None:
+    """Raises WeightsError unless the model has logits."""
+    if not config.head.present:
+        raise WeightsError(
+            "this model was saved without its head, so it has no logits and no loss; expected: "
+            "the checkpoint of the whole language model, with lm_head.weight"
+        )
 
 
 def _scan(period: Callable, x: jax.Array, layers: Any, size: int, unroll: int) -> tuple[Any, Any]:

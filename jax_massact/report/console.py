@@ -54,10 +54,13 @@ class Stream:
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> rich.console.Console:
-    """A console on stdout or stderr, as they are now; its `file` is a `Stream`."""
+    """A console on stdout or stderr, as they are now; its `file` is a `Stream`.
+
+    Lines on stderr are not broken: a path in them can be copied, and a log has a line a message.
+    """
     stream: Any = Stream(sys.stderr if stderr else sys.stdout)
     return rich.console.Console(
-        file=stream, markup=False, emoji=False, highlight=False, quiet=quiet
+        file=stream, markup=False, emoji=False, highlight=False, quiet=quiet, soft_wrap=stderr
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import rich.console
 import rich.progress
 
@@ -248,6 +249,7 @@ def run_study(
     prepared = prepare(source, config, step)
     announce(prepared, config, console)
     study = importlib.import_module(f"jax_massact.studies.{name}.run")
-    with progress_bar(console) as progress:
+    # What is not finite is reported by its layer; NumPy would warn of every sum over it.
+    with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):
         outcome = study.run(prepared, config, progress)
     return finish(name, outcome, folder, console)

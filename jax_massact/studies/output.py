@@ -94,10 +94,10 @@ def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Cons
     kept = keep_former(folder / f"{name}.json", outcome.result)
     if kept is not None:
         console.print(f"the former {name}.json, of other settings, is kept as {kept.name}")
+    written, failures = write_files(name, outcome, folder)
     for key, word in (("warnings", "warning"), ("notices", "note")):
         for line in outcome.result[key]:
             console.print(f"{word}: {line}")
-    written, failures = write_files(name, outcome, folder)
     out = make_console()
     try:
         _report(name).show(outcome.result, out)

@@ -5,6 +5,7 @@ import dataclasses
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType, ModelConfig
+from jax_massact.nn.transformer import check_head
 from jax_massact.settings import check_float, check_in, check_int
 
 DEFAULT_LENGTH = 512  # of sequences
@@ -110,6 +111,7 @@ class InterveneConfig(RunConfig):
         return self.calibration_sequences + self.sequences
 
     def check(self, model: ModelConfig) -> None:
-        """See `RunConfig.check`: the layers exist."""
+        """See `RunConfig.check`: there is a loss, and the layers exist."""
+        check_head(model)
         for layer in self.layers.split(",") if self.layers not in ("first", "all") else ():
             check_int("layers", int(layer), 0, model.depth - 1)

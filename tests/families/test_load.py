@@ -36,6 +36,8 @@ from jax_massact.nn.config import HeadConfig
 from jax_massact.nn.parameters import is_stacked, parameter
 from jax_massact.nn.transformer import Transformer, parameters
 from jax_massact.save import save
+from jax_massact.studies.fold.settings import FoldConfig
+from jax_massact.studies.settings import InterveneConfig
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -210,6 +212,9 @@ def test_a_model_without_a_head_has_streams_and_no_logits(tmp_path):
     )
     with pytest.raises(WeightsError, match="without its head.*no logits and no loss; expected"):
         model(tokens)
+    for settings in (InterveneConfig(), FoldConfig()):  # before any weight is read
+        with pytest.raises(WeightsError, match="without its head"):
+            settings.check(model.config)
     save(model, tmp_path / "again")
     assert open_checkpoint(tmp_path / "again").config == model.config
     # The class does not say that there is none.

@@ -57,7 +57,7 @@ def test_rows_are_those_of_the_runs_own_validation(run, tmp_path, capsys):
     assert place[0] == "first"
 
 
-def test_every_study_takes_them(run, tmp_path):
+def test_every_study_takes_them(run, tmp_path, capsys):
     folder, _ = run
     code, found = study("intervene", folder, tmp_path / "i", "sequences=4",
                         "calibration_sequences=4")
@@ -67,9 +67,13 @@ def test_every_study_takes_them(run, tmp_path):
     assert code == 0 and [(x["bos"], x["sequences"], x["sequence_length"])
                           for x in found["locations"]] == [(True, 3, 8)]
     # Of rows that begin with the same token, folding takes it off, and puts it into k', v'.
+    (tmp_path / "f" / "model").mkdir(parents=True)
     code, found = study("fold", folder, tmp_path / "f", "sequences=3", "first_token=1",
                         "save=false")
     assert code == 0 and found["unchanged"] and found["data"]["sequence_length"] == T - 1
+    assert found["saved_to"] is None
+    assert f"the model in {tmp_path / 'f' / 'model'} is of an earlier fold" in (
+        capsys.readouterr().err)
 
 
 def test_another_text_is_taken_where_one_is_named(run, tmp_path):

@@ -72,6 +72,10 @@ def test_a_run_may_become_longer_but_not_another():
     said = "runs/a .*: data.source was 'help-3.11' and is 'x.txt'; seed was 0 and is 3"
     with pytest.raises(ConfigError, match=said):
         check_settings(other, before, 20, "runs/a")
+    # As written when a model's settings lay in one plane.
+    before["model"]["family"] = "gpt2"
+    with pytest.raises(ConfigError, match=r"runs/a holds a run of an earlier version.*--workdir"):
+        check_settings(MICRO, before, 20, "runs/a")
 
 
 def test_growing_steps_may_not_move_the_learning_rate_of_steps_already_made():

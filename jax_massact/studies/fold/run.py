@@ -139,10 +139,13 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     )
 
     def save_model(folder: Path) -> None:
-        save(folded, folder / MODEL, tokenizer=prepared.tokenizer)
-        result["saved_to"] = MODEL
+        if config.save:
+            save(folded, folder / MODEL, tokenizer=prepared.tokenizer)
+            result["saved_to"] = MODEL
+        elif (folder / MODEL).exists():
+            result["notices"].append(f"the model in {folder / MODEL} is of an earlier fold")
 
-    return Outcome(result, save=save_model if config.save else None)
+    return Outcome(result, save=save_model)
 
 
 def find_first_token(tokenizer: Tokenizer, name: str) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 from jax_massact.errors import ConfigError
 from jax_massact.measure.fold import check_foldable
 from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.transformer import check_head
 from jax_massact.settings import check_in, check_int
 from jax_massact.studies.settings import RunConfig
 
@@ -42,7 +43,9 @@ class FoldConfig(RunConfig):
         return 1
 
     def check(self, model: ModelConfig) -> None:
-        """See `RunConfig.check`: the attention is standard, and a first token by id exists."""
+        """See `RunConfig.check`: the model has a loss, its attention is standard, and a first token
+        by id exists."""
+        check_head(model)
         check_foldable(model)
         if self.first_token.isdecimal():
             check_int("first_token", int(self.first_token), 0, model.embed.vocab_size - 1)
