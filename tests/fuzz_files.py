@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from weight_files import gguf_bytes, write_folder
 
 from jax_massact.errors import UserError
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 
 SECONDS = 5
 # Beyond what the process holds after one sound file.

@@ -6,7 +6,7 @@ from pathlib import Path
 import tokenizers
 
 from jax_massact.nn.transformer import Transformer
-from jax_massact.save import save
+from jax_massact.saving import save
 
 BOS = 1
 CHARACTERS = ["<unk>", "<s>", *" .,;:!?\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]

@@ -53,6 +53,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     children = {"": _children(parser, "commands", "COMMAND")}
     for name, row in COMMANDS.items():
         family, _, own = name.rpartition(" ")
+        words = name.split()
         if family not in children:
             about = FAMILIES[family]
             group = children[""].add_parser(family, help=about, description=about)
@@ -65,7 +66,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.set_defaults(row=row, command=name)
-        if own in argv:
+        if list(argv[: len(words)]) == words:
             _fill(command, row)
     return parser
 

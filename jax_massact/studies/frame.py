@@ -27,7 +27,7 @@ from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.families.run_checkpoint import RunCheckpoint, is_run
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
 from jax_massact.nn.transformer import Transformer, abstract, parameters

@@ -20,7 +20,7 @@ from jax_massact.errors import ConfigError, UserError
 from jax_massact.families.run_checkpoint import CHECKPOINTS, MODEL, TOKENIZER
 from jax_massact.nn.sharded import whole
 from jax_massact.nn.transformer import Transformer
-from jax_massact.save import save
+from jax_massact.saving import save
 from jax_massact.train.checkpoint import Checkpoints
 from jax_massact.train.config import TrainConfig, WatchConfig, to_json
 from jax_massact.train.data import place_rows

@@ -10,7 +10,7 @@ from weight_files import CONFIG, GPT2_CONFIG, hf_arrays, write_folder
 
 from jax_massact.errors import WeightsError
 from jax_massact.families.config_files import read_config
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 from jax_massact.nn.config import (
     AttentionConfig,
     BlockConfig,

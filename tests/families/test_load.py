@@ -1,7 +1,6 @@
 """From a name to a decoder: finding the checkpoint, tying the head, placing the weights."""
 
 import gc
-import importlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -26,16 +25,16 @@ from weight_files import (
     write_folder,
 )
 
-from jax_massact import resources
+from jax_massact import loading, resources
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
-from jax_massact.load import load, open_checkpoint
+from jax_massact.loading import load, open_checkpoint
 from jax_massact.measure.magnitudes import residual_streams
 from jax_massact.mesh import make_mesh, parameter_sharding
 from jax_massact.nn.config import HeadConfig
 from jax_massact.nn.parameters import is_stacked, parameter
 from jax_massact.nn.transformer import Transformer, parameters
-from jax_massact.save import save
+from jax_massact.saving import save
 from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.settings import InterveneConfig
 
@@ -67,7 +66,6 @@ def test_a_folder_without_a_tokenizer_still_has_weights(tmp_path):
 
 def test_a_named_resource(monkeypatch):
     path = FIXTURES / "gguf" / "smollm2.gguf"
-    loading = importlib.import_module("jax_massact.load")  # `jax_massact.load` is the function
     monkeypatch.setattr(loading, "fetch", {"smollm2-135m": path}.get)
     assert "smollm2-135m" in resources.RESOURCES
     assert open_checkpoint("smollm2-135m").path == path

@@ -13,7 +13,7 @@ from train_runs import MICRO
 from jax_massact.cli import main
 from jax_massact.data.stream import open_stream
 from jax_massact.errors import WeightsError
-from jax_massact.load import load
+from jax_massact.loading import load
 from jax_massact.nn.transformer import parameters
 from jax_massact.train.config import CheckpointConfig, MeshConfig
 from jax_massact.train.loop import train

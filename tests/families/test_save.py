@@ -1,7 +1,6 @@
 """Folders that `save` writes: read again to the bit, and never as another model."""
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -11,19 +10,18 @@ import numpy as np
 import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
+from jax_massact import saving
 from jax_massact.errors import WeightsError
 from jax_massact.families.table import FAMILIES
-from jax_massact.load import load, open_checkpoint
+from jax_massact.loading import load, open_checkpoint
 from jax_massact.mesh import make_mesh
 from jax_massact.nn.config import ModelConfig, NormConfig, RopeConfig
 from jax_massact.nn.positions import llama3_factors
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
 from jax_massact.nn.variants import VARIANTS
-from jax_massact.save import save
+from jax_massact.saving import save
 from jax_massact.weights.folder import open_folder
 
-# The package's attribute of that name is the function.
-saving = importlib.import_module("jax_massact.save")
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 HUGGING_FACE = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 LLAMA3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192}

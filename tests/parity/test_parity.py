@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/config.json"))

@@ -9,7 +9,7 @@ import rich.console
 from cli_folders import make_folder
 
 from jax_massact.errors import DataError
-from jax_massact.load import load
+from jax_massact.loading import load
 from jax_massact.studies.frame import announce, prepare
 from jax_massact.studies.settings import RunConfig
 

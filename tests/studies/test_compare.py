@@ -21,9 +21,9 @@ from tiny_models import varied
 import jax_massact as ma
 from jax_massact.cli import main
 from jax_massact.errors import UserError
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 from jax_massact.report.encode import to_json
-from jax_massact.save import save
+from jax_massact.saving import save
 from jax_massact.settings import from_mapping
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.figures import intervention_chart

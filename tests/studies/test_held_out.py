@@ -10,7 +10,7 @@ from planted import DIM, written_and_removed
 from tiny_models import varied
 
 from jax_massact.cli import main
-from jax_massact.save import save
+from jax_massact.saving import save
 from jax_massact.train.config import DataConfig, TrainConfig, to_json
 from jax_massact.train.data import open_batches
 

@@ -15,7 +15,7 @@ from weight_files import (
 )
 
 from jax_massact.errors import WeightsError
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 
 SECOND = "model-00002-of-00003.safetensors"
 EMBED = "model.embed_tokens.weight"

@@ -25,7 +25,7 @@ from weight_files import (
 )
 
 from jax_massact.errors import WeightsError
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 from jax_massact.weights.gguf import open_gguf
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import errors
 from weight_files import write_folder
 
 from jax_massact.errors import WeightsError
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 from jax_massact.weights.hub import HubModel, hub_model, in_cache_folder
 
 REVISION = "c1de3be9"

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from weight_files import CONFIG, hf_arrays, safetensors_bytes, write_folder, write_shards
 
 from jax_massact.errors import WeightsError
-from jax_massact.load import open_checkpoint
+from jax_massact.loading import open_checkpoint
 from jax_massact.weights.safetensors import open_safetensors
 
 NORM = "model.norm.weight"

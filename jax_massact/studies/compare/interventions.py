@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jax_massact.data.text import Documents
 from jax_massact.errors import UserError
-from jax_massact.load import RUN_MODEL, open_checkpoint
+from jax_massact.loading import RUN_MODEL, open_checkpoint
 from jax_massact.studies.collector import in_front
 from jax_massact.studies.frame import Prepared
 from jax_massact.studies.held_out import held_out

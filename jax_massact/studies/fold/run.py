@@ -15,7 +15,7 @@ from jax_massact.measure.fold import fold
 from jax_massact.measure.loss import losses_of
 from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.results import SCHEMA_VERSION
-from jax_massact.save import save
+from jax_massact.saving import save
 from jax_massact.studies.collector import (
     Collector,
     reduce_batch,

@@ -1,0 +1,57 @@
+from .errors import (
+    ConfigError,
+    DataError,
+    ResourceError,
+    UserError,
+    WeightsError,
+)
+from .loading import load
+from .measure.attention import AttentionStats, attention_stats
+from .measure.definition import Definition, Threshold
+from .measure.fold import fold
+from .measure.loss import perplexity, token_losses
+from .measure.magnitudes import Magnitudes, magnitudes, residual_streams
+from .measure.massive import Massive, find_massive
+from .measure.mechanism import (
+    LayerMechanism,
+    explain,
+    massive_tokens,
+    sink_rate,
+)
+from .nn.acts import Acts
+from .nn.config import ModelConfig
+from .nn.edits import Edits
+from .nn.transformer import Transformer
+from .saving import save
+
+__version__: str
+
+__all__ = [
+    "Acts",
+    "AttentionStats",
+    "ConfigError",
+    "DataError",
+    "Transformer",
+    "Definition",
+    "Edits",
+    "LayerMechanism",
+    "Magnitudes",
+    "Massive",
+    "ModelConfig",
+    "ResourceError",
+    "Threshold",
+    "UserError",
+    "WeightsError",
+    "attention_stats",
+    "explain",
+    "find_massive",
+    "fold",
+    "load",
+    "magnitudes",
+    "massive_tokens",
+    "perplexity",
+    "residual_streams",
+    "save",
+    "sink_rate",
+    "token_losses",
+]
