@@ -1,16 +1,20 @@
 """The `massact` command: turns flags into settings and calls one function for each command."""
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from jax_massact.cli.table import COMMANDS, FAMILIES, Command, Group, load
+from jax_massact import __version__
+from jax_massact.cli.table import COMMANDS, FAMILIES, Command, Group, Option, load
 from jax_massact.errors import UserError
 
 DESCRIPTION = "Massive activations, attention sinks and outlier features in transformers."
+PRINT_CONFIG = "--print-config"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
+    if not args.row.settings and overrides:
+        raise UserError(f"there is no option {overrides[0]}; see --help")
+    if args.row.settings and args.print_config:
+        return _print_config(args, overrides)
     from jax_massact.jax_switches import check_switches, missing_device
 
     check_switches()
@@ -47,27 +55,43 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
         raise missing from None
 
 
-def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a command line; only the commands that are named in it get their options."""
+def _print_config(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the settings as JSON, which `--config=FILE.json` takes."""
+    from jax_massact.cli.settings import resolve
+    from jax_massact.report.console import make_console
+
+    settings = resolve(load(args.row.settings), args.config, overrides)
+    make_console().print(json.dumps(dataclasses.asdict(settings), indent=2), soft_wrap=True)
+    return 0
+
+
+def make_parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
+    """The parser of a command line; only the command that it names gets its options.
+
+    Args:
+      argv: the arguments; None: every command gets its options, and each setting is one of them.
+    """
     parser = argparse.ArgumentParser("massact", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"massact {__version__}")
     children = {"": _children(parser, "commands", "COMMAND")}
     for name, row in COMMANDS.items():
         family, _, own = name.rpartition(" ")
-        words = name.split()
         if family not in children:
             about = FAMILIES[family]
             group = children[""].add_parser(family, help=about, description=about)
             children[family] = _children(group, "what", "WHAT")
+        about = row.description or textwrap.fill(row.about, 79)
         command = children[family].add_parser(
             own,
             help=row.about,
-            description=row.description or textwrap.fill(row.about, 79),
+            description=f"{about}\n\nexample:\n  {row.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         command.set_defaults(row=row, command=name)
-        if list(argv[: len(words)]) == words:
-            _fill(command, row)
+        words = name.split()
+        if argv is None or list(argv[: len(words)]) == words:
+            _fill(command, row, argv)
     return parser
 
 
@@ -75,20 +99,40 @@ def _children(parser: argparse.ArgumentParser, title: str, metavar: str) -> Any:
     return parser.add_subparsers(title=title, required=True, metavar=metavar)
 
 
-def _fill(command: argparse.ArgumentParser, row: Command) -> None:
-    from jax_massact.cli.settings import describe
+def _fill(
+    command: argparse.ArgumentParser, row: Command, argv: Sequence[str] | None
+) -> None:
+    # Settings are printed without what a run needs.
+    needed = argv is None or PRINT_CONFIG not in argv
+
+    def add(parent: Any, option: Option) -> None:
+        details = dict(option.details)
+        if not needed:
+            details |= {"required": False} if option.name.startswith("-") else {"nargs": "?"}
+        parent.add_argument(option.name, **details)
 
     for item in row.options():
         if isinstance(item, Group):
             group = command.add_argument_group(item.title, item.about)
             for option in item.options:
-                group.add_argument(option.name, **option.details)
+                add(group, option)
         else:
-            command.add_argument(item.name, **item.details)
+            add(command, item)
+    if not row.settings:
+        return
+    from jax_massact.cli.settings import describe, names
+
     command.add_argument(
         "--config",
-        required=row.needs_config,
+        required=needed and row.needs_config,
         metavar="FILE[:ARG]",
-        help="a Python file whose get_config([ARG]) returns an ml_collections.ConfigDict",
+        help="a Python file whose get_config([ARG]) returns an ml_collections.ConfigDict; or the "
+        "JSON file of a run or a result, whose settings are repeated",
     )
-    command.epilog = describe(load(row.settings))
+    command.add_argument(
+        PRINT_CONFIG, action="store_true", help="print the settings as JSON, and do nothing else"
+    )
+    settings = load(row.settings)
+    command.epilog = describe(settings)
+    for name in names(settings) if argv is None else ():
+        command.add_argument(f"--config.{name}", help="setting")

@@ -85,3 +85,24 @@ def bench_probe(args: argparse.Namespace, overrides: list[str]) -> int:
         args.model, _settings(args, overrides), reference=args.reference, repeat=args.repeat,
         mesh=args.mesh, json_file=args.json,
     )
+
+
+def listing(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact list`."""
+    from jax_massact.cli.listing import show
+
+    del overrides
+    show(args.what)
+    return 0
+
+
+def completion(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact completion`: a script that completes every option and setting."""
+    import shtab
+
+    from jax_massact.cli import make_parser
+    from jax_massact.report.console import make_console
+
+    del overrides
+    make_console().print(shtab.complete(make_parser(None), args.shell), soft_wrap=True)
+    return 0

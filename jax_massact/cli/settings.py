@@ -49,6 +49,11 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
     return from_mapping(cls, values.config.to_dict())
 
 
+def names(cls: type[Any]) -> list[str]:
+    """The settings of `cls`, each as --config.NAME takes it."""
+    return [name for name, _ in _flatten(dataclasses.asdict(cls()))]
+
+
 def describe(cls: type[Any]) -> str:
     """The settings of `cls` for `--help`: names, defaults, and what its docstrings say."""
     defaults = dict(_flatten(dataclasses.asdict(cls())))

@@ -36,14 +36,16 @@ class Command(NamedTuple):
 
     Attributes:
       about: what it answers, in the list of commands.
+      example: a whole command line, for `--help`.
       run: "module:name" of the function that runs it: (arguments, overrides) to an exit code.
-      settings: "module:name" of its settings.
+      settings: "module:name" of its settings; empty: it has none.
       options: makes its arguments; called only where they are needed.
       description: what `--help` says above the arguments.
       needs_config: whether it cannot run without a file of settings.
     """
 
     about: str
+    example: str
     run: str
     settings: str
     options: Callable[[], tuple[Option | Group, ...]]
@@ -56,6 +58,7 @@ class Study(NamedTuple):
 
     Attributes:
       about: what it answers.
+      example: its settings in an example, after the model.
       settings: name of its settings, in its `settings` module or, if it has none, in that of all
         studies.
       writes: what it leaves in the folder of results.
@@ -63,6 +66,7 @@ class Study(NamedTuple):
     """
 
     about: str
+    example: str
     settings: str
     writes: str
     schema: str
@@ -72,6 +76,7 @@ STUDIES = {
     "probe": Study(
         about="does a model have massive activations: where, since which layer, how large, who "
         "writes them",
+        example="--config.bos=true --config.text=book.txt",
         settings="probe.settings:ProbeConfig",
         writes="probe.json, report.html and figures",
         schema="probe.result:ProbeResult",
@@ -79,6 +84,7 @@ STUDIES = {
     "intervene": Study(
         about="what the perplexity is when they are set to zero, to their mean, to a part of it, "
         "and whether the model needs them",
+        example="--config.layers=11 --config.fractions='(0.5,)'",
         settings="settings:InterveneConfig",
         writes="intervene.json, intervene.html and figures",
         schema="interventions_result:InterveneResult",
@@ -86,6 +92,7 @@ STUDIES = {
     "explain": Study(
         about="what attention makes of them: sink rate, norms, keys and values, value updates, "
         "locations",
+        example="--config.sequences=8",
         settings="explain.settings:ExplainConfig",
         writes="explain.json, explain.html and figures",
         schema="explain.result:ExplainResult",
@@ -93,6 +100,7 @@ STUDIES = {
     "fold": Study(
         about="write the keys and values of a fixed first token as explicit k', v', drop the "
         "token, and compare",
+        example="--workdir=out",
         settings="fold.settings:FoldConfig",
         writes="fold.json, fold.html and the folded model",
         schema="fold.result:FoldResult",
@@ -105,7 +113,7 @@ def option(name: str, help: str, **details: Any) -> Option:
     return Option(name, {"help": help, **details})
 
 
-def _study(study: Study) -> Command:
+def _study(name: str, study: Study) -> Command:
     def options() -> tuple[Option | Group, ...]:
         return (
             option("model", _MODEL_HELP, metavar="MODEL"),
@@ -120,7 +128,10 @@ def _study(study: Study) -> Command:
         )
 
     settings = f"jax_massact.studies.{study.settings}"
-    return Command(study.about, "jax_massact.cli.run:study", settings, options)
+    return Command(
+        study.about, f"massact {name} smollm2-135m {study.example}", "jax_massact.cli.run:study",
+        settings, options,
+    )
 
 
 def _train() -> tuple[Option | Group, ...]:
@@ -242,10 +253,26 @@ def _bench_probe() -> tuple[Option | Group, ...]:
     )
 
 
+def _list() -> tuple[Option | Group, ...]:
+    from jax_massact.cli.listing import TABLES
+
+    return (
+        option("what", f"one or more of: {', '.join(TABLES)} (all)", metavar="WHAT", nargs="*"),
+    )
+
+
+def _completion() -> tuple[Option | Group, ...]:
+    import shtab
+
+    shells = shtab.SUPPORTED_SHELLS
+    return (option("shell", f"one of: {', '.join(shells)}", metavar="SHELL", choices=shells),)
+
+
 _TRAIN_CONFIG = "jax_massact.train.config:TrainConfig"
-COMMANDS = {name: _study(study) for name, study in STUDIES.items()} | {
+COMMANDS = {name: _study(name, study) for name, study in STUDIES.items()} | {
     "train": Command(
         "train a model with a chosen attention and watch massive activations form",
+        "massact train --config=configs/gpt2_tiny.py:kv_bias --workdir=runs/kv_bias",
         "jax_massact.cli.run:train", _TRAIN_CONFIG, _train,
         """Trains a model, or resumes the run that is in the folder. Before the first step it
 prints where every parameter lives and what memory a step takes.
@@ -256,10 +283,12 @@ resumes the run; 130: stopped by Ctrl-C; 2: something has to be put right.""",
     ),
     "compare": Command(
         "train the variants of one configuration, or read finished runs, and compare them",
+        "massact compare --config=configs/gpt2_tiny.py --seeds=3 --workdir=runs/tiny",
         "jax_massact.cli.run:compare", _TRAIN_CONFIG, _compare,
     ),
     "plan": Command(
         "memory, traffic and time of a training run on devices that are not here",
+        "massact plan --config=configs/llama_7b.py:standard --devices=256 --device=h100",
         "jax_massact.cli.run:plan", _TRAIN_CONFIG, _plan,
         """Compiles one step for as many simulated devices, and runs nothing: memory of each
 device, what is sent between them, bounds of a step's time and of MFU.
@@ -271,19 +300,30 @@ axes leave. Ends with 0; 1: it does not fit into the memory; 2: something has to
     "bench train": Command(
         "one training step of each variant, random tokens, each in a process of its own; the "
         "default is GPT-2 124M",
+        "massact bench train --config.batch_size=32 --json=train.json",
         "jax_massact.cli.run:bench_train", _TRAIN_CONFIG, _bench_train,
     ),
     "bench attention": Command(
         "each variant of attention in each implementation that runs here: time, and error against "
         "float64",
+        "massact bench attention --config.length=512 --json=attention.json",
         "jax_massact.cli.run:bench_attention", "jax_massact.bench.attention:AttentionShape",
         lambda: (_BENCH_JSON,),
     ),
     "bench probe": Command(
         "the whole probe command, against logits only and against the authors' way; or, of random "
         "weights, the probe on the device",
+        "massact bench probe smollm2-135m --repeat=3 --json=probe.json",
         "jax_massact.cli.run:bench_probe", "jax_massact.studies.probe.settings:ProbeConfig",
         _bench_probe,
+    ),
+    "list": Command(
+        "what there is: families, variants, resources, sources, tokenizers, configs",
+        "massact list variants", "jax_massact.cli.run:listing", "", _list,
+    ),
+    "completion": Command(
+        "a script that lets a shell complete commands, options and settings",
+        'eval "$(massact completion bash)"', "jax_massact.cli.run:completion", "", _completion,
     ),
 }
 # Commands that are families of commands.

