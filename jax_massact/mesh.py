@@ -1,12 +1,12 @@
 """The device mesh, and the one table that says how each kind of array is laid out on it.
 
-A kind is named by its einsum letters: B sequences, T tokens, D residual stream, N query heads (or
-K key/value heads), H head dimension, F hidden units of the MLP, V vocabulary, P positions, R rows
-in front or extra keys. Mesh axes are `dcn`, `data` and `fsdp` (all split the batch; `fsdp` also
-splits parameters) and `model` (heads, hidden units, vocabulary). `dcn` counts slices of TPUs that
-only a data-center network joins, or any other groups of devices between which little should be
-sent. Axes that a mesh does not have, and axes that do not divide an array, are left out, so the
-same model runs under any mesh.
+A kind is named by its einsum letters: B sequences, T tokens, D residual stream, N query heads (or K
+key/value heads), H head dimension, F hidden units of the MLP, V vocabulary, P positions, R rows in
+front or extra keys, E experts, U units of the shared expert. Mesh axes are `dcn`, `data` and `fsdp`
+(all split the batch; `fsdp` also splits parameters) and `model` (heads, hidden units, vocabulary).
+`dcn` counts slices of TPUs that only a data-center network joins, or any other groups of devices
+between which little should be sent. Axes that a mesh does not have, and axes that do not divide an
+array, are left out, so the same model runs under any mesh.
 """
 
 import math
@@ -32,6 +32,7 @@ LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "btn": (BATCH, None, "model"),
     "btv": (BATCH, None, "model"),
     # parameters
+    "v": ("model",),
     "vd": ("model", "fsdp"),
     "dv": ("fsdp", "model"),
     "pd": (None, "fsdp"),
@@ -47,6 +48,19 @@ LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "fd": ("model", "fsdp"),
     "f": ("model",),
     "d": (None,),
+    "h": (None,),
+    # of a mixture
+    "bte": (BATCH, None, None),
+    "bt1": (BATCH, None, None),
+    "de": ("fsdp", None),
+    "d1": ("fsdp", None),
+    "e": (None,),
+    "edf": (None, "fsdp", "model"),
+    "efd": (None, "model", "fsdp"),
+    "ef": (None, "model"),
+    "ed": (None, None),
+    "du": ("fsdp", "model"),
+    "ud": ("model", "fsdp"),
 }
 
 

@@ -12,6 +12,7 @@ from jax_massact.nn.acts import Mask
 from jax_massact.nn.transformer import parameters
 
 ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "gelu_tanh": lambda x: 0.5 * x * (
@@ -24,16 +25,91 @@ def norm(x, scale, bias, config):
     if config.kind == "layer":
         x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.eps)
-    return x * scale + bias
+    return x * (scale + config.offset) + bias
+
+
+def named_norm(x, params, name, config):
+    """The norm of this name; without parameters of that name, which must then be optional, x."""
+    if f"{name}.scale" not in params and config.scale:
+        return x
+    return norm(x, params.get(f"{name}.scale", 1), params.get(f"{name}.bias", 0), config)
+
+
+def before(x, b, name, block):
+    """The input of a sublayer."""
+    return x if block.norms == "out" else named_norm(x, b, name, block.norm)
+
+
+def behind(y, b, name, block):
+    """What a sublayer adds, from its result."""
+    return block.residual_scale * (
+        y if block.norms == "in" else named_norm(y, b, name, block.norm)
+    )
+
+
+def head_norm(x, b, name, c, config):
+    """Queries or keys [T N H], normed by head or all heads at once."""
+    if c.qk_norm == "none":
+        return x
+    if c.qk_norm == "all":
+        flat = norm(x.reshape(len(x), -1), b[f"{name}.scales"].reshape(-1), 0, config)
+        return flat.reshape(x.shape)
+    return norm(x, b[f"{name}.scale" if c.qk_norm == "head" else f"{name}.scales"], 0, config)
 
 
 def turned(x, positions, c):
     """Vectors [T N H] at their positions, after the rotary embedding; pairs are halves."""
-    half = c.head_dim // 2
-    frequency = 1 / c.rope.base ** (np.arange(half) / half) / (c.rope.factors or 1)
+    rope, dims = c.rope, c.rope.dims or c.head_dim
+    half = dims // 2
+    long = rope.original_context is not None and positions[-1] + 1 > rope.original_context
+    factors = rope.long_factors if long else rope.factors
+    frequency = 1 / rope.base ** (np.arange(half) / half) / (factors or 1)
     angle = np.multiply.outer(positions, frequency)[:, None]
-    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle) * c.rope.scale
-    return np.concatenate([z.real, z.imag], axis=-1)
+    z = (x[..., :half] + 1j * x[..., half:dims]) * np.exp(1j * angle) * rope.scale
+    return np.concatenate([z.real, z.imag, x[..., dims:]], axis=-1)
+
+
+def gated(activation, gate, up):
+    if activation != "clamped_swiglu":
+        return ACTIVATIONS[activation](gate) * up
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+    return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+
+
+def mlp(c, b, m, prefix="mlp."):
+    """An MLP; a mixture goes through all experts and weighs those that are not chosen with 0."""
+    if c.moe.experts and prefix == "mlp.":
+        return mixture(c, b, m)
+    get = lambda name: b.get(f"{prefix}{name}", 0)
+    up = m @ get("up") + get("up_bias")
+    if f"{prefix}gate" in b:
+        hidden = gated(c.activation, m @ get("gate") + get("gate_bias"), up)
+    else:
+        hidden = ACTIVATIONS[c.activation](up)
+    return hidden @ get("down") + get("down_bias")
+
+
+def mixture(c, b, m):
+    moe = c.moe
+    logits = m @ b["mlp.router"] + b.get("mlp.router_bias", 0)
+    chosen = np.argsort(-logits, axis=-1)[:, : moe.active]
+    inside = np.zeros(logits.shape, bool)
+    np.put_along_axis(inside, chosen, True, axis=-1)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    if moe.score == "softmax":
+        weights = weights / weights.sum(-1, keepdims=True)
+    weights = np.where(inside, weights, 0)
+    if moe.score == "top_softmax" or moe.renormalize:
+        weights = weights / weights.sum(-1, keepdims=True)
+    out = 0
+    for e in range(moe.experts):
+        start = "mlp.experts."
+        own = {n: v[e] for n, v in b.items() if n.startswith(start)}
+        out = out + weights[:, e : e + 1] * mlp(c, own, m, start)
+    if moe.shared:
+        shared = mlp(c, b, m, "mlp.shared.")
+        out = out + shared / (1 + np.exp(-m @ b["mlp.shared_gate"]))[:, None]
+    return out
 
 
 def run(model, tokens, edits=()):
@@ -50,41 +126,49 @@ def decode(config, p, tokens, edits=()):
     T of all but the logits the prefix.
     """
     prefix = p.get("prefix", np.zeros((0, config.width)))
-    x = p["embed"][tokens]
+    x = p["embed"][tokens] * config.embed.scale
     if config.embed.positions == "learned":
         x = x + p["positions"][config.first_position + np.arange(len(tokens))]
+    if config.embed.norm:
+        x = named_norm(x, p, "embed_norm", config.final_norm)
     x = np.concatenate([prefix, x])
     positions = config.first_position + np.arange(len(x))
     seen = []
     for l in range(config.depth):
         block = config.pattern[l % len(config.pattern)]
         b = {n.removeprefix("blocks."): v[l] for n, v in p.items() if n.startswith("blocks.")}
-        h = norm(x, b["attn_norm.scale"], b.get("attn_norm.bias", 0), block.norm)
-        found = attention(config, block.attention, b, h, positions)
+        h = before(x, b, "attn_norm", block)
+        found = attention(config, block, b, h, positions)
+        found["attn_out"] = behind(found["attn_out"], b, "attn_out_norm", block)
         mid = x + found["attn_out"]
-        m = norm(mid, b["mlp_norm.scale"], b.get("mlp_norm.bias", 0), block.norm)
-        up, act = m @ b["mlp.up"] + b.get("mlp.up_bias", 0), ACTIVATIONS[block.mlp.activation]
-        gated = block.mlp.gated
-        hidden = act(m @ b["mlp.gate"] + b.get("mlp.gate_bias", 0)) * up if gated else act(up)
-        post = mid + hidden @ b["mlp.down"] + b.get("mlp.down_bias", 0)
+        source = x if block.parallel else mid
+        m = h if block.shared_norm else before(source, b, "mlp_norm", block)
+        post = mid + behind(mlp(block.mlp, b, m), b, "mlp_out_norm", block)
         for layer, t, d, value in edits:
             if layer == l:
                 post[t, d] = value
         seen.append(found | {"pre": x, "normed": h, "post": post})
         x = post
-    final = norm(x, p["final_norm.scale"], p.get("final_norm.bias", 0), config.final_norm)
+    final = named_norm(x, p, "final_norm", config.final_norm)
     head = p["head"] if "head" in p else p["embed"].T
+    logits = (final @ head + p.get("head_bias", 0)) * config.head.scale
+    if cap := config.head.softcap:
+        logits = cap * np.tanh(logits / cap)
     lists = {name: [layer[name] for layer in seen] for name in seen[0]}
-    return lists | {"last": x[len(prefix):], "logits": (final @ head)[len(prefix):]}
+    return lists | {"last": x[len(prefix):], "logits": logits[len(prefix):]}
 
 
-def attention(config, c, b, h, positions):
+def attention(config, block, b, h, positions):
     """Attention of one block, one head at a time, with every variant's parameters that `b` has."""
+    c = block.attention
     T, N, K = len(h), c.heads, c.kv_heads
     q, k, v = (
         np.einsum("td,dnh->tnh", h, b[f"attn.{n}"]) + b.get(f"attn.{n}_bias", 0) for n in "qkv"
     )
-    kt = k
+    if c.clip:
+        q, k, v = (np.clip(y, -c.clip, c.clip) for y in (q, k, v))
+    q = head_norm(q, b, "attn.q_norm", c, block.norm)
+    kt = k = head_norm(k, b, "attn.k_norm", c, block.norm)
     if c.position == "rope":
         q, kt = turned(q, positions, c), turned(k, positions, c)
     keys = b.get("attn.variant.k")
@@ -98,7 +182,12 @@ def attention(config, c, b, h, positions):
     z = np.zeros((T, N, c.head_dim))
     for n in range(N):
         kv = n // (N // K)
-        scores[n, :, :T] = np.where(hidden, -np.inf, q[:, n] @ kt[:, kv].T * scale)
+        logits = q[:, n] @ kt[:, kv].T * scale
+        if c.softcap:
+            logits = c.softcap * np.tanh(logits / c.softcap)
+        if c.slopes:
+            logits = logits - c.slopes[n] * np.abs(behind)
+        scores[n, :, :T] = np.where(hidden, -np.inf, logits)
         for r in range(R):
             if keys is not None:
                 scores[n, :, T + r] += q[:, n] @ keys[r, kv] * scale

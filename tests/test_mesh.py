@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
+from tiny_models import CONFIGS, LLAMA, SWITCHES, decoder, ids, varied
 
 from jax_massact.measure.loss import token_losses
 from jax_massact.measure.magnitudes import magnitudes
@@ -103,6 +103,11 @@ def test_families_under_a_mesh(family, mesh):
     check(family, CONFIGS[family], MESHES[mesh]())
 
 
+@pytest.mark.parametrize("switch", ["bloom", "olmo2", "qwen2_moe"])
+def test_switches_under_a_mesh(switch):
+    check(switch, SWITCHES[switch], MESHES["all"]())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_under_a_mesh(variant):
     config = WIDE.with_attention(variant=variant)
@@ -194,9 +199,10 @@ def test_a_mesh_of_some_devices():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", CONFIGS | SWITCHES)
 def test_every_parameter_has_a_row_that_fits_it(family, variant):
-    for name, leaf in parameters(abstract(varied(CONFIGS[family], variant=variant))).items():
+    config = (CONFIGS | SWITCHES)[family].with_attention(variant=variant)
+    for name, leaf in parameters(abstract(config)).items():
         row, axes = parameter(name), leaf.ndim - is_stacked(name)
         assert len(LAYOUTS[row.letters]) == len(row.letters) == axes, name
         assert row.inputs < axes or not row.inputs, name

@@ -13,8 +13,10 @@ from jax_massact.nn.config import (
     EmbedConfig,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
     RopeConfig,
 )
+from jax_massact.nn.positions import alibi_slopes
 from jax_massact.nn.transformer import Transformer, abstract, from_parameters, parameters
 
 LLAMA = ModelConfig(
@@ -23,14 +25,18 @@ LLAMA = ModelConfig(
         attention=AttentionConfig(heads=4, kv_heads=2, head_dim=8), mlp=MLPConfig(hidden=24)
     ),
 )
+FAR = (1.0, 1.5, 2.5, 8.0)
 # Short names of settings that lie deep in a configuration.
 PATHS = {
     **{name: f"block.attention.{name}" for name in (
-        "heads", "kv_heads", "head_dim", "variant", "position", "rope", "window", "scale",
-        "softcap", "qkv_bias", "out_bias", "extra_keys", "implementation")},
-    **{name: f"block.mlp.{name}" for name in ("hidden", "activation", "gated")},
+        "heads", "kv_heads", "head_dim", "variant", "position", "rope", "slopes", "window", "scale",
+        "softcap", "clip", "qk_norm", "qkv_bias", "out_bias", "extra_keys", "implementation")},
+    **{name: f"block.mlp.{name}" for name in ("hidden", "activation", "gated", "moe")},
+    **{name: f"block.{name}" for name in ("norms", "parallel", "shared_norm", "residual_scale")},
     "mlp_bias": "block.mlp.bias", "vocab_size": "embed.vocab_size",
-    "positions": "embed.positions", "tied": "head.tied",
+    "positions": "embed.positions", "embed_scale": "embed.scale", "embed_norm": "embed.norm",
+    "tied": "head.tied", "head_bias": "head.bias", "head_scale": "head.scale",
+    "head_softcap": "head.softcap",
 }
 
 
@@ -73,12 +79,54 @@ CONFIGS = {
 }
 
 
+def alternating(config: ModelConfig, *changes: dict[str, Any]) -> ModelConfig:
+    """`config` with further kinds of blocks, which differ from the first in attention."""
+    others = tuple(varied(config, **change).block for change in changes)
+    return dataclasses.replace(config, others=others)
+
+
+_LAYER = varied(LLAMA, norm_kind="layer", norm_bias=True, norm_eps=1e-2)
+# Every switch that only some families use, at a value that is not its default; several to a model.
+SWITCHES = {
+    "gemma": alternating(
+        varied(
+            LLAMA, norm_offset=1.0, norm_wide=True, norms="both", embed_scale=4.0, qk_norm="head",
+            scale=0.2, softcap=2.0, head_softcap=3.0, tied=True, activation="gelu_tanh", window=3,
+        ),
+        {"window": None, "rope": RopeConfig(base=50.0)},
+    ),
+    "neox": varied(_LAYER, parallel=True, rope=RopeConfig(dims=4, factors=(1.0, 3.0))),
+    "falcon": varied(_LAYER, parallel=True, shared_norm=True, gated=False, activation="gelu"),
+    "bloom": alternating(
+        varied(_LAYER, position="alibi", slopes=alibi_slopes(4), embed_norm=True),
+        {"slopes": (0.3, 0.0, 1.0, 0.1), "window": 3},
+    ),
+    "olmo": varied(LLAMA, norm_kind="layer", norm_scale=False, clip=0.3),
+    "olmo2": varied(LLAMA, norms="out", qk_norm="all", norm_eps=1e-2),
+    "granite": varied(LLAMA, residual_scale=0.4, head_scale=0.25, scale=0.1, embed_scale=3.0),
+    "phi": varied(
+        _LAYER, head_bias=True, activation="relu", gated=False, mlp_bias=True, qk_norm="per_head",
+    ),
+    "longrope": varied(
+        LLAMA, rope=RopeConfig(factors=(1.0,) * 4, long_factors=FAR, original_context=6, scale=1.2)
+    ),
+    "qwen2_moe": varied(
+        LLAMA, moe=MoEConfig(experts=5, active=2, renormalize=False, shared=8, shared_gate=True)
+    ),
+    "gpt_oss": varied(
+        LLAMA, moe=MoEConfig(experts=4, active=3, score="top_softmax", router_bias=True),
+        mlp_bias=True, activation="clamped_swiglu", variant="sink_logit",
+    ),
+}
+
+
 def decoder(config: ModelConfig, seed: int = 0, spread: float = 0.3) -> Transformer:
     """A model in which every parameter matters: no bias is 0, no scale is 1."""
     rng = np.random.default_rng(seed)
 
     def draw(name, shape):
-        return jnp.asarray(name.endswith("scale") + spread * rng.standard_normal(shape), "float32")
+        one = name.endswith(("scale", "scales"))
+        return jnp.asarray(one + spread * rng.standard_normal(shape), "float32")
 
     leaves = parameters(abstract(config))
     return from_parameters(config, {name: draw(name, x.shape) for name, x in leaves.items()})

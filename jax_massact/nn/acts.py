@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jax_massact.nn.extra import Extra
+from jax_massact.nn.mlp import Router
 from jax_massact.nn.positions import Rotation
 from jax_massact.nn.weigh import Softmax
 
@@ -32,6 +33,8 @@ class Mask:
       reach: only the first `reach` queries see the first extra key, one more each further one;
         None: all.
       softcap: logits become softcap * tanh(logits / softcap) before they are masked; None: not.
+      slopes: of ALiBi, one for each query head: slope times distance is taken from the logits of
+        real keys; None: nothing is.
       prefix: how many learned rows stand in front of the tokens.
       weigh: from logits to weights.
     """
@@ -41,6 +44,7 @@ class Mask:
     window: int | None = None
     reach: int | None = None
     softcap: float | None = None
+    slopes: tuple[float, ...] | None = None
     prefix: int = 0
     weigh: Softmax = Softmax()
 
@@ -51,13 +55,15 @@ class Acts(NamedTuple):
     Attributes:
       resid_pre: residual stream before the block.
       attn_in: the attention's input, norm(resid_pre).
-      q, k, v: queries, keys and values, after rotary positions.
+      q, k, v: queries, keys and values, after their norms and rotary positions.
       extra: the extra keys of the attention variant, if it has any.
       z: the heads' results, before they are projected to the residual stream.
       attn_out: what attention adds to the residual stream.
       resid_mid: resid_pre + attn_out.
-      mlp_in: the MLP's input, norm(resid_mid).
-      mlp_hidden: the MLP's activated units, where massive activations are written.
+      mlp_in: the MLP's input, norm(resid_mid), or norm(resid_pre) in a parallel block.
+      mlp_hidden: the MLP's activated units, where massive activations are written; of a mixture,
+        those of each token's experts, one after another, then those of the shared expert.
+      router: which experts serve each token, in the order of `mlp_hidden`; None without any.
       mlp_out: what the MLP adds.
       resid_post: resid_mid + mlp_out.
       rotation: by which queries and keys were turned; None: not at all.
@@ -75,6 +81,7 @@ class Acts(NamedTuple):
     resid_mid: Float[Array, "B T D"]
     mlp_in: Float[Array, "B T D"]
     mlp_hidden: Float[Array, "B T F"]
+    router: Router | None
     mlp_out: Float[Array, "B T D"]
     resid_post: Float[Array, "B T D"]
     rotation: Rotation | None

@@ -57,16 +57,21 @@ def weights(
     extra: Extra | None = None,
     queries: Int[Array, " Q"],
     first_key: int = 0,
+    slopes: Float[Array, " N"] | None = None,
 ) -> Weights:
     """The weights of some queries for some keys and all extra keys.
 
     Args:
       queries: index of each query in its sequence.
       first_key: index of the first key; later ones follow.
+      slopes: those of `mask` that belong to these heads; None: all.
     """
     K, S = k.shape[2], k.shape[1]
     logits = _logits(q, k, "bskh->bkgqs", mask)
     behind = queries[:, None] - (first_key + jnp.arange(S))
+    if mask.slopes is not None:
+        slopes = jnp.asarray(mask.slopes, jnp.float32) if slopes is None else slopes
+        logits = logits - slopes.reshape(K, -1, 1, 1) * jnp.abs(behind)
     seen = behind >= 0 if mask.causal else jnp.ones_like(behind, bool)
     if mask.window is not None:
         seen &= jnp.abs(behind) < mask.window
@@ -126,27 +131,31 @@ def attend(
     """
     kernel = choose_kernel(implementation, jax.ShapeDtypeStruct(q.shape, q.dtype), mask)
 
-    def local(q, k, v, *fields):
+    def local(q, k, v, slopes, *fields):
         own = None if extra is None else Extra(*fields)
         if kernel is not None:
             return flash_attend(kernel, q, k, v, mask, own)
         blocks = [
-            _attend_block(q, k, v, start, stop, mask, own)
+            _attend_block(q, k, v, start, stop, mask, own, slopes)
             for start, stop in query_blocks(q.shape[1])
         ]
         return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
-    return per_head(local, (q, k, v), extra)
+    return per_head(local, (q, k, v), mask, extra)
 
 
 def per_head(
-    local: Callable[..., jax.Array], operands: tuple[jax.Array, ...], extra: Extra | None
+    local: Callable[..., jax.Array],
+    operands: tuple[jax.Array, ...],
+    mask: Mask,
+    extra: Extra | None,
 ) -> Float[Array, "B T N H"]:
-    """Runs `local(*operands, *extra)` where each device has its own sequences and heads."""
+    """Runs `local(*operands, slopes, *extra)` where each device has its own sequences and heads."""
+    slopes = None if mask.slopes is None else jnp.asarray(mask.slopes, jnp.float32)
     return sharded.per_head(
         local,
-        (*operands, *(extra or Extra())),
-        (*("btnh",) * len(operands), "rnh", "rn", "rnh"),
+        (*operands, slopes, *(extra or Extra())),
+        (*("btnh",) * len(operands), "n", "rnh", "rn", "rnh"),
         out="btnh",
     )
 
@@ -176,11 +185,11 @@ def query_blocks(length: int) -> list[tuple[int, int]]:
     return [(s, min(s + size, length)) for s in range(0, length, size)]
 
 
-def _attend_block(q, k, v, start: int, stop: int, mask: Mask, extra: Extra | None):
+def _attend_block(q, k, v, start: int, stop: int, mask: Mask, extra: Extra | None, slopes):
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     last = stop if mask.causal else k.shape[1]
     found = weights(
         q[:, start:stop], k[:, first:last], mask, extra=extra,
-        queries=jnp.arange(start, stop), first_key=first,
+        queries=jnp.arange(start, stop), first_key=first, slopes=slopes,
     )
     return found.mix(v[:, first:last], extra).astype(q.dtype)

@@ -1,4 +1,4 @@
-"""One pre-norm transformer block."""
+"""One transformer block."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,8 @@ from jax_massact.nn.attention import attend
 from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP
-from jax_massact.nn.norms import Norm
+from jax_massact.nn.moe import MoE
+from jax_massact.nn.norms import HeadNorm, Norm
 from jax_massact.nn.positions import Rotation
 from jax_massact.nn.variants import variant_of
 
@@ -35,20 +36,27 @@ class Attention(nnx.Module):
         self.k_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias else None
         self.v_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias else None
         self.out_bias = nnx.Param(jnp.zeros(D)) if c.out_bias else None
+        norm = None if c.qk_norm == "none" else config.block.norm
+        self.q_norm = HeadNorm(c.qk_norm, norm, N, H) if norm else None
+        self.k_norm = HeadNorm(c.qk_norm, norm, K, H) if norm else None
         self.variant = variant_of(config)(config, keys[4])
 
     def qkv(
-        self, x: Float[Array, "B T D"], rotation: Rotation | None
+        self, x: Float[Array, "B T D"], clip: float | None, rotation: Rotation | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B T N H], keys and values [B T K H]; queries and keys turned."""
+        """Queries [B T N H], keys and values [B T K H]; queries and keys normed and turned."""
         q = project(x, self.q, "dnh", self.q_bias)
         k = project(x, self.k, "dnh", self.k_bias)
         v = project(x, self.v, "dnh", self.v_bias)
+        if clip is not None:
+            q, k, v = (jnp.clip(y, -clip, clip) for y in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rotation is None else (rotation.turn(q), rotation.turn(k), v)
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then + MLP(norm(.)).
+    """x + attention(norm(x)), then + MLP(norm(.)); `BlockConfig` says what else a block can be.
 
     Blocks of all kinds have the same parameters; what else differs comes with each call.
     """
@@ -57,10 +65,14 @@ class Block(nnx.Module):
         attn, mlp = jax.random.split(key)
         # GPT-2's: the sum of 2L sublayers keeps the size of the residual stream.
         out_std = INIT_STD / (2 * config.depth) ** 0.5
-        self.attn_norm = Norm(config.block.norm, config.width)
+        c, D = config.block, config.width
+        before, behind = c.norms != "out", c.norms != "in"
+        self.attn_norm = Norm(c.norm, D) if before else None
         self.attn = Attention(config, out_std, attn)
-        self.mlp_norm = Norm(config.block.norm, config.width)
-        self.mlp = MLP(config.block, config.width, out_std, mlp)
+        self.attn_out_norm = Norm(c.norm, D) if behind else None
+        self.mlp_norm = Norm(c.norm, D) if before and not c.shared_norm else None
+        self.mlp = (MoE if c.mlp.moe.experts else MLP)(c.mlp, D, out_std, mlp)
+        self.mlp_out_norm = Norm(c.norm, D) if behind else None
 
     def __call__(
         self,
@@ -80,21 +92,33 @@ class Block(nnx.Module):
         """
         attn = self.attn
         pre = edit("resid_pre", x)
-        attn_in = edit("attn_in", self.attn_norm(pre))
-        q, k, v = attn.qkv(attn_in, rotation)
+        attn_in = edit("attn_in", _normed(self.attn_norm, pre))
+        q, k, v = attn.qkv(attn_in, kind.attention.clip, rotation)
         extra = attn.variant.extra()
         z = attend(q, k, v, mask, extra=extra, implementation=kind.attention.implementation)
         z = attn.variant.heads(z, attn_in)
-        attn_out = edit("attn_out", _kept(project(z, attn.out, "nhd", attn.out_bias)))
+        out = _normed(self.attn_out_norm, _kept(project(z, attn.out, "nhd", attn.out_bias)))
+        attn_out = edit("attn_out", _scaled(out, kind.residual_scale))
         mid = edit("resid_mid", pre + attn_out)
-        mlp_in = edit("mlp_in", self.mlp_norm(mid))
-        hidden = edit("mlp_hidden", self.mlp.hidden(mlp_in, kind.mlp.activation))
-        mlp_out = edit("mlp_out", _kept(self.mlp.output(hidden)))
+        source = attn_in if kind.shared_norm else pre if kind.parallel else mid
+        mlp_in = edit("mlp_in", _normed(self.mlp_norm, source))
+        hidden, router = self.mlp.hidden(mlp_in, kind.mlp.activation)
+        hidden = edit("mlp_hidden", hidden)
+        out = _normed(self.mlp_out_norm, _kept(self.mlp.output(hidden, router)))
+        mlp_out = edit("mlp_out", _scaled(out, kind.residual_scale))
         post = edit("resid_post", mid + mlp_out)
         return post, Acts(
-            pre, attn_in, q, k, v, extra, z, attn_out, mid, mlp_in, hidden, mlp_out, post,
+            pre, attn_in, q, k, v, extra, z, attn_out, mid, mlp_in, hidden, router, mlp_out, post,
             rotation, mask,
         )
+
+
+def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
+def _scaled(x: jax.Array, scale: float) -> jax.Array:
+    return x if scale == 1 else x * scale
 
 
 def _kept(x: jax.Array) -> jax.Array:

@@ -11,9 +11,12 @@ from jax_massact.errors import ConfigError
 from jax_massact.settings import check_float, check_in, check_int
 
 NormKind = Literal["rms", "layer"]
-PositionKind = Literal["rope", "none"]
+NormPlaces = Literal["in", "out", "both"]
+PositionKind = Literal["rope", "alibi", "none"]
+QKNormKind = Literal["none", "head", "per_head", "all"]
 EmbeddedPositionKind = Literal["none", "learned"]
-ActivationKind = Literal["silu", "gelu_tanh", "gelu"]
+ActivationKind = Literal["silu", "gelu_tanh", "gelu", "relu", "clamped_swiglu"]
+RouterKind = Literal["softmax", "top_softmax"]
 DType = Literal["float32", "bfloat16"]
 ImplementationKind = Literal["xla", "cudnn", "splash"]
 
@@ -28,39 +31,74 @@ class NormConfig:
     Attributes:
       kind: `rms` (Zhang and Sennrich 2019) or `layer` (Ba et al. 2016).
       eps: added to the variance, or to the mean square.
+      scale: whether the result is multiplied with a learned scale.
+      offset: added to the learned scale; Gemma learns what is added to 1.
+      wide: of `rms`, whether the result is rounded to the compute dtype after the scale rather than
+        before; `layer` always rounds after it.
       bias: whether a learned bias is added; `layer` only.
     """
 
     kind: NormKind = "rms"
     eps: float = 1e-5
+    scale: bool = True
+    offset: float = 0.0
+    wide: bool = False
     bias: bool = False
 
     def __post_init__(self) -> None:
         check_in("norm.kind", self.kind, get_args(NormKind))
         check_float("norm.eps", self.eps, 0.0, open_low=True)
+        check_float("norm.offset", self.offset, 0.0)
+        if self.offset and not self.scale:
+            raise ConfigError(f"norm.offset is {self.offset:g}; allowed with norm.scale=False: 0")
         if self.bias and self.kind == "rms":
             raise ConfigError("norm.bias is True; allowed with norm.kind='rms': False")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021) over the pairs (i, i + H/2) of a head.
+    """Rotary position embedding (Su et al. 2021) over the pairs (i, i + R/2) of a head.
 
     Every way of stretching a context is a list of factors and one scale (`nn.positions`).
 
     Attributes:
-      base: pair i turns by base^(-2i/H) radians a token.
+      base: pair i turns by base^(-2i/R) radians a token.
+      dims: the first R coordinates of a head are turned; None: all of them.
       factors: one divisor for each pair's frequency; None: all 1.
+      long_factors: in place of `factors` where a sequence is longer than `original_context`.
+      original_context: tokens, at positions counted from 0; None: `factors` serve every length.
       scale: of cosine and sine, as YaRN has it; queries and keys both get it.
     """
 
     base: float = 10_000.0
+    dims: int | None = None
     factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
+    original_context: int | None = None
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_float("rope.base", self.base, 0.0, open_low=True)
         check_float("rope.scale", self.scale, 0.0, open_low=True)
+        if (self.long_factors is None) != (self.original_context is None):
+            raise ConfigError(
+                f"rope.original_context is {self.original_context}; expected: the context beyond "
+                "which rope.long_factors serve, if there are any"
+            )
+        for name in ("dims", "original_context"):
+            if (value := getattr(self, name)) is not None:
+                check_int(f"rope.{name}", value, 1)
+
+    def turned(self, head_dim: int) -> int:
+        """How many coordinates of a head are turned."""
+        return head_dim if self.dims is None else self.dims
+
+    def at(self, length: int) -> "RopeConfig":
+        """The settings for a sequence whose last position is `length - 1`."""
+        if self.original_context is None:
+            return self
+        factors = self.long_factors if length > self.original_context else self.factors
+        return dataclasses.replace(self, factors=factors, long_factors=None, original_context=None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +112,15 @@ class AttentionConfig:
       variant: a row of `nn.variants.VARIANTS`.
       position: how queries and keys know their positions, a row of `nn.positions.POSITIONS`.
       rope: the settings of `position="rope"`.
+      slopes: of `position="alibi"`, one for each query head: slope times distance is taken from
+        each logit (Press et al. 2022).
       window: a query sees its own token and the `window - 1` before it; None: all before it.
       scale: factor on q.k; None: 1 / sqrt(head_dim).
       softcap: logits become softcap * tanh(logits / softcap); None: as they are.
+      clip: queries, keys and values are cut to [-clip, clip] as they are projected; None: not.
+      qk_norm: the norm of queries and keys before they are turned, of the block's kind and without
+        a bias: of each `head` with one scale for all heads, `per_head` with a scale for each, or of
+        `all` heads at once.
       qkv_bias, out_bias: whether the projections have biases.
       extra_keys: how many extra keys the variant has, if it has any (`fold` makes several).
       implementation: of attention, see `nn.attention.attend`; None: the fastest that can.
@@ -88,9 +132,12 @@ class AttentionConfig:
     variant: str = "standard"
     position: PositionKind = "rope"
     rope: RopeConfig = RopeConfig()
+    slopes: tuple[float, ...] | None = None
     window: int | None = None
     scale: float | None = None
     softcap: float | None = None
+    clip: float | None = None
+    qk_norm: QKNormKind = "none"
     qkv_bias: bool = False
     out_bias: bool = False
     extra_keys: int = 1
@@ -100,7 +147,8 @@ class AttentionConfig:
         for name in ("heads", "kv_heads", "head_dim", "extra_keys"):
             check_int(f"attention.{name}", getattr(self, name), 1)
         check_in("attention.position", self.position, get_args(PositionKind))
-        for name in ("scale", "softcap"):
+        check_in("attention.qk_norm", self.qk_norm, get_args(QKNormKind))
+        for name in ("scale", "softcap", "clip"):
             if (value := getattr(self, name)) is not None:
                 check_float(f"attention.{name}", value, 0.0, open_low=True)
         if self.window is not None:
@@ -112,18 +160,66 @@ class AttentionConfig:
                 f"attention.kv_heads is {self.kv_heads}; allowed: a divisor of attention.heads, "
                 f"which is {self.heads}"
             )
-        if self.position != "rope":
-            return
-        if self.head_dim % 2:
+        slopes = self.heads if self.position == "alibi" else 0
+        if len(self.slopes or ()) != slopes:
             raise ConfigError(
-                f"attention.head_dim is {self.head_dim}; allowed with rotary positions: an even "
-                "number"
+                f"attention.slopes has {len(self.slopes or ())} entries; expected with "
+                f"attention.position={self.position!r}: {slopes}"
             )
-        factors = self.rope.factors
-        if factors is not None and len(factors) != self.head_dim // 2:
+        if self.position == "rope":
+            self._check_rope()
+
+    def _check_rope(self) -> None:
+        turned = self.rope.turned(self.head_dim)
+        if self.rope.dims is None and turned % 2:
             raise ConfigError(
-                f"rope.factors has {len(factors)} entries; expected: one for each pair of "
-                f"coordinates of a head, {self.head_dim // 2}"
+                f"attention.head_dim is {turned}; allowed with rotary positions: an even number"
+            )
+        if turned % 2 or turned > self.head_dim:
+            raise ConfigError(
+                f"rope.dims is {turned}; allowed: an even number of at most attention.head_dim, "
+                f"which is {self.head_dim}"
+            )
+        for name in ("factors", "long_factors"):
+            factors = getattr(self.rope, name)
+            if factors is not None and len(factors) != turned // 2:
+                raise ConfigError(
+                    f"rope.{name} has {len(factors)} entries; expected: one for each pair of "
+                    f"coordinates of a head that is turned, {turned // 2}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """A mixture of experts: every token goes through the MLPs of a few of them.
+
+    Attributes:
+      experts: how many there are (E), each an MLP of `mlp.hidden` units; 0: one MLP for all tokens.
+      active: how many serve a token (k).
+      score: their weights, a row of `nn.moe.SCORES`: `softmax` over all experts, of which the k
+        largest are taken, or `top_softmax` over the k largest logits.
+      renormalize: whether the weights of the k largest are made to add up to 1.
+      router_bias: whether the router's logits have a bias.
+      shared: units of a further MLP that serves every token; 0: there is none.
+      shared_gate: whether its result is multiplied with sigmoid(x w).
+    """
+
+    experts: int = 0
+    active: int = 1
+    score: RouterKind = "softmax"
+    renormalize: bool = True
+    router_bias: bool = False
+    shared: int = 0
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("moe.experts", self.experts, 0)
+        check_int("moe.active", self.active, 1)
+        check_int("moe.shared", self.shared, 0)
+        check_in("moe.score", self.score, get_args(RouterKind))
+        if self.experts and self.active > self.experts:
+            raise ConfigError(
+                f"moe.active is {self.active}; allowed: at most moe.experts, {self.experts}"
             )
 
 
@@ -136,16 +232,27 @@ class MLPConfig:
       activation: a row of `nn.mlp.ACTIVATIONS`.
       gated: act(gate(x)) * up(x) (SwiGLU) in place of act(up(x)).
       bias: whether its projections have biases.
+      moe: the experts, if it is a mixture; `hidden` are then the units of one.
     """
 
     hidden: int
     activation: ActivationKind = "silu"
     gated: bool = True
     bias: bool = False
+    moe: MoEConfig = MoEConfig()
 
     def __post_init__(self) -> None:
         check_int("mlp.hidden", self.hidden, 1)
         check_in("mlp.activation", self.activation, get_args(ActivationKind))
+        if self.activation == "clamped_swiglu" and not self.gated:
+            raise ConfigError("mlp.gated is False; allowed with 'clamped_swiglu': True")
+        if self.moe.experts and not self.gated:
+            raise ConfigError("mlp.gated is False; allowed with moe.experts above 0: True")
+
+    @property
+    def units(self) -> int:
+        """How many units a token has: of a mixture, those of its k experts and the shared ones."""
+        return self.hidden * self.moe.active + self.moe.shared if self.moe.experts else self.hidden
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +260,27 @@ class BlockConfig:
     """One kind of block: x + attention(norm(x)), then + mlp(norm(.)).
 
     Attributes:
-      norm: before attention and before the MLP.
+      norm: of attention and of the MLP.
+      norms: whether it is their input that is normed (`in`), their result before it is added
+        (`out`), or `both`.
+      parallel: whether the MLP reads the block's input, as attention does.
+      shared_norm: of parallel blocks, whether one norm serves attention and MLP.
+      residual_scale: factor on the results of attention and MLP as they are added.
     """
 
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig()
+    norms: NormPlaces = "in"
+    parallel: bool = False
+    shared_norm: bool = False
+    residual_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_in("block.norms", self.norms, get_args(NormPlaces))
+        check_float("block.residual_scale", self.residual_scale, 0.0, open_low=True)
+        if self.shared_norm and not self.parallel:
+            raise ConfigError("block.shared_norm is True; allowed with block.parallel=False: False")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,13 +290,18 @@ class EmbedConfig:
     Attributes:
       vocab_size: V.
       positions: `learned`: a row for each position of the context is added; `none`.
+      scale: factor on the embedded tokens.
+      norm: whether the sum is normed, as before the head.
     """
 
     vocab_size: int
     positions: EmbeddedPositionKind = "none"
+    scale: float = 1.0
+    norm: bool = False
 
     def __post_init__(self) -> None:
         check_int("embed.vocab_size", self.vocab_size, 1)
+        check_float("embed.scale", self.scale, 0.0, open_low=True)
         check_in("embed.positions", self.positions, get_args(EmbeddedPositionKind))
 
 
@@ -185,12 +312,21 @@ class HeadConfig:
     Attributes:
       tied: whether the embedding serves as the head's matrix.
       present: whether there is a head at all; a model without one has no logits.
+      bias: whether its logits have a learned bias.
+      scale: factor on the logits.
+      softcap: logits become softcap * tanh(logits / softcap) in the end; None: as they are.
     """
 
     tied: bool = False
     present: bool = True
+    bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
+        check_float("head.scale", self.scale, 0.0, open_low=True)
+        if self.softcap is not None:
+            check_float("head.softcap", self.softcap, 0.0, open_low=True)
         if self.tied and not self.present:
             raise ConfigError("head.present is False; allowed with head.tied=True: True")
 
@@ -201,7 +337,7 @@ class ModelConfig:
 
     Letters used for sizes all over the package: V vocabulary, L layers (`depth`), D residual
     stream (`width`), N query heads, K key/value heads, H head dimension, F hidden units of the MLP,
-    P learned positions, R rows in front or extra keys, B sequences, T tokens.
+    P learned positions, R rows in front or extra keys, E experts, B sequences, T tokens.
 
     Attributes:
       context_length: the most tokens that the model takes, `first_position` included.
@@ -267,13 +403,15 @@ class ModelConfig:
         return max(0, kind.attention.window - (self.first_position - self.bias_position))
 
 
-_WITHOUT_PARAMETERS = ("window", "position", "rope", "scale", "softcap", "implementation")
+_WITHOUT_PARAMETERS = (
+    "window", "position", "rope", "slopes", "scale", "softcap", "clip", "implementation"
+)
 
 
-def _parameters_of(kind: BlockConfig) -> tuple:
+def _parameters_of(kind: BlockConfig) -> BlockConfig:
     attention = dataclasses.replace(
         kind.attention, position="none",
-        **{name: None for name in ("window", "scale", "softcap", "implementation")},
+        **{name: None for name in _WITHOUT_PARAMETERS if name not in ("position", "rope")},
         rope=RopeConfig(),
     )
-    return attention, kind.mlp, kind.norm
+    return dataclasses.replace(kind, attention=attention)

@@ -1,4 +1,4 @@
-"""The norms of the residual stream."""
+"""The norms of the residual stream, and of queries and keys."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact.nn import sharded
-from jax_massact.nn.config import NormConfig
-from jax_massact.nn.fused.norm import norm
+from jax_massact.nn.config import NormConfig, QKNormKind
+from jax_massact.nn.fused.norm import gain, norm
 
 
 class Norm(nnx.Module):
@@ -15,11 +15,37 @@ class Norm(nnx.Module):
 
     def __init__(self, config: NormConfig, width: int):
         self.config = config
-        self.scale = nnx.Param(jnp.ones(width))
+        self.scale = nnx.Param(jnp.ones(width) - config.offset) if config.scale else None
         self.bias = nnx.Param(jnp.zeros(width)) if config.bias else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        y: jax.Array = norm(self.config.kind, self.config.eps, x, self.scale[...])
+        scale = None if self.scale is None else self.scale[...]
+        y: jax.Array = norm(self.config, x, scale)
         if self.bias is not None:
             y = y + sharded.broadcast(self.bias[...].astype(jnp.float32), y)
         return y.astype(x.dtype)
+
+
+class HeadNorm(nnx.Module):
+    """The norm of queries or keys (Henry et al. 2020), whose statistics are of one head or of all.
+
+    A scale for each head has another name than one for all, since it is laid out in another way.
+    """
+
+    def __init__(self, kind: QKNormKind, config: NormConfig, heads: int, head_dim: int):
+        self.config = config
+        self.axes = (-2, -1) if kind == "all" else (-1,)
+        one, every = kind == "head", kind != "head"
+        self.scale = nnx.Param(jnp.ones(head_dim) - config.offset) if one else None
+        self.scales = nnx.Param(jnp.ones((heads, head_dim)) - config.offset) if every else None
+
+    def __call__(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        c, scale = self.config, self.scale if self.scales is None else self.scales
+        assert scale is not None
+        y = x.astype(jnp.float32)
+        if c.kind == "layer":
+            y = y - y.mean(self.axes, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + c.eps)
+        dtype = x.dtype if c.kind == "rms" and not c.wide else jnp.float32
+        factor = sharded.broadcast(gain(c, scale[...]).astype(dtype), y)
+        return (y.astype(dtype) * factor).astype(x.dtype)

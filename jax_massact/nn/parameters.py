@@ -26,11 +26,14 @@ class Parameter(NamedTuple):
 
 PARAMETERS = {
     "embed": Parameter("vd", True),
+    "embed_norm.scale": Parameter("d", False),
+    "embed_norm.bias": Parameter("d", False),
     "positions": Parameter("pd", True),
     "prefix": Parameter("rd", True),
     "final_norm.scale": Parameter("d", False),
     "final_norm.bias": Parameter("d", False),
     "head": Parameter("dv", True),
+    "head_bias": Parameter("v", False),
     "blocks.attn_norm.scale": Parameter("d", False),
     "blocks.attn_norm.bias": Parameter("d", False),
     "blocks.attn.q": Parameter("dnh", True, inputs=1, rotary=True),
@@ -41,11 +44,19 @@ PARAMETERS = {
     "blocks.attn.k_bias": Parameter("nh", False, rotary=True),
     "blocks.attn.v_bias": Parameter("nh", False),
     "blocks.attn.out_bias": Parameter("d", False),
+    **{
+        f"blocks.attn.{x}_norm.{name}": Parameter(letters, False, rotary=True)
+        for x in ("q", "k") for name, letters in (("scale", "h"), ("scales", "nh"))
+    },
     "blocks.attn.variant.k": Parameter("rnh", True, rotary=True),
     "blocks.attn.variant.v": Parameter("rnh", True),
     "blocks.attn.variant.v_bias": Parameter("nh", True),
     "blocks.attn.variant.logit": Parameter("n", False),
     "blocks.attn.variant.gate": Parameter("dn", True),
+    **{
+        f"blocks.{norm}.{name}": Parameter("d", False)
+        for norm in ("attn_out_norm", "mlp_out_norm") for name in ("scale", "bias")
+    },
     "blocks.mlp_norm.scale": Parameter("d", False),
     "blocks.mlp_norm.bias": Parameter("d", False),
     "blocks.mlp.up": Parameter("df", True, inputs=1),
@@ -54,6 +65,19 @@ PARAMETERS = {
     "blocks.mlp.up_bias": Parameter("f", False),
     "blocks.mlp.gate_bias": Parameter("f", False),
     "blocks.mlp.down_bias": Parameter("d", False),
+    # Matrices of a mixture: AdamW serves them.
+    "blocks.mlp.router": Parameter("de", True),
+    "blocks.mlp.router_bias": Parameter("e", False),
+    "blocks.mlp.experts.up": Parameter("edf", True),
+    "blocks.mlp.experts.gate": Parameter("edf", True),
+    "blocks.mlp.experts.down": Parameter("efd", True),
+    "blocks.mlp.experts.up_bias": Parameter("ef", False),
+    "blocks.mlp.experts.gate_bias": Parameter("ef", False),
+    "blocks.mlp.experts.down_bias": Parameter("ed", False),
+    "blocks.mlp.shared.up": Parameter("du", True),
+    "blocks.mlp.shared.gate": Parameter("du", True),
+    "blocks.mlp.shared.down": Parameter("ud", True),
+    "blocks.mlp.shared_gate": Parameter("d", True),
 }
 
 

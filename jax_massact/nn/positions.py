@@ -23,7 +23,10 @@ class Rotation(NamedTuple):
     sin: Float[Array, "T P"]
 
     def turn(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-        """Turns each pair (i, i + H/2) of a head by its token's angle (Su et al. 2021, eq. 34)."""
+        """Turns each pair (i, i + P) of a head by its token's angle (Su et al. 2021, eq. 34).
+
+        What lies behind the P pairs stays as it is.
+        """
         return _turned(x, self.cos, self.sin)
 
     def turn_back(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
@@ -38,30 +41,51 @@ class Rotation(NamedTuple):
 
 def _turned(x, cos, sin):
     cos, sin = (y[:, None, :].astype(x.dtype) for y in (cos, sin))
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    dims = 2 * cos.shape[-1]
+    rest = [] if dims == x.shape[-1] else [x[..., dims:]]
+    a, b = jnp.split(x[..., :dims] if rest else x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1)
 
 
-def _rope(config: AttentionConfig, positions: Int[Array, " T"]) -> Rotation:
-    angles = rotary_angles(config.rope, config.head_dim, positions)
-    return Rotation(config.rope.scale * jnp.cos(angles), config.rope.scale * jnp.sin(angles))
+def _rope(config: AttentionConfig, positions: Int[Array, " T"], length: int) -> Rotation:
+    rope = config.rope.at(length)
+    angles = rotary_angles(rope, rope.turned(config.head_dim), positions)
+    return Rotation(rope.scale * jnp.cos(angles), rope.scale * jnp.sin(angles))
 
 
-def _none(config: AttentionConfig, positions: Int[Array, " T"]) -> None:
-    del config, positions
+def _nothing(config: AttentionConfig, positions: Int[Array, " T"], length: int) -> None:
+    del config, positions, length
 
 
-POSITIONS: dict[PositionKind, Callable[[AttentionConfig, Int[Array, " T"]], Rotation | None]] = {
-    "rope": _rope,
-    "none": _none,
-}
+# (configuration, positions, the sequence's length counted from position 0). ALiBi turns nothing: it
+# is a part of the logits (`Mask.slopes`).
+POSITIONS: dict[
+    PositionKind, Callable[[AttentionConfig, Int[Array, " T"], int], Rotation | None]
+] = {"rope": _rope, "alibi": _nothing, "none": _nothing}
+
+
+def alibi_slopes(heads: int, largest: float = 8.0) -> tuple[float, ...]:
+    """ALiBi's slopes for any number of heads (Press et al. 2022, and BLOOM's and MPT's code).
+
+    Args:
+      largest: head i of a power of two p has the slope 2^(-largest i / p); further heads have those
+        of 2p, every second one.
+    """
+    p = 2 ** int(np.log2(heads))
+    first = [2 ** (-largest * i / p) for i in range(1, p + 1)]
+    more = [2 ** (-largest * i / (2 * p)) for i in range(1, 2 * (heads - p), 2)]
+    return tuple(first + more)
 
 
 def rotary_angles(
-    rope: RopeConfig, head_dim: int, positions: Int[Array, " T"]
+    rope: RopeConfig, dims: int, positions: Int[Array, " T"]
 ) -> Float[Array, "T P"]:
-    """Angles in radians: position x base^(-2i/H), each frequency divided by its factor."""
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    """Angles in radians: position x base^(-2i/R), each frequency divided by its factor.
+
+    Args:
+      dims: how many coordinates are turned (R).
+    """
+    exponent = jnp.arange(0, dims, 2, dtype=jnp.float32) / dims
     frequency = 1.0 / (rope.base**exponent)
     if rope.factors is not None:
         frequency = frequency / jnp.asarray(rope.factors, jnp.float32)

@@ -6,6 +6,7 @@ arrays are named as in `mesh.LAYOUTS`.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,27 @@ def per_query_head(x: jax.Array, num_heads: int) -> jax.Array:
     """[K, H], one row for each key/value head, as [N, H]: a row for each query head."""
     x = jnp.repeat(whole(x), num_heads // x.shape[0], axis=0)
     return constrain(x, "nh")
+
+
+def per_sequence(
+    function: Callable[..., jax.Array],
+    operands: Sequence[jax.Array],
+    parameters: Sequence[Any],
+) -> jax.Array:
+    """Runs `function(*operands, *parameters)` where each device has its own sequences, the first
+    axis of all operands and of the result, and the parameters are whole."""
+    arrays = [None if p is None else p[...] for p in parameters]
+    sizes = explicit_sizes()
+    if not sizes:
+        return function(*operands, *arrays)
+    operands = [by_sequence(x) for x in operands]
+    arrays = [None if x is None else whole(x) for x in arrays]
+    specs = [jax.typeof(x).sharding.spec for x in operands]
+    rest = [None if x is None else PartitionSpec() for x in arrays]
+    run = jax.shard_map(
+        function, in_specs=(*specs, *rest), out_specs=PartitionSpec(specs[0][0]), check_vma=False
+    )
+    return run(*operands, *arrays)
 
 
 def _names(spec: PartitionSpec) -> set[str]:

@@ -43,6 +43,7 @@ class Transformer(nnx.Module):
         R = variant_of(config).prefix
         self.config = config
         self.embed = draw(keys[0], V, D)
+        self.embed_norm = Norm(config.final_norm, D) if config.embed.norm else None
         self.positions = draw(keys[1], P, D) if config.embed.positions == "learned" else None
         self.prefix = draw(keys[4], R, D) if R else None
         # One block's initialiser over L keys: every parameter gets a leading layer axis.
@@ -50,6 +51,7 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(config.final_norm, D)
         has_own = config.head.present and not config.head.tied
         self.head = draw(keys[3], D, V) if has_own else None
+        self.head_bias = nnx.Param(jnp.zeros(V)) if config.head.bias else None
 
     def __call__(
         self,
@@ -102,12 +104,15 @@ class Transformer(nnx.Module):
             () if edits is None else edits if isinstance(edits, Sequence) else (edits,)
         )
         for change in changes:
-            width = config.block.mlp.hidden if change.site == "mlp_hidden" else config.width
+            width = config.block.mlp.units if change.site == "mlp_hidden" else config.width
             change.check((x.shape[0], S, width), config.depth)
         masks = [self._mask(kind, prefix) for kind in pattern]
         x = self._even(x, masks)
         positions = config.first_position + jnp.arange(x.shape[1])
-        turns = [POSITIONS[kind.attention.position](kind.attention, positions) for kind in pattern]
+        turns = [
+            POSITIONS[kind.attention.position](kind.attention, positions, config.first_position + S)
+            for kind in pattern
+        ]
 
         def period(x, layers):
             """One block of every kind; `layers` have a leading axis of as many."""
@@ -133,6 +138,7 @@ class Transformer(nnx.Module):
             window=c.window,
             reach=self.config.reach(kind),
             softcap=c.softcap,
+            slopes=c.slopes,
             prefix=prefix,
             weigh=variant_of(self.config).weigh(self.config),
         )
@@ -155,7 +161,9 @@ class Transformer(nnx.Module):
 
     def embedded(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B S D"]:
         """The residual stream before the first block; the tokens are the last T of S."""
-        return embed(self.config, tokens, self.embed, self.positions, self.prefix)
+        return embed(
+            self.config, tokens, self.embed, self.positions, self.embed_norm, self.prefix
+        )
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits from the residual stream after the last block.
@@ -164,10 +172,13 @@ class Transformer(nnx.Module):
           WeightsError: the model has no head.
         """
         check_head(self.config)
-        x = self.final_norm(x)
+        x, head = self.final_norm(x), self.config.head
         if self.head is None:
-            return project(x, self.embed, "vd", transposed=True)
-        return project(x, self.head, "dv")
+            logits = project(x, self.embed, "vd", self.head_bias, transposed=True)
+        else:
+            logits = project(x, self.head, "dv", self.head_bias)
+        logits = logits if head.scale == 1 else logits * head.scale
+        return logits if head.softcap is None else head.softcap * jnp.tanh(logits / head.softcap)
 
     def _check(self, tokens: jax.Array | np.ndarray) -> None:
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):

@@ -78,9 +78,11 @@ def received(acts: Acts, queries: int) -> Float[Array, "B N 3"]:
     # Causal: later keys get nothing from these queries.
     stop = min(prefix + queries, acts.q.shape[1])
 
-    def local(q, k, *fields):
+    def local(q, k, slopes, *fields):
         extra = None if acts.extra is None else Extra(*fields)
-        found = weights(q, k, acts.mask, extra=extra, queries=jnp.arange(stop))
+        found = weights(
+            q, k, acts.mask, extra=extra, queries=jnp.arange(stop), slopes=slopes
+        )
         keys = found.keys
         none = jnp.zeros(keys.shape[:-1])
         rest = none if found.extra is None else found.extra.sum(-1)
@@ -88,7 +90,7 @@ def received(acts: Acts, queries: int) -> Float[Array, "B N 3"]:
         B, K, G, Q, _ = keys.shape
         return of_interest.transpose(0, 3, 1, 2, 4).reshape(B, Q, K * G, 3)
 
-    shares = per_head(local, (acts.q[:, :stop], acts.k[:, :stop]), acts.extra)
+    shares = per_head(local, (acts.q[:, :stop], acts.k[:, :stop]), acts.mask, acts.extra)
     return shares[:, prefix:].mean(1)
 
 

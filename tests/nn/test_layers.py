@@ -56,22 +56,28 @@ def test_norms_of_bfloat16_are_computed_in_float32(kind):
     assert abs(float(jnp.square(y.astype(jnp.float32)).mean()) - 1) < 0.01
 
 
-@pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_the_gradients_of_norms(kind):
+@pytest.mark.parametrize("config", [
+    NormConfig(eps=0.3), NormConfig(kind="layer", eps=0.3), NormConfig(eps=0.3, offset=1.0),
+    NormConfig(kind="layer", eps=0.3, scale=False),
+])
+def test_the_gradients_of_norms(config):
     """With respect to every input and scale, by itself."""
-    config = NormConfig(kind=kind, eps=0.3)
     x, cotangent = 3 * RNG.standard_normal((2, 2, 3, 16)) + 5
-    scale = RNG.standard_normal(16)
+    scale = RNG.standard_normal(16) if config.scale else None
+    plain = lambda x, scale: plain_norm(x, 1 if scale is None else scale, 0, config)
 
     @jax.jit
     def pulled(x, scale, cotangent):
-        return jax.vjp(lambda x, scale: norm(kind, config.eps, x, scale), x, scale)[1](cotangent)
+        return jax.vjp(lambda x, scale: norm(config, x, scale), x, scale)[1](cotangent)
 
-    d_x, d_scale = pulled(*map(jnp.float32, (x, scale, cotangent)))
+    as_float32 = jax.tree.map(jnp.float32, (x, scale, cotangent))
+    d_x, d_scale = pulled(*as_float32)
     for i, direction in enumerate(np.eye(16)):
-        along = slope(lambda x: plain_norm(x, scale, 0, config), x, direction)
+        along = slope(lambda x: plain(x, scale), x, direction)
         np.testing.assert_allclose(d_x[..., i], (along * cotangent).sum(-1), rtol=0, atol=3e-5)
-        along = slope(lambda scale: plain_norm(x, scale, 0, config), scale, direction)
+        if scale is None:
+            continue
+        along = slope(lambda scale: plain(x, scale), scale, direction)
         np.testing.assert_allclose(d_scale[i], (along * cotangent).sum(), rtol=0, atol=1e-4)
 
 
@@ -82,7 +88,7 @@ class TestRotate:
         config = AttentionConfig(
             heads=1, kv_heads=1, head_dim=self.H, rope=RopeConfig(base=100.0, **rope)
         )
-        return POSITIONS["rope"](config, jnp.asarray(positions))
+        return POSITIONS["rope"](config, jnp.asarray(positions), 1 + max(positions))
 
     def turned(self, x, positions, **rope):
         return self.rotation(positions, **rope).turn(x)
@@ -180,7 +186,7 @@ def test_llama3_factors_out_of_range(wrong, message):
 @pytest.mark.parametrize("bias", [True, False])
 def test_mlp(activation, gated, bias):
     config = varied(LLAMA, activation=activation, gated=gated, mlp_bias=bias)
-    mlp = filled(MLP(config.block, config.width, 0.02, jax.random.key(0)))
+    mlp = filled(MLP(config.block.mlp, config.width, 0.02, jax.random.key(0)))
     x = RNG.standard_normal((2, 3, config.width)) / 3
     get = lambda p: 0.0 if p is None else np.float64(p[...])
     act = ACTIVATIONS[activation]
@@ -188,7 +194,7 @@ def test_mlp(activation, gated, bias):
     hidden = act(x @ get(mlp.gate) + get(mlp.gate_bias)) * up if gated else act(up)
     expected = hidden @ get(mlp.down) + get(mlp.down_bias)
     assert (mlp.gate is not None) == gated and (mlp.down_bias is not None) == bias
-    found = mlp.output(mlp.hidden(jnp.float32(x), activation))
+    found = mlp.output(mlp.hidden(jnp.float32(x), activation)[0])
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
 
 

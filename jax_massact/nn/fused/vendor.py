@@ -136,6 +136,8 @@ def _not_plain(q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
         return "its queries see later keys"
     if mask.weigh != Softmax():
         return f"its weights are {type(mask.weigh).__name__}, not a softmax"
+    if mask.slopes is not None:
+        return "its logits depend on the distance of keys (ALiBi)"
     if mask.softcap is not None:
         return f"its logits are capped at {mask.softcap:g}"
     if mask.scale != q.shape[-1] ** -0.5:
