@@ -115,7 +115,7 @@ def _open_gguf_checkpoint(path: Path) -> Checkpoint:
     assert family.gguf is not None
     tokenizer = functools.partial(gguf_tokenizer, file.metadata, str(path))
     return check_tensors(
-        path, path, family.model_type, family.gguf.names, config, file.tensors, tokenizer
+        path, path, family.model_type, family.gguf.names(config), config, file.tensors, tokenizer
     )
 
 
@@ -126,7 +126,7 @@ def _open_folder_checkpoint(folder: Path) -> Checkpoint:
         hint = f". It holds {ggufs[0]}: name that file" if ggufs else ""
         raise WeightsError(f"{folder} has no {CONFIG}; expected: a Hugging Face folder{hint}")
     family, config = read_config(stated_in)
-    names = {**family.names, **family.own_names(config)}
+    names = {**family.names(config), **family.own_names(config)}
     tensors = _with_names(open_folder(folder), names)
     tensors = _with_one_head(config, tensors, names, stated_in)
     if names["head"].template in tensors and not config.head.present:

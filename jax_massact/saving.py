@@ -57,7 +57,7 @@ def save(
     """
     folder = Path(os.path.expanduser(folder))
     family, settings = describe(model.config)
-    names = {**family.names, **family.own_names(model.config)}
+    names = {**family.names(model.config), **family.own_names(model.config)}
     places = places_of(names, model.config, f"a file of a {family.model_type} model")
     config = settings | _tokens(tokenizer) | _MARK
     config["torch_dtype"] = _check_parameters(model)
@@ -154,12 +154,13 @@ def tensors_of(model: Transformer, places: Names) -> Iterator[tuple[str, np.ndar
     for group in fused(places):
         place = next(iter(group.values()))
         parts = {name: np.asarray(jax.device_get(arrays[name])) for name in group}
-        if not place.in_every_block:
-            yield place.tensor(), join(group, parts, sizes)
-            continue
-        for layer in range(config.depth):
-            block = {name: part[layer] for name, part in parts.items()}
-            yield place.tensor(layer), join(group, block, sizes)
+        for layer in range(config.depth if place.in_every_block else 1):
+            own = parts
+            if place.in_every_block:
+                own = {name: part[layer] for name, part in parts.items()}
+            array = join(group, own, sizes)
+            tensors = place.tensors(layer, sizes)
+            yield from zip(tensors, array if place.index else [array], strict=True)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

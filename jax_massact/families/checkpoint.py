@@ -17,6 +17,7 @@ from jax_massact.families.places import (
     file_shape,
     fused,
     places_of,
+    read_stack,
     sizes_of,
     split,
 )
@@ -31,7 +32,7 @@ _LISTED = 3
 # Tensors that some files hold and that follow from the configuration: constants, not weights.
 _CONSTANTS = re.compile(
     r"(.*\.)?rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
-    r"|rope_freqs\.weight"
+    r"|rope_freqs\.weight|rope_factors_(long|short)\.weight"
 )
 
 
@@ -89,13 +90,13 @@ class Checkpoint:
         return from_parameters(config, arrays)
 
     def _size(self, group: Names) -> int:
-        return math.prod(self.tensors[next(iter(group.values())).tensor()].shape)
+        return math.prod(file_shape(group, sizes_of(self.config)))
 
     def _fill(self, destinations: Mapping[str, Destination], group: Names) -> None:
         """Reads the tensors that a group of parameters has in common."""
         sizes, place = sizes_of(self.config), next(iter(group.values()))
         for layer in range(self.config.depth if place.in_every_block else 1):
-            array = self.tensors[place.tensor(layer)].read()
+            array = read_stack(place, layer, sizes, lambda name: self.tensors[name].read())
             for name, part in split(group, array, sizes).items():
                 destinations[name].put(part, layer)
             del array, part  # before the next is read
@@ -131,8 +132,9 @@ def check_tensors(
     for group in fused(places):
         place, shape = next(iter(group.values())), file_shape(group, sizes)
         for layer in range(config.depth if place.in_every_block else 1):
-            name = place.tensor(layer)
-            used[name] = _expect(path, stated_in, tensors, name, shape)
+            for name in place.tensors(layer, sizes):
+                one = shape[1:] if place.index else shape
+                used[name] = _expect(path, stated_in, tensors, name, one)
     extra = [name for name in tensors if name not in used and not _CONSTANTS.fullmatch(name)]
     if extra:
         raise tensors[extra[0]].error(
@@ -172,7 +174,7 @@ def _check_depth(
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Compares the number of blocks first, so that a wild one is not counted up to."""
-    place = next(place for place in places.values() if place.in_every_block)
+    place = next(p for p in places.values() if p.in_every_block and not p.index)
     before, after = place.template.split("{l}")
     found = {
         name[len(before) : -len(after)]
@@ -182,7 +184,7 @@ def _check_depth(
     if len(found) != config.depth:
         raise WeightsError(
             f"{path}: {stated_in.name} states {config.depth:,} blocks; expected: {len(found)}, the "
-            f"number of tensors {place.tensor(0)!r}, {place.tensor(1)!r}, ..."
+            f"number of tensors {place.tensors(0, {})[0]!r}, {place.tensors(1, {})[0]!r}, ..."
         )
 
 

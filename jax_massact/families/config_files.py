@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jax_massact.errors import ConfigError, WeightsError
+from jax_massact.families.family import Family
 from jax_massact.families.fields import build, flat
 from jax_massact.families.own import GROUP, read_group, write_group
 from jax_massact.families.rope import readable_rope
-from jax_massact.families.table import FAMILIES, Family
+from jax_massact.families.table import FAMILIES
 from jax_massact.nn.config import BlockConfig, HeadConfig, ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.safetensors import parse_json

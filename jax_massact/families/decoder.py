@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from jax_massact.families.fields import in_all_norms
 from jax_massact.families.places import Names, Place, in_blocks
-from jax_massact.families.rope import read_rope, write_rope
+from jax_massact.families.rope import read_rope, rope_fields, write_rope
 from jax_massact.nn.config import ActivationKind, ModelConfig
 from jax_massact.weights.settings import Settings
 
@@ -14,9 +15,10 @@ _ACTIVATIONS: dict[str, ActivationKind] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
 }
 _MAX_DEPTH = 10_000
-_WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_new"}
+_WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 
 def read_activation(settings: Settings, name: str) -> ActivationKind:
@@ -26,7 +28,7 @@ def read_activation(settings: Settings, name: str) -> ActivationKind:
 
 def write_activation(config: ModelConfig) -> str:
     """Hugging Face's name of the MLP's activation."""
-    return _WRITTEN[config.block.mlp.activation]
+    return _WRITTEN.get(config.block.mlp.activation, "silu")
 
 
 def read_depth(settings: Settings, name: str) -> int:
@@ -37,16 +39,21 @@ def read_depth(settings: Settings, name: str) -> int:
     return depth
 
 
-def read_decoder(settings: Settings) -> dict[str, Any]:
-    """Fields of a model with RMSNorm, rotary positions and a gated MLP.
+def read_decoder(
+    settings: Settings, *, activation: str = "hidden_act", eps: str = "rms_norm_eps", **rope: Any
+) -> dict[str, Any]:
+    """Fields of a model with rotary positions, in the words of LLaMA.
+
+    Args:
+      activation, eps: what these settings are called.
+      rope: of `read_rope`.
 
     Raises:
       WeightsError, ConfigError: a setting is not supported, or one is missing or wrong.
     """
     width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     head_dim = settings.size("head_dim", max(width // heads, 1))
-    context_length, eps = settings.size("max_position_embeddings"), settings.number("rms_norm_eps")
-    rope = read_rope(settings, head_dim, context_length)
+    context_length = settings.size("max_position_embeddings")
     return {
         "embed.vocab_size": settings.size("vocab_size"),
         "depth": read_depth(settings, "num_hidden_layers"),
@@ -55,18 +62,17 @@ def read_decoder(settings: Settings) -> dict[str, Any]:
         "block.attention.heads": heads,
         "block.attention.kv_heads": settings.size("num_key_value_heads", heads),
         "block.attention.head_dim": head_dim,
-        "block.attention.rope.base": rope.base,
-        "block.attention.rope.factors": rope.factors,
-        "block.attention.rope.scale": rope.scale,
+        **rope_fields(read_rope(settings, head_dim, context_length, **rope)),
         "block.mlp.hidden": settings.size("intermediate_size"),
-        "block.mlp.activation": read_activation(settings, "hidden_act"),
-        "block.norm.eps": eps,
-        "final_norm.eps": eps,
+        "block.mlp.activation": read_activation(settings, activation),
+        **in_all_norms(eps=settings.number(eps)),
         "head.tied": settings.flag("tie_word_embeddings", False),
     }
 
 
-def write_decoder(config: ModelConfig) -> dict[str, Any]:
+def write_decoder(
+    config: ModelConfig, *, activation: str = "hidden_act", eps: str = "rms_norm_eps"
+) -> dict[str, Any]:
     """The inverse of `read_decoder`."""
     attention = config.block.attention
     return {
@@ -77,9 +83,9 @@ def write_decoder(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": write_activation(config),
+        activation: write_activation(config),
         "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.block.norm.eps,
+        eps: config.block.norm.eps,
         **write_rope(attention, config.context_length),
         "tie_word_embeddings": config.head.tied,
     }

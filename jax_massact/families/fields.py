@@ -63,20 +63,30 @@ def defaults() -> dict[str, Any]:
     return flat(_LEAST)
 
 
-def pattern(path: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Fields in which a setting of the block has these values, one for each layer.
+def in_all_norms(**settings: Any) -> dict[str, Any]:
+    """Fields in which all norms have these settings."""
+    norms = ("block.norm", "final_norm")
+    return {f"{norm}.{name}": value for norm in norms for name, value in settings.items()}
+
+
+def pattern(layers: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Fields in which settings of the block have these values, one for each layer.
 
     Args:
-      path: beginning at the block, such as `attention.window`.
+      layers: by path, beginning at the block, such as `attention.window`.
     """
+    rows = zip(*layers.values(), strict=True)
+    kinds = [dict(zip(layers, values, strict=True)) for values in rows]
     period = next(
         n
-        for n in range(1, len(values) + 1)
-        if all(value == values[i % n] for i, value in enumerate(values))
+        for n in range(1, len(kinds) + 1)
+        if all(kind == kinds[i % n] for i, kind in enumerate(kinds))
     )
-    first, *rest = values[:period]
-    others = tuple({path: value} if value != first else {} for value in rest)
-    return {f"block.{path}": first, "others": others}
+    first, *rest = kinds[:period]
+    others = tuple(
+        {path: value for path, value in kind.items() if value != first[path]} for kind in rest
+    )
+    return {**{f"block.{path}": value for path, value in first.items()}, "others": others}
 
 
 def per_layer(config: ModelConfig, path: str) -> list[Any]:

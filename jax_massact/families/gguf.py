@@ -1,16 +1,22 @@
 """What the families have in common in GGUF files, under llama.cpp's names."""
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from jax_massact.errors import WeightsError
+from jax_massact.families.fields import in_all_norms
 from jax_massact.families.places import Place, in_blocks
+from jax_massact.families.rope import Scaling, rope_fields, yarn
+from jax_massact.nn.config import RopeConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 from jax_massact.weights.tensors import Tensor
 
 ROPE_FREQS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = (f"rope_factors_{kind}.weight" for kind in ("long", "short"))
 
 # Settings that other members of these architectures use and this package does not compute, each
 # with the values that mean "not used".
@@ -31,14 +37,19 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_sizes(settings: Settings, file: GgufFile) -> dict[str, Any]:
+def read_sizes(
+    settings: Settings, file: GgufFile, *, known: Collection[str] = ()
+) -> dict[str, Any]:
     """The fields that all families state, whatever their blocks are made of.
+
+    Args:
+      known: settings that this family computes and others do not.
 
     Raises:
       WeightsError: a setting is not supported, or one is missing or wrong.
     """
     for name, unused in _UNUSED.items():
-        if settings.has(name) and settings.get(name) not in unused:
+        if name not in known and settings.has(name) and settings.get(name) not in unused:
             raise settings.error(name, " or ".join(map(repr, unused)) or "nothing, not supported")
     width, heads = settings.size("embedding_length"), _same_in_all(settings, "attention.head_count")
     head_dim = settings.size("attention.key_length", max(width // heads, 1))
@@ -57,31 +68,95 @@ def read_sizes(settings: Settings, file: GgufFile) -> dict[str, Any]:
     }
 
 
-def read_decoder(settings: Settings, file: GgufFile) -> dict[str, Any]:
+def read_window(settings: Settings) -> int | None:
+    """The window that is stated; 0 means none."""
+    has_one = settings.get("attention.sliding_window", 0)
+    return settings.size("attention.sliding_window") if has_one else None
+
+
+def read_rope(
+    settings: Settings, file: GgufFile, head_dim: int, *, partial: bool = False
+) -> RopeConfig:
+    """The rotary settings.
+
+    Args:
+      partial: whether the family turns a part of a head.
+
+    Raises:
+      WeightsError: a kind of scaling is not supported, or a setting is missing or wrong.
+    """
+    dims = settings.size("rope.dimension_count", head_dim)
+    if dims != head_dim and not partial:
+        raise settings.error("rope.dimension_count", f"{head_dim}, the whole head")
+    rope = RopeConfig(
+        base=settings.number("rope.freq_base", 10_000.0), dims=None if dims == head_dim else dims
+    )
+    if settings.get("rope.scaling.type") == "yarn":
+        return _yarn(settings, rope, dims)
+    if LONG_FACTORS in file.tensors:
+        return _longrope(settings, file, rope, dims)
+    factors = _factors(settings, file.tensors.get(ROPE_FREQS), dims // 2)
+    return dataclasses.replace(rope, factors=factors)
+
+
+def _yarn(settings: Settings, rope: RopeConfig, dims: int) -> RopeConfig:
+    """YaRN as llama.cpp computes it: the scale follows from the factor, times what is stated."""
+    context = settings.size("context_length")
+    original = settings.size("rope.scaling.original_context_length", context)
+    stated = {
+        name: value
+        for name, key in (
+            ("factor", "factor"), ("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")
+        )
+        if (value := settings.get(f"rope.scaling.{key}")) is not None
+    }
+    scaling = Scaling(Settings(stated, settings.file), rope, dims, context, original)
+    found = yarn(scaling)
+    return dataclasses.replace(
+        found, scale=found.scale * settings.number("rope.scaling.attn_factor", 1.0)
+    )
+
+
+def _longrope(settings: Settings, file: GgufFile, rope: RopeConfig, dims: int) -> RopeConfig:
+    short, long = (
+        tuple(_divisors(file.tensors[name], dims // 2).tolist())
+        for name in (SHORT_FACTORS, LONG_FACTORS)
+    )
+    return dataclasses.replace(
+        rope,
+        factors=short,
+        long_factors=long,
+        original_context=settings.size("rope.scaling.original_context_length"),
+        scale=settings.number("rope.scaling.attn_factor", 1.0),
+    )
+
+
+def read_decoder(
+    settings: Settings, file: GgufFile, *, known: Collection[str] = (), partial: bool = False
+) -> dict[str, Any]:
     """The fields of a model with RMSNorm, rotary positions and a gated MLP.
+
+    Args:
+      known: as for `read_sizes`.
+      partial: as for `read_rope`.
 
     Raises:
       WeightsError: a setting is not supported, or one is missing or wrong.
     """
-    sizes = read_sizes(settings, file)
-    head_dim = sizes["block.attention.head_dim"]
-    if settings.size("rope.dimension_count", head_dim) != head_dim:
-        raise settings.error("rope.dimension_count", f"{head_dim}, the whole head")
-    window = settings.get("attention.sliding_window", 0)
+    sizes = read_sizes(settings, file, known=("rope.scaling.attn_factor", *known))
+    rope = read_rope(settings, file, sizes["block.attention.head_dim"], partial=partial)
+    if rope.scale == 1.0 and settings.get("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise settings.error("rope.scaling.attn_factor", "1.0 without YaRN and LongRoPE")
     has, eps = file.tensors.__contains__, settings.number("attention.layer_norm_rms_epsilon")
     return {
         **sizes,
-        "block.attention.rope.base": settings.number("rope.freq_base", 10_000.0),
-        "block.attention.rope.factors": _factors(
-            settings, file.tensors.get(ROPE_FREQS), head_dim // 2
-        ),
-        "block.attention.window": settings.size("attention.sliding_window") if window else None,
+        **rope_fields(rope),
+        "block.attention.window": read_window(settings),
         # llama.cpp reads a bias wherever there is one.
         "block.attention.qkv_bias": has("blk.0.attn_q.bias"),
         "block.attention.out_bias": has("blk.0.attn_output.bias"),
         "block.mlp.bias": has("blk.0.ffn_up.bias"),
-        "block.norm.eps": eps,
-        "final_norm.eps": eps,
+        **in_all_norms(eps=eps),
     }
 
 
@@ -112,17 +187,24 @@ def _factors(settings: Settings, freqs: Tensor | None, count: int) -> tuple[floa
     """The divisors of the rotary frequencies: a tensor, or one number for all."""
     kind = settings.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
-        raise settings.error("rope.scaling.type", "'none' or 'linear'")
+        raise settings.error("rope.scaling.type", "'none', 'linear' or 'yarn'")
     factor = settings.number("rope.scaling.factor", settings.number("rope.scale_linear", 1.0))
     factor = 1.0 if kind == "none" else factor
     if freqs is None:
         return None if factor == 1.0 else (factor,) * count
-    if freqs.shape != (count,):
-        raise freqs.error(f"has shape {[*freqs.shape]}", f"[{count}], one for each pair of a head")
-    values = freqs.read().astype(np.float32)
+    return tuple((_divisors(freqs, count) * factor).tolist())
+
+
+def _divisors(tensor: Tensor, count: int) -> np.ndarray:
+    """The divisors of the frequencies in a tensor of the file."""
+    if tensor.shape != (count,):
+        raise tensor.error(
+            f"has shape {[*tensor.shape]}", f"[{count}], one for each pair of a head"
+        )
+    values = tensor.read().astype(np.float32)
     if values.min() <= 0:
-        raise freqs.error(f"holds {float(values.min())}", "divisors above 0")
-    return tuple((values * factor).tolist())
+        raise tensor.error(f"holds {float(values.min())}", "divisors above 0")
+    return values
 
 
 NAMES = {

@@ -5,7 +5,8 @@ from typing import Any
 
 from jax_massact.families import gguf
 from jax_massact.families.decoder import read_activation, read_depth, write_activation
-from jax_massact.families.fields import Fields, pattern, per_layer
+from jax_massact.families.family import Family, Gguf, always
+from jax_massact.families.fields import Fields, in_all_norms, pattern, per_layer
 from jax_massact.families.own import GROUP
 from jax_massact.families.places import Names, Place, in_blocks
 from jax_massact.nn.config import ModelConfig
@@ -33,8 +34,7 @@ _ALWAYS = {
     "block.attention.out_bias": True,
     "block.mlp.gated": False,
     "block.mlp.bias": True,
-    **{f"{norm}.kind": "layer" for norm in ("block.norm", "final_norm")},
-    **{f"{norm}.bias": True for norm in ("block.norm", "final_norm")},
+    **in_all_norms(kind="layer", bias=True),
 }
 
 
@@ -56,11 +56,10 @@ def read(settings: Settings) -> Fields:
         "block.attention.heads": heads,
         "block.attention.kv_heads": heads,
         "block.attention.head_dim": head_dim,
-        **pattern("attention.scale", _scales(settings, depth, head_dim)),
+        **pattern({"attention.scale": _scales(settings, depth, head_dim)}),
         "block.mlp.hidden": settings.size("n_inner", 4 * width),
         "block.mlp.activation": read_activation(settings, "activation_function"),
-        "block.norm.eps": eps,
-        "final_norm.eps": eps,
+        **in_all_norms(eps=eps),
         "head.tied": settings.flag("tie_word_embeddings", True),
     }
 
@@ -150,8 +149,7 @@ def read_gguf(settings: Settings, file: GgufFile) -> Fields:
         **_ALWAYS,
         **gguf.read_sizes(settings, file),
         "block.mlp.activation": "gelu_tanh",
-        "block.norm.eps": eps,
-        "final_norm.eps": eps,
+        **in_all_norms(eps=eps),
     }
 
 
@@ -163,3 +161,9 @@ GGUF_NAMES = {
         {f"attn.{x}": Place("attn_qkv.weight", "([1]nh)d->dnh") for x in ("q", "k", "v")},
     ),
 }
+
+FAMILY = Family(
+    model_type="gpt2", about="GPT-2", architecture="GPT2LMHeadModel", base="GPT2Model",
+    defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=own_names,
+    gguf=Gguf("gpt2", read_gguf, always(GGUF_NAMES)),
+)  # fmt: skip

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from jax_massact.families import gguf
+from jax_massact.families import decoder, gguf
 from jax_massact.families.decoder import read_decoder, write_decoder
+from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields
 from jax_massact.families.places import Place
 from jax_massact.nn.config import ModelConfig
@@ -50,3 +51,9 @@ GGUF_NAMES = gguf.NAMES | {
     "blocks.attn.q": Place("blk.{l}.attn_q.weight", "(nij)d->dn(ji)"),
     "blocks.attn.k": Place("blk.{l}.attn_k.weight", "(kij)d->dk(ji)"),
 }
+
+FAMILY = Family(
+    model_type="llama", about="LLaMA 1, 2 and 3, SmolLM2", architecture="LlamaForCausalLM",
+    base="LlamaModel", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
+    own_names=decoder.own_names, gguf=Gguf("llama", gguf.read_decoder, always(GGUF_NAMES)),
+)  # fmt: skip

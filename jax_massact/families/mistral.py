@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from jax_massact.families import llama
+from jax_massact.families import decoder, llama
 from jax_massact.families.decoder import read_decoder, read_depth, write_decoder
+from jax_massact.families.family import Family, always
 from jax_massact.families.fields import Fields
 from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.settings import Settings
@@ -30,3 +31,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
     """The settings of a `config.json`."""
     # Null rather than absent, which would be the default.
     return write_decoder(config) | {"sliding_window": config.block.attention.window}
+
+
+FAMILY = Family(
+    model_type="mistral", about="Mistral 7B", architecture="MistralForCausalLM",
+    base="MistralModel", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
+    own_names=decoder.own_names, gguf=None,
+)  # fmt: skip

@@ -7,15 +7,15 @@ A layout is an einsum-like rule from the axes of the file's array to those of th
     "d([1]nh)->dnh"   a fused tensor: the parameters in it follow one another along the axis in
                       brackets, in the order of the table; this one takes 1 of it
 
-Only reshapes, transposes and slices are possible, so a parameter is the file's numbers and no
-others, and every row can be read backwards. Letters are those of `ModelConfig`, in lower case;
+Only reshapes, transposes and slices are possible, and the addition of one number, so that every row
+can be read backwards. Letters are those of `ModelConfig`, in lower case;
 `sizes_of` lists them.
 """
 
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,16 +33,27 @@ class Place:
     """Where a parameter lies in a file.
 
     Attributes:
-      template: the tensor's name, with {l} for the number of the block.
+      template: the tensor's name, with {l} for the number of the block; another letter in braces,
+        such as {e}, stands for the entry of the first axis, of which each is a tensor.
       layout: from the file's array to the parameter's.
+      added: to the parameter in the file: GGUF files of Gemma hold 1 + scale.
     """
 
     template: str
     layout: str
+    added: float = 0.0
 
-    def tensor(self, layer: int = 0) -> str:
-        """The tensor's name for a block."""
-        return self.template.replace("{l}", str(layer))
+    def tensors(self, layer: int, sizes: "Sizes") -> list[str]:
+        """The names of the tensors for a block: one, or one for each entry of the first axis."""
+        name, index = self.template.replace("{l}", str(layer)), self.index
+        if not index:
+            return [name]
+        return [name.replace(f"{{{index}}}", str(i)) for i in range(sizes[index])]
+
+    @property
+    def index(self) -> str:
+        """The letter of the first axis where its entries are tensors of their own; else empty."""
+        return "".join(set(re.findall(r"\{(\w)\}", self.template)) - {"l"})
 
     @property
     def in_every_block(self) -> bool:
@@ -79,6 +90,8 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
         "j": 2,
         "r": attention.extra_keys,
         "f": config.block.mlp.hidden,
+        "e": config.block.mlp.moe.experts,
+        "u": config.block.mlp.moe.shared,
     }
 
 
@@ -112,9 +125,13 @@ def _small(config: ModelConfig) -> ModelConfig:
     """The least configuration with the same parameters: the sizes in a file may still be lies."""
     block = config.block
     attention = replace(
-        block.attention, heads=2, kv_heads=1, head_dim=2, rope=RopeConfig(), extra_keys=1
+        block.attention, heads=2, kv_heads=1, head_dim=2, rope=RopeConfig(), position="none",
+        slopes=None, extra_keys=1,
     )
-    block = replace(block, attention=attention, mlp=replace(block.mlp, hidden=1))
+    moe = block.mlp.moe
+    if moe.experts:
+        moe = replace(moe, experts=1, active=1, shared=min(1, moe.shared))
+    block = replace(block, attention=attention, mlp=replace(block.mlp, hidden=1, moe=moe))
     embed = replace(config.embed, vocab_size=1)
     return replace(
         config, depth=1, width=2, context_length=1, embed=embed, block=block, others=()
@@ -209,9 +226,10 @@ def split(group: Names, array: np.ndarray, sizes: Sizes) -> dict[str, np.ndarray
         letters = [letter for n, letter in enumerate(rule.letters) if n not in rest]
         part = part.squeeze(tuple(rest))
         part = part.transpose([letters.index(letter) for letter in "".join(rule.result)])
-        found[name] = part.reshape(
+        part = part.reshape(
             [math.prod(sizes[letter] for letter in axis) for axis in rule.result]
         )
+        found[name] = part - np.float32(place.added) if place.added else part
     return found
 
 
@@ -221,11 +239,20 @@ def join(group: Names, parts: Mapping[str, np.ndarray], sizes: Sizes) -> np.ndar
     for name, place in group.items():
         rule = _rule(place.layout)
         letters = "".join(rule.result)
-        part = parts[name].reshape([sizes[letter] for letter in letters])
+        part = parts[name] + np.float32(place.added) if place.added else parts[name]
+        part = part.reshape([sizes[letter] for letter in letters])
         part = part.transpose([letters.index(x) for x in rule.letters if x in letters])
         pieces.append(part.reshape([sizes[letter] for letter in rule.letters]))
     whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, _rule_of(group).along)
     return np.ascontiguousarray(whole.reshape(file_shape(group, sizes)))
+
+
+def read_stack(
+    place: Place, layer: int, sizes: Sizes, read: Callable[[str], np.ndarray]
+) -> np.ndarray:
+    """The file's array of a place, which may be spread over tensors."""
+    parts = [read(name) for name in place.tensors(layer, sizes)]
+    return np.stack(parts) if place.index else parts[0]
 
 
 _AXIS = r"\(\w+\)|\w"

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from jax_massact.families import gguf, llama
+from jax_massact.families import decoder, gguf, llama
 from jax_massact.families.decoder import read_decoder, read_depth, write_decoder
+from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields, pattern, per_layer
 from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.gguf import GgufFile
@@ -23,18 +24,21 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 def read(settings: Settings) -> Fields:
     """The fields that a `config.json` states."""
-    windows = [
-        settings.size("sliding_window") if kind == _SLIDING else None
-        for kind in _layer_types(settings)
-    ]
     return {
-        **read_decoder(settings),
-        "block.attention.qkv_bias": True,
-        **pattern("attention.window", windows),
+        **read_decoder(settings), **read_windows(settings), "block.attention.qkv_bias": True
     }
 
 
-def _layer_types(settings: Settings) -> list[str]:
+def read_windows(settings: Settings) -> Fields:
+    """The window of every layer."""
+    windows = [
+        settings.size("sliding_window") if kind == _SLIDING else None
+        for kind in layer_types(settings)
+    ]
+    return pattern({"attention.window": windows})
+
+
+def layer_types(settings: Settings) -> list[str]:
     """The kind of every layer's attention: stated, or a window from one layer on."""
     depth = read_depth(settings, "num_hidden_layers")
     has_window = settings.flag("use_sliding_window", False) and settings.has("sliding_window")
@@ -50,16 +54,28 @@ def _layer_types(settings: Settings) -> list[str]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """The settings of a `config.json`."""
+    return write_decoder(config) | write_windows(config)
+
+
+def write_windows(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_windows`."""
     windows = per_layer(config, "attention.window")
     window = next((window for window in windows if window is not None), None)
     if window is None:
-        return write_decoder(config) | {"use_sliding_window": False}
+        return {"use_sliding_window": False}
     settings = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
     if None in windows:
         settings["layer_types"] = [_FULL if w is None else _SLIDING for w in windows]
-    return write_decoder(config) | settings
+    return settings
 
 
 def read_gguf(settings: Settings, file: GgufFile) -> Fields:
     """The fields that a GGUF file states."""
     return gguf.read_decoder(settings, file) | {"block.attention.qkv_bias": True}
+
+
+FAMILY = Family(
+    model_type="qwen2", about="Qwen2 and Qwen2.5", architecture="Qwen2ForCausalLM",
+    base="Qwen2Model", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
+    own_names=decoder.own_names, gguf=Gguf("qwen2", read_gguf, always(gguf.NAMES)),
+)  # fmt: skip

@@ -22,17 +22,18 @@ _LLAMA3_CONTEXTS = tuple(1 << n for n in range(10, 18))
 _LLAMA3_ERROR = 1e-6
 
 
-class _Scaling(NamedTuple):
+class Scaling(NamedTuple):
     """The settings of a way to stretch the context, and what else it depends on.
 
     Attributes:
+      dims: how many coordinates of a head are turned.
       context: the model's context length.
       original: that before it was stretched.
     """
 
     settings: Settings
     rope: RopeConfig
-    head_dim: int
+    dims: int
     context: int
     original: int
 
@@ -41,13 +42,25 @@ class _Scaling(NamedTuple):
         return self.settings.number("factor", self.context / self.original)
 
 
-def read_rope(settings: Settings, head_dim: int, context_length: int) -> RopeConfig:
+def read_rope(
+    settings: Settings,
+    head_dim: int,
+    context_length: int,
+    *,
+    partial: float | None = None,
+    base: float = 10_000.0,
+    layers: str = "",
+) -> RopeConfig:
     """The rotary settings of a `config.json`.
 
     As in transformers, `rope_scaling` replaces `rope_parameters` as a whole unless it is empty.
 
     Args:
       context_length: the model's.
+      partial: the share of a head that is turned, where none is stated; None: the family turns
+        whole heads.
+      base: `rope_theta` where none is stated.
+      layers: the kind of layers, such as `full_attention`, where each may have its own settings.
 
     Raises:
       WeightsError: a kind of scaling or a setting is not supported, or one is missing or wrong.
@@ -58,11 +71,16 @@ def read_rope(settings: Settings, head_dim: int, context_length: int) -> RopeCon
     stated = settings.get(name, {})
     if not isinstance(stated, Mapping):
         raise settings.error(name, "an object or null")
+    if layers and any(isinstance(value, Mapping) for value in stated.values()):
+        name, stated = f"{name}.{layers}", stated.get(layers) or {}
+        if not isinstance(stated, Mapping):
+            raise settings.error(name.partition(".")[0], "an object for each kind of layers")
     inner = Settings({f"{name}.{k}": v for k, v in stated.items()}, settings.file, f"{name}.")
-    for source in (settings, inner):
-        if source.get("partial_rotary_factor", 1.0) != 1.0:
-            raise source.error("partial_rotary_factor", "1.0, the whole head")
-    rope = RopeConfig(base=inner.number("rope_theta", settings.number("rope_theta", 10_000.0)))
+    dims = _turned(settings, inner, head_dim, partial)
+    rope = RopeConfig(
+        base=inner.number("rope_theta", settings.number("rope_theta", base)),
+        dims=None if dims == head_dim else dims,
+    )
     key = "type" if inner.has("type") and not inner.has("rope_type") else "rope_type"
     if any(isinstance(value, Mapping) for value in stated.values()):
         raise inner.error(key, "one kind for all layers")
@@ -73,7 +91,18 @@ def read_rope(settings: Settings, head_dim: int, context_length: int) -> RopeCon
             raise inner.error(setting, f"nothing with {key} {kind!r}")
     # The model's own setting comes before the group's.
     original = settings.size(_ORIGINAL, inner.size(_ORIGINAL, context_length))
-    return read(_Scaling(inner, rope, head_dim, context_length, original))
+    return read(Scaling(inner, rope, dims, context_length, original))
+
+
+def _turned(settings: Settings, inner: Settings, head_dim: int, partial: float | None) -> int:
+    """How many coordinates of a head are turned."""
+    name = "partial_rotary_factor"
+    if partial is not None:
+        return int(head_dim * inner.number(name, settings.number(name, partial)))
+    for source in (settings, inner):
+        if source.get(name, 1.0) != 1.0:
+            raise source.error(name, "1.0, the whole head")
+    return head_dim
 
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -82,25 +111,25 @@ _ORIGINAL = "original_max_position_embeddings"
 _ANY = ("rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL, "finetuned")
 
 
-def _default(scaling: _Scaling) -> RopeConfig:
+def _default(scaling: Scaling) -> RopeConfig:
     return scaling.rope
 
 
-def _linear(scaling: _Scaling) -> RopeConfig:
-    factors = (scaling.settings.number("factor"),) * (scaling.head_dim // 2)
+def _linear(scaling: Scaling) -> RopeConfig:
+    factors = (scaling.settings.number("factor"),) * (scaling.dims // 2)
     return dataclasses.replace(scaling.rope, factors=factors)
 
 
-def _dynamic(scaling: _Scaling) -> RopeConfig:
+def _dynamic(scaling: Scaling) -> RopeConfig:
     # Frequencies change beyond the context length, where no sequence goes here.
     scaling.settings.number("factor")
     return scaling.rope
 
 
-def _llama3(scaling: _Scaling) -> RopeConfig:
+def _llama3(scaling: Scaling) -> RopeConfig:
     factors = llama3_factors(
         scaling.rope,
-        scaling.head_dim,
+        scaling.dims,
         factor=scaling.settings.number("factor"),
         low=scaling.settings.number("low_freq_factor"),
         high=scaling.settings.number("high_freq_factor"),
@@ -109,9 +138,9 @@ def _llama3(scaling: _Scaling) -> RopeConfig:
     return dataclasses.replace(scaling.rope, factors=factors)
 
 
-def _yarn(scaling: _Scaling) -> RopeConfig:
+def yarn(scaling: Scaling) -> RopeConfig:
     """Peng et al. (2023): fast pairs keep their frequency, slow ones are interpolated."""
-    settings, base, H = scaling.settings, scaling.rope.base, scaling.head_dim
+    settings, base, H = scaling.settings, scaling.rope.base, scaling.dims
 
     def pair(turns: float) -> float:
         """The pair, counted as a real number, that turns so often within the original context."""
@@ -134,15 +163,16 @@ def _yarn(scaling: _Scaling) -> RopeConfig:
     return dataclasses.replace(scaling.rope, factors=tuple(factors.tolist()), scale=scale)
 
 
-def _longrope(scaling: _Scaling) -> RopeConfig:
-    """Ding et al. (2024), where short and long sequences have the same factors."""
-    factors = scaling.settings.numbers("short_factor")
-    if scaling.settings.numbers("long_factor") != factors:
-        raise scaling.settings.error("long_factor", "short_factor's numbers, whatever the length")
+def _longrope(scaling: Scaling) -> RopeConfig:
+    """Ding et al. (2024): sequences beyond the original context have factors of their own."""
+    short, long = (scaling.settings.numbers(f"{name}_factor") for name in ("short", "long"))
     grown = math.log(max(scaling.factor, 1.0))
     scale = math.sqrt(1 + grown / math.log(scaling.original)) if grown else 1.0
     scale = scaling.settings.number("attention_factor", scale)
-    return dataclasses.replace(scaling.rope, factors=factors, scale=scale)
+    rope = dataclasses.replace(scaling.rope, factors=short, scale=scale)
+    if long == short:
+        return rope
+    return dataclasses.replace(rope, long_factors=long, original_context=scaling.original)
 
 
 # Kind -> its reader and the settings that it has beside those of any kind.
@@ -151,7 +181,7 @@ _KINDS = {
     "linear": (_linear, ("factor",)),
     "dynamic": (_dynamic, ("factor",)),
     "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
-    "yarn": (_yarn, (
+    "yarn": (yarn, (
         "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
         "truncate",
     )),
@@ -159,39 +189,59 @@ _KINDS = {
 }  # fmt: skip
 
 
+def rope_fields(rope: RopeConfig) -> dict[str, Any]:
+    """The fields of rotary settings."""
+    return {
+        f"block.attention.rope.{field.name}": getattr(rope, field.name)
+        for field in dataclasses.fields(rope)
+    }
+
+
 def write_rope(attention: AttentionConfig, context_length: int) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, which transformers 4 and 5 both read."""
+    """`rope_theta`, `rope_scaling` and, where a part of a head is turned, how large a part;
+    transformers 4 and 5 both read them."""
+    dims = attention.rope.dims
     return {
         "rope_theta": attention.rope.base,
-        "rope_scaling": _write_scaling(attention, context_length),
+        "rope_scaling": write_scaling(attention, context_length),
+        **({} if dims is None else {"partial_rotary_factor": _share(dims, attention.head_dim)}),
     }
 
 
-def _write_scaling(attention: AttentionConfig, context_length: int) -> dict[str, Any] | None:
+def _share(dims: int, head_dim: int) -> float:
+    """The share of a head from which `int(head_dim * share)` gives `dims` again."""
+    share = dims / head_dim
+    return share if int(head_dim * share) == dims else (dims + 0.5) / head_dim
+
+
+def write_scaling(attention: AttentionConfig, context_length: int) -> dict[str, Any] | None:
+    """`rope_scaling`; None: frequencies are as they are."""
     rope = attention.rope
-    if attention.position != "rope" or rope.factors is None:
+    if attention.position != "rope" or (rope.factors is None and rope.long_factors is None):
         return None
-    if rope.scale == 1.0 and len(set(rope.factors)) == 1:
-        return {"rope_type": "linear", "factor": rope.factors[0]}
-    return _llama3_scaling(rope, attention.head_dim) or {
-        # The one kind that states a factor for each pair; for sequences of any length the same.
+    dims = rope.turned(attention.head_dim)
+    factors = rope.factors or (1.0,) * (dims // 2)
+    if rope.scale == 1.0 and rope.long_factors is None and len(set(factors)) == 1:
+        return {"rope_type": "linear", "factor": factors[0]}
+    return _llama3_scaling(rope, dims) or {
+        # The one kind that states a factor for each pair.
         "rope_type": "longrope",
         "factor": 1.0,
-        "short_factor": list(rope.factors),
-        "long_factor": list(rope.factors),
+        "short_factor": list(factors),
+        "long_factor": list(rope.long_factors or factors),
         "attention_factor": rope.scale,
-        _ORIGINAL: context_length,
+        _ORIGINAL: rope.original_context or context_length,
     }
 
 
-def _llama3_scaling(rope: RopeConfig, head_dim: int) -> dict[str, Any] | None:
+def _llama3_scaling(rope: RopeConfig, dims: int) -> dict[str, Any] | None:
     """Llama 3's settings, if they give these factors."""
-    if rope.factors is None or rope.scale != 1.0:
+    if rope.factors is None or rope.long_factors is not None or rope.scale != 1.0:
         return None
     if max(rope.factors) < 1 or len(set(rope.factors)) == 1:
         return None
     for context in _LLAMA3_CONTEXTS:
-        found = _llama3_factors(rope, head_dim, max(rope.factors), context)
+        found = _llama3_factors(rope, dims, max(rope.factors), context)
         if np.allclose(found, rope.factors, rtol=_LLAMA3_ERROR, atol=0):
             return {
                 "rope_type": "llama3",
@@ -204,19 +254,18 @@ def _llama3_scaling(rope: RopeConfig, head_dim: int) -> dict[str, Any] | None:
 
 
 def _llama3_factors(
-    rope: RopeConfig, head_dim: int, factor: float, context: int
+    rope: RopeConfig, dims: int, factor: float, context: int
 ) -> tuple[float, ...]:
-    return llama3_factors(rope, head_dim, factor=factor, context=context, **_LLAMA3)
+    return llama3_factors(rope, dims, factor=factor, context=context, **_LLAMA3)
 
 
 def readable_rope(attention: AttentionConfig) -> RopeConfig:
     """The settings as they will be read again: Llama 3's factors are exactly its formula's."""
     if attention.position != "rope":
         return RopeConfig()
-    scaling = _llama3_scaling(attention.rope, attention.head_dim)
+    dims = attention.rope.turned(attention.head_dim)
+    scaling = _llama3_scaling(attention.rope, dims)
     if scaling is None:
         return attention.rope
-    factors = _llama3_factors(
-        attention.rope, attention.head_dim, scaling["factor"], scaling[_ORIGINAL]
-    )
+    factors = _llama3_factors(attention.rope, dims, scaling["factor"], scaling[_ORIGINAL])
     return dataclasses.replace(attention.rope, factors=factors)

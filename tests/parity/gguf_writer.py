@@ -1,0 +1,97 @@
+"""GGUF files of the small models, written with the `gguf` package as llama.cpp's converter does.
+
+What the converter changes in tensors and states in metadata is one row an architecture.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+Config = Mapping[str, Any]
+
+
+class Conversion(NamedTuple):
+    """What llama.cpp makes of a family.
+
+    Attributes:
+      arch: `general.architecture`.
+      metadata: writes what is stated beside the sizes.
+      tensors: the tensors under Hugging Face's names, as the file has them.
+    """
+
+    arch: str
+    metadata: Callable[[gguf.GGUFWriter, Config], None]
+    tensors: Callable[[Config, Arrays], Arrays] = lambda config, arrays: arrays
+
+
+def neighbours(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows in which the two coordinates of a rotary pair lie side by side: the converter's
+    `permute`."""
+    return x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def decoder(writer: gguf.GGUFWriter, c: Config) -> None:
+    """Sizes in the words of LLaMA, and what all models with RMSNorm state."""
+    writer.add_context_length(c["max_position_embeddings"])
+    writer.add_embedding_length(c["hidden_size"])
+    writer.add_feed_forward_length(c["intermediate_size"])
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_head_count(c["num_attention_heads"])
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_rope_freq_base(c.get("rope_theta", 10_000.0))
+    writer.add_layer_norm_rms_eps(c.get("rms_norm_eps", 1e-6))
+    writer.add_key_length(c["head_dim"])
+    writer.add_value_length(c["head_dim"])
+
+
+def scaled(writer: gguf.GGUFWriter, c: Config) -> None:
+    """As `decoder`, with the scaling of rotary positions."""
+    decoder(writer, c)
+    scaling = c.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+
+
+CONVERSIONS = {
+    "qwen3": Conversion("qwen3", scaled),
+}
+# Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
+UNSTATED = {
+    "qwen3": ("biases", "windows", "windows in every layer"),
+}
+
+
+def write(config: Config, arrays: Arrays, path: Path) -> Path:
+    """The GGUF file of a model."""
+    conversion = CONVERSIONS[config["model_type"]]
+    writer = gguf.GGUFWriter(path, conversion.arch)
+    conversion.metadata(writer, config)
+    for name, array in _named(conversion, config, arrays):
+        writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _named(
+    conversion: Conversion, config: Config, arrays: Arrays
+) -> Iterator[tuple[str, np.ndarray]]:
+    archs = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    depth = next(config[n] for n in ("num_hidden_layers", "n_layer", "n_layers") if n in config)
+    names = gguf.get_tensor_name_map(archs[conversion.arch], depth)
+    for name, array in conversion.tensors(config, arrays).items():
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert found is not None, f"llama.cpp has no name for {name}"
+        yield found, array

@@ -1,0 +1,115 @@
+"""Every family against transformers: odd small models, from folders and from GGUF files."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from parity import gguf_writer
+from parity.family_cases import FAMILIES, TOKENS, VOCAB
+from parity.random_weights import draw, tokens
+from safetensors.numpy import save_file
+
+from jax_massact.families.table import FAMILIES as TABLE
+from jax_massact.load import open_checkpoint
+from jax_massact.nn.transformer import parameters
+from jax_massact.save import save
+from jax_massact.weights.folder import open_folder
+
+STORED = Path(__file__).parent / "families"
+EACH = pytest.mark.parametrize("name", FAMILIES)
+# Of the largest value.
+WITHIN = 2e-5
+
+
+class Case(dict):
+    """A model as it is stored, with its numbers."""
+
+    @functools.cached_property
+    def arrays(self):
+        return draw(self["tensors"], self["seed"])
+
+    def folder(self, path: Path) -> Path:
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(self["config"]))
+        save_file(self.arrays, path / "model.safetensors")
+        return path
+
+
+@functools.cache
+def cases(name: str) -> list[Case]:
+    with np.load(STORED / f"{name}.npz") as file:
+        found = [Case(case) for case in json.loads(str(file["cases"]))]
+        for i, case in enumerate(found):
+            case |= {"logits": file[f"logits_{i}"], "hidden": file[f"hidden_{i}"]}
+    return found
+
+
+# Without the optimizations that tiny models do not need.
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def run(model, ids):
+    """Logits and the residual stream."""
+    logits, hidden = model(ids, tap=lambda acts: acts.resid_post)
+    return logits[0], jax.numpy.concatenate([model.embedded(ids), hidden[:, 0]])
+
+
+def check(models, stored):
+    for model, case in zip(models, stored, strict=True):
+        logits, hidden = run(model, tokens(TOKENS, VOCAB, case["seed"]))
+        for what, values in (("logits", logits), ("hidden", hidden)):
+            limit = WITHIN * np.abs(case[what]).max()
+            np.testing.assert_allclose(
+                values, case[what], rtol=0, atol=limit, err_msg=f"{what} of {case['name']}"
+            )
+
+
+def test_every_family_has_its_models():
+    old = {"llama", "mistral", "qwen2", "gpt2"}  # test_parity.py
+    assert {family.model_type for family in TABLE} == {*FAMILIES, *old}
+    in_gguf = {family.model_type for family in TABLE if family.gguf is not None}
+    assert in_gguf - old == set(gguf_writer.CONVERSIONS)
+    for name, family in FAMILIES.items():
+        assert [case["name"] for case in cases(name)] == list(family.cases), name
+        assert all(case["config"] == family.config(case["name"]) for case in cases(name)), name
+        assert len(family.cases) >= 12, name
+        assert (STORED / f"{name}.npz").stat().st_size <= 200_000, name
+
+
+@EACH
+def test_same_numbers_as_transformers(tmp_path, name):
+    stored = cases(name)
+    opened = [open_checkpoint(case.folder(tmp_path / str(i))) for i, case in enumerate(stored)]
+    assert {checkpoint.family for checkpoint in opened} == {name}
+    check([checkpoint.load_model() for checkpoint in opened], stored)
+
+
+@EACH
+def test_a_folder_is_written_as_it_was_read(name):
+    for case in (cases(name)[0], cases(name)[-1]):
+        with tempfile.TemporaryDirectory() as folder:
+            read = open_checkpoint(case.folder(Path(folder) / "read"))
+            model = read.load_model()
+            save(model, Path(folder) / "written")
+            again = open_checkpoint(Path(folder) / "written")
+            assert again.config == read.config
+            theirs = parameters(again.load_model())
+            for key, array in parameters(model).items():
+                np.testing.assert_array_equal(array, theirs[key], err_msg=key)
+            if again.family == name:
+                found = open_folder(Path(folder) / "written")
+                assert {n: list(t.shape) for n, t in found.items()} == case["tensors"]
+
+
+@pytest.mark.parametrize("name", gguf_writer.CONVERSIONS)
+def test_gguf_files_have_the_same_numbers(tmp_path, name):
+    left_out = gguf_writer.UNSTATED.get(name, ())
+    stored = [case for case in cases(name) if case["name"] not in left_out]
+    assert len(stored) > len(cases(name)) / 2
+    models = []
+    for i, case in enumerate(stored):
+        path = gguf_writer.write(case["config"], case.arrays, tmp_path / f"{i}.gguf")
+        models.append(open_checkpoint(path).load_model())
+    check(models, stored)
