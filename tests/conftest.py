@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # The tests compile thousands of small programs and run each once or twice. Without LLVM's
 # optimizations XLA compiles them in half the time, and with its older emitters of fusions, which
@@ -12,8 +13,14 @@ if version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
+# What one worker, or a process that a test starts, has compiled serves all, and the next run.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 # One CPU becomes eight devices, so that meshes need no second process.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,3 +32,10 @@ PARTS = (
     "transformer", "variants", "weigh",
 )
 jaxtyping.install_import_hook([f"jax_massact.nn.{part}" for part in PARTS], "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Thousands of them would fill a worker's memory; no module uses another's."""
+    yield
+    jax.clear_caches()
