@@ -34,10 +34,10 @@ TIMED = ("seconds", "tokens_per_second", "mfu", "host_wait")
 
 
 class Place:
-    """A folder with a configuration, its data, and a cache of what was compiled."""
+    """A folder with a configuration and its data."""
 
-    def __init__(self, folder: Path, cache: Path):
-        self.folder, self.cache = folder, cache
+    def __init__(self, folder: Path):
+        self.folder = folder
         (folder / "config.py").write_text(CONFIG)
         # A walk: there is something to learn.
         steps = np.random.default_rng(0).integers(0, 3, 20_000)
@@ -56,9 +56,6 @@ class Place:
         """
         environment = os.environ | {
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "MASSACT_CACHE": str(self.folder / "massact"),
             "TF_CPP_MIN_LOG_LEVEL": "3",
         } | {name: str(value) for name, value in variables.items()}

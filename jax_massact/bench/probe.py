@@ -80,6 +80,8 @@ def bench_probe(
     path, tokens = prepared.checkpoint.path, prepared.inputs.tokens
     if reference and path.suffix != ".gguf":
         raise UserError(f"{path.name}: the reference reads GGUF files only")
+    if reference and shutil.which(reference) is None:
+        raise UserError(f"cannot run {reference}; expected: a Python that has torch")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "tokens.npy", tokens)

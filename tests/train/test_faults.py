@@ -18,8 +18,7 @@ STOPS_WITHIN = HEARTBEAT + 8
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp().parent
-    return Place(tmp_path_factory.mktemp("faults"), base / "compiled")
+    return Place(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +158,7 @@ def test_a_second_run_in_the_same_folder(place):
     assert code == 2 and f"is in use by process {first.pid} on " in said
     assert (place.folder / "taken" / "config.json").read_bytes() == before
     assert first.poll() is None
+    place.wait_for_checkpoint("taken", first)
     kill(first)
     saved = place.checkpoints("taken")[-1]
     code, said = place.run("taken", f"--config.steps={saved + 1}", devices=1)
