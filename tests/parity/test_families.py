@@ -8,15 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax_massact.load import open_checkpoint
-from jax_massact.save import save
 from parity import gguf_writer
 from parity.family_cases import FAMILIES, TOKENS, VOCAB
 from parity.random_weights import draw, tokens
 from safetensors.numpy import save_file
 
 from jax_massact.families.table import FAMILIES as TABLE
+from jax_massact.loading import open_checkpoint
 from jax_massact.nn.transformer import parameters
+from jax_massact.saving import save
 from jax_massact.weights.folder import open_folder
 
 STORED = Path(__file__).parent / "families"
