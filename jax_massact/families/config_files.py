@@ -11,7 +11,7 @@ from jax_massact.families.fields import build, flat
 from jax_massact.families.own import GROUP, read_group, write_group
 from jax_massact.families.rope import readable_rope
 from jax_massact.families.table import FAMILIES
-from jax_massact.nn.config import BlockConfig, HeadConfig, ModelConfig
+from jax_massact.nn.config import BlockConfig, ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.safetensors import parse_json
 from jax_massact.weights.settings import Settings
@@ -117,7 +117,8 @@ def describe(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
       WeightsError: no settings state this configuration.
     """
     # Whether there is a head says the architecture.
-    wanted = dataclasses.replace(readable(config), head=HeadConfig(tied=config.head.tied))
+    wanted = readable(config)
+    wanted = dataclasses.replace(wanted, head=dataclasses.replace(wanted.head, present=True))
     found = [described for family in FAMILIES if (described := _as_family(family, wanted))]
     if not found:
         raise WeightsError("no file can state this configuration; expected: one that `load` reads")

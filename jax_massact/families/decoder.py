@@ -39,6 +39,18 @@ def read_depth(settings: Settings, name: str) -> int:
     return depth
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def read_layer_types(settings: Settings, default: list[str]) -> list[str]:
+    """The kind of every layer's attention, as it is stated, or as the family has it."""
+    types = settings.get("layer_types", default)
+    known = isinstance(types, list) and len(types) == len(default)
+    if not known or not set(map(str, types)) <= {FULL, SLIDING}:
+        raise settings.error("layer_types", f"{len(default)} times {FULL!r} or {SLIDING!r}")
+    return types
+
+
 def read_decoder(
     settings: Settings, *, activation: str = "hidden_act", eps: str = "rms_norm_eps", **rope: Any
 ) -> dict[str, Any]:

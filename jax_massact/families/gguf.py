@@ -25,6 +25,7 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "attention.scale": (),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
+    "attn_logit_softcapping": (0.0,),
     "attention.logit_softcapping": (0.0,),
     "embedding_scale": (1.0,),
     "expert_count": (0,),

@@ -1,6 +1,15 @@
 """The table of families. To add one, write its file, as `Family` says, and its row here."""
 
-from jax_massact.families import gpt2, llama, mistral, qwen2, qwen3
+from jax_massact.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+)
 
 # A model is saved as the first of those that can state it.
 FAMILIES = (
@@ -9,4 +18,7 @@ FAMILIES = (
     qwen2.FAMILY,
     gpt2.FAMILY,
     qwen3.FAMILY,
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
 )

@@ -16,7 +16,7 @@ class Family(NamedTuple):
 
     Attributes:
       base: the settings of all.
-      cases: what each has in place of them; None leaves a setting out.
+      cases: what each has in place of them; ... leaves a setting out.
       attention: transformers' implementation that serves as the oracle.
     """
 
@@ -27,7 +27,7 @@ class Family(NamedTuple):
     def config(self, case: str) -> Config:
         """The `config.json` of one model."""
         changed = self.base | self.cases[case]
-        return {name: value for name, value in changed.items() if value is not None}
+        return {name: value for name, value in changed.items() if value is not ...}
 
 
 def decoder(model_type: str, architecture: str, **settings: Any) -> Config:
@@ -55,7 +55,64 @@ SHAPES: dict[str, Config] = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 2.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+LOCAL, WHOLE = "sliding_attention", "full_attention"
+# Gemma 2 and 3.
+_CAPPED = {
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8, "sliding_window": 5,
+    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+}  # fmt: skip
+_CAPS: dict[str, Config] = {
+    "no softcaps": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "own scale": {"query_pre_attn_scalar": 6},
+    "kinds of layers": {"layer_types": [WHOLE, LOCAL, WHOLE]},
+    "windows alone": {"layer_types": [LOCAL] * 3, "sliding_window": 3},
+    "untied": {"tie_word_embeddings": False},
+    "two periods and a part": {"num_hidden_layers": 5},
+}
+
 FAMILIES: dict[str, Family] = {
+    "gemma": Family(
+        decoder(
+            "gemma", "GemmaForCausalLM", hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True,
+        ),
+        SHAPES | {
+            "untied": {"tie_word_embeddings": False},
+            "gelu means tanh": {"hidden_act": "gelu"},
+            "biases": {"attention_bias": True},
+            "linear": {"rope_scaling": {"type": "linear", "factor": 3.0}},
+            "by default": {
+                "rope_theta": ..., "rms_norm_eps": ..., "tie_word_embeddings": ...,
+                "hidden_act": ...,
+            },
+        },
+    ),
+    "gemma2": Family(decoder("gemma2", "Gemma2ForCausalLM", **_CAPPED), SHAPES | _CAPS),
+    "gemma3_text": Family(
+        decoder(
+            "gemma3_text", "Gemma3ForCausalLM",
+            **_CAPPED | {"attn_logit_softcapping": None, "rope_local_base_freq": 10_000.0},
+        ),
+        SHAPES | _CAPS | {
+            "two periods and a part": {"num_hidden_layers": 8},
+            "scaled where all is seen": {
+                "num_hidden_layers": 6, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            "a softcap that is not used": {"attn_logit_softcapping": 2.0},
+            "local base": {"rope_local_base_freq": 20.0},
+            "period of two": {"sliding_window_pattern": 2, "num_hidden_layers": 3},
+            "groups": {
+                "rope_theta": ..., "rope_local_base_freq": ..., "rope_parameters": {
+                    WHOLE: {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+                    LOCAL: {"rope_type": "default", "rope_theta": 30.0},
+                },
+            },
+        },
+    ),
     "qwen3": Family(
         decoder("qwen3", "Qwen3ForCausalLM"),
         SHAPES | {
@@ -69,8 +126,8 @@ FAMILIES: dict[str, Family] = {
                 "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0,
             },
             "by default": {
-                "rope_theta": None, "rms_norm_eps": None, "tie_word_embeddings": None,
-                "hidden_act": None,
+                "rope_theta": ..., "rms_norm_eps": ..., "tie_word_embeddings": ...,
+                "hidden_act": ...,
             },
         },
     ),

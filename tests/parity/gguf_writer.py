@@ -62,11 +62,38 @@ def scaled(writer: gguf.GGUFWriter, c: Config) -> None:
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
 
 
+def windowed(writer: gguf.GGUFWriter, c: Config) -> None:
+    """As `scaled`, with a window and softcaps."""
+    scaled(writer, c)
+    writer.add_sliding_window(c["sliding_window"])
+    if c.get("attn_logit_softcapping"):
+        writer.add_attn_logit_softcapping(c["attn_logit_softcapping"])
+    if c.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(c["final_logit_softcapping"])
+
+
+def plus_one(config: Config, arrays: Arrays) -> Arrays:
+    """The scales of all norms with the 1 that Gemma adds."""
+    del config
+    return {name: x + 1 if name.endswith("norm.weight") else x for name, x in arrays.items()}
+
+
 CONVERSIONS = {
+    "gemma": Conversion("gemma", scaled, plus_one),
+    "gemma2": Conversion("gemma2", windowed, plus_one),
+    "gemma3_text": Conversion("gemma3", windowed, plus_one),
     "qwen3": Conversion("qwen3", scaled),
 }
+# Scaled by another number than the size of their heads, which the metadata does not say.
+_OTHER_SCALES = ("narrow heads", "wide heads", "three to a group")
 # Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
 UNSTATED = {
+    "gemma": ("biases", "untied"),
+    "gemma2": ("own scale", "kinds of layers", "windows alone", "untied", *_OTHER_SCALES),
+    "gemma3_text": (
+        "own scale", "kinds of layers", "windows alone", "untied", "period of two", "groups",
+        "local base", "a softcap that is not used", *_OTHER_SCALES,
+    ),
     "qwen3": ("biases", "windows", "windows in every layer"),
 }
 

@@ -22,7 +22,7 @@ from jax_massact.weights.folder import open_folder
 STORED = Path(__file__).parent / "families"
 EACH = pytest.mark.parametrize("name", FAMILIES)
 # Of the largest value.
-WITHIN = 2e-5
+WITHIN = 1e-4
 
 
 class Case(dict):
@@ -107,7 +107,7 @@ def test_a_folder_is_written_as_it_was_read(name):
 def test_gguf_files_have_the_same_numbers(tmp_path, name):
     left_out = gguf_writer.UNSTATED.get(name, ())
     stored = [case for case in cases(name) if case["name"] not in left_out]
-    assert len(stored) > len(cases(name)) / 2
+    assert len(stored) >= 6
     models = []
     for i, case in enumerate(stored):
         path = gguf_writer.write(case["config"], case.arrays, tmp_path / f"{i}.gguf")
