@@ -26,7 +26,6 @@ from jax_massact.measure.massive import (
     find_hits,
     tally,
 )
-from jax_massact.measure.statistics import CountsAbove, Top
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import Transformer
 from jax_massact.nn.variants import variant_of
@@ -39,24 +38,23 @@ from jax_massact.results import (
 from jax_massact.studies.inputs import Inputs
 
 PROMPT_TOKENS = 512
-
-
-class PerSequence(NamedTuple):
-    """The numbers of each sequence that the report averages; leading axes [L, B]."""
-
-    top: Top
-    quantile: jax.Array
-    kurtosis: jax.Array
-    counts: CountsAbove
-    strict: jax.Array
-    relaxed: jax.Array
-    nonfinite: jax.Array
+# One number of each sequence, which has its name in both and is averaged. NaN and infinity are
+# counted over all sequences.
+MEANS = tuple(
+    name for name in Magnitudes._fields
+    if name in LayerStats.__annotations__ and name not in ("top", "quantile", "nonfinite")
+)
 
 
 class BatchProbe(NamedTuple):
-    """What one batch sends back from the device."""
+    """What one batch sends back from the device.
 
-    sequences: PerSequence
+    Attributes:
+      sequences: the numbers of each sequence that the report averages, without what is only
+        tallied.
+    """
+
+    sequences: Magnitudes
     tally: Tally
     hits: Hits
     places: Places
@@ -80,9 +78,9 @@ def reduce_batch(
     stats: Magnitudes, keep: Bool[Array, " B"], definition: Definition | None = None
 ) -> BatchProbe:
     """What of a batch's statistics goes to the host."""
-    fields = {name: getattr(stats, name) for name in PerSequence._fields}
+    tallied: Any = None
     return BatchProbe(
-        PerSequence(**fields),
+        stats._replace(outliers=tallied, places=tallied, map=tallied),
         tally(stats, definition, keep=keep),
         find_hits(stats, definition),
         stats.places,
@@ -253,7 +251,7 @@ class _LayerTotals:
         self.max: np.ndarray | None = None
         self.places: list[list[collections.Counter]] = []
 
-    def add(self, batch: PerSequence, rows: np.ndarray) -> None:
+    def add(self, batch: Magnitudes, rows: np.ndarray) -> None:
         value = np.asarray(batch.top.value, np.float64)
         largest = np.abs(value[:, :, 0]).max(1)
         self.max = largest if self.max is None else np.maximum(self.max, largest)
@@ -262,13 +260,9 @@ class _LayerTotals:
             "magnitude": np.abs(value),
             "square": np.square(value),
             "quantile": batch.quantile,
-            "kurtosis": batch.kurtosis,
-            "entries": batch.counts.entries,
-            "dims": batch.counts.dims,
-            "tokens": batch.counts.tokens,
-            "strict": batch.strict,
-            "relaxed": batch.relaxed,
+            **batch.counts._asdict(),
             "nonfinite": batch.nonfinite,
+            **{name: getattr(batch, name) for name in MEANS},
         }
         for name, x in sums.items():
             self.sums[name] = self.sums.get(name, 0) + np.float64(x).sum(1)
@@ -297,14 +291,12 @@ class _LayerTotals:
                     for i, q in enumerate(QUANTILES)
                     if i
                 },
-                kurtosis=float(mean["kurtosis"][layer]),
                 max=float(self.max[layer]),
                 count_above=_by_threshold(mean["entries"][layer]),
                 dims_above=_by_threshold(mean["dims"][layer]),
                 tokens_above=_by_threshold(mean["tokens"][layer]),
-                strict=float(mean["strict"][layer]),
-                relaxed=float(mean["relaxed"][layer]),
                 nonfinite=int(self.sums["nonfinite"][layer]),
+                **{name: float(mean[name][layer]) for name in MEANS},
             )
             for layer in range(len(self.places))
         ]
