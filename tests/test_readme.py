@@ -1,5 +1,9 @@
-"""The README's example runs as it stands, with a small checkpoint in place of the download."""
+"""The README and the site's texts: their examples run, their numbers are those of recorded results.
 
+Examples run as they stand, with a small checkpoint in place of the download.
+"""
+
+import json
 import re
 from pathlib import Path
 
@@ -7,22 +11,24 @@ import numpy as np
 import pytest
 
 import jax_massact as ma
+from jax_massact.cli.table import COMMANDS
+from jax_massact.families.table import FAMILIES
+from jax_massact.report import words
+from jax_massact.studies.changes import change_of
+from jax_massact.studies.intervene.report import change
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 GGUF = ROOT / "tests" / "parity" / "fixtures" / "gguf" / "smollm2.gguf"
 
 
-def example() -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return code
-
-
-def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def run_example(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     load = ma.load
-    asked: list[str] = []
 
     def load_small(name: str):
-        asked.append(name)
+        assert name == "smollm2-135m"
         model, tokenizer = load(GGUF)
         # Any ids of the small model do; its layers and dimensions are fewer than the README's.
         encode = lambda self, text, *, bos: np.arange(len(text.split()), dtype=np.int32)
@@ -31,8 +37,20 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     monkeypatch.setattr(ma, "load", load_small)
     names: dict = {}
-    exec(compile(example().replace("[12, 0", "[-1, 0"), "README.md", "exec"), names)
-    assert asked == ["smollm2-135m"]
+    exec(compile(code.replace("[12, 0", "[-1, 0"), page.name, "exec"), names)
+    return names
+
+
+def test_the_example_of_the_readme_runs(monkeypatch, capsys) -> None:
+    names = run_example(ROOT / "README.md", monkeypatch)
+    model, tokens = names["model"], names["tokens"]
+    stream = ma.residual_streams(model, tokens)
+    np.testing.assert_allclose(names["norms"], (stream**2).sum(-1), rtol=1e-5)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_example_of_the_page_on_python_runs(monkeypatch, capsys) -> None:
+    names = run_example(ROOT / "docs" / "python.md", monkeypatch)
     model, tokens = names["model"], names["tokens"]
     assert names["streams"].shape == (model.config.depth, *tokens.shape, model.config.width)
     assert names["mean_norms"](model, tokens).shape == (model.config.depth, 1)
@@ -40,3 +58,37 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 5 and not any("nan" in line for line in lines)
     assert names["folded"].config.block.attention.variant == "kv_bias"
+
+
+def test_the_readme_names_every_command_and_family_in_two_screens():
+    assert 90 <= len(README.splitlines()) <= 130
+    for name in COMMANDS:
+        family = name.partition(" ")[0]
+        assert f"massact {family}" in README or family == "completion"
+    for family in FAMILIES:
+        assert family.model_type in README, family
+
+
+def test_the_interventions_of_the_readme_are_those_of_the_recorded_result():
+    recorded = json.loads((ROOT / "docs" / "results" / "intervene.json").read_text())
+    original = recorded["perplexity"]["original"]
+    for name, value in recorded["perplexity"].items():
+        changed = "" if name == "original" else change(value, original)
+        assert f"| {change_of(name).words} | {words.number(value)} | {changed} |" in README
+    assert f"jax {recorded['versions']['jax']}" in README
+
+
+def test_the_verdict_of_the_readme_is_that_of_the_recorded_result():
+    recorded = json.loads((ROOT / "docs" / "results" / "probe.json").read_text())
+    (strict,) = words.by_size(recorded["massive"], strict=True)
+    said = " ".join(README.split())
+    assert words.sentence(strict) in said and words.data_line(recorded["data"]) in said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    made = ("figures/", "tutorials/")  # by the hooks of the site
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith(("http", *(made if page.parent != ROOT else ()))):
+            assert (page.parent / target.split("{")[0]).exists(), target

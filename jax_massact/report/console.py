@@ -59,8 +59,10 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> rich.console.C
     Lines on stderr are not broken: a path in them can be copied, and a log has a line a message.
     """
     stream: Any = Stream(sys.stderr if stderr else sys.stdout)
+    # In a notebook, too, text goes to the stream that it is meant for.
     return rich.console.Console(
-        file=stream, markup=False, emoji=False, highlight=False, quiet=quiet, soft_wrap=stderr
+        file=stream, markup=False, emoji=False, highlight=False, quiet=quiet, soft_wrap=stderr,
+        force_jupyter=False,
     )
 
 

@@ -1,0 +1,157 @@
+"""What the site is made of beside its texts: tutorials, recorded results and the code's own tables.
+
+Pages are jinja2 templates. The functions of `Pages` are their names: each returns Markdown from a
+file of `docs/results`, or from a table of the package, so that no figure is typed by hand.
+"""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import jinja2
+import jupytext
+import nbclient
+import nbconvert
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+from rich.console import Console
+
+import jax_massact as ma
+from jax_massact.cli import make_parser
+from jax_massact.cli.listing import TABLES
+from jax_massact.cli.table import COMMANDS, STUDIES, load
+from jax_massact.nn.parameters import PARAMETERS
+from jax_massact.report.matplotlib_painter import draw
+from jax_massact.studies.changes import CHANGES
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+
+
+def on_files(files, config):
+    """Executes the tutorials, and draws the figures of the recorded results."""
+    for path in sorted((DOCS / "tutorials").glob("*.py")):
+        notebook = jupytext.read(path)
+        # From the root of the repository, as a reader would.
+        nbclient.NotebookClient(notebook, resources={"metadata": {"path": DOCS.parent}}).execute()
+        exporter = nbconvert.MarkdownExporter()
+        images = {"output_files_dir": f"{path.stem}_files"}
+        text, extra = exporter.from_notebook_node(notebook, images)
+        links = f"\n\nAs a [notebook]({path.stem}.ipynb) or a [script]({path.name}).\n"
+        head, line, rest = text.lstrip().partition("\n")
+        made = {f"{path.stem}.md": head + links + line + rest,
+                f"{path.stem}.ipynb": jupytext.writes(notebook, fmt="ipynb"), **extra["outputs"]}
+        for name, content in made.items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
+    for name in results():
+        for chart in charts(name):
+            file = f"figures/{name}-{chart.name}.png"
+            files.append(File.generated(config, file, content=draw(chart, "png")))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Fills in a page's functions."""
+    if page.file.src_uri.startswith("tutorials/"):
+        return markdown
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    up = "../" * page.file.src_uri.count("/")
+    figure = lambda study, name, text: f"![{text}]({up}figures/{study}-{name}.png)\n\n{made(study)}"
+    return environment.from_string(markdown).render(**PAGES, figure=figure)
+
+
+def on_post_build(config):
+    """Refuses a page that loads anything from another place."""
+    found = [
+        f"{path}: {tag}"
+        for path in Path(config.site_dir).rglob("*.html")
+        for tag in re.findall(
+            r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>"
+            r"|<link\b(?=[^>]*rel=[\"']?(?:stylesheet|preconnect|icon|preload))[^>]*"
+            r"href=[\"']?(?:https?:)?//[^>]*>", path.read_text())
+    ] + [
+        f"{path}: {address}" for path in Path(config.site_dir).rglob("*.css")
+        for address in re.findall(r"url\([\"']?(?:https?:)?//[^)]*", path.read_text())
+    ]
+    if found:
+        raise PluginError("loaded from elsewhere: " + "; ".join(found))
+
+
+def results():
+    """The studies that have a recorded result, with how it was made."""
+    return json.loads((RESULTS / "made.json").read_text())
+
+
+def result(name):
+    """A recorded result."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def charts(name):
+    """The charts of a recorded result that need its JSON file alone."""
+    makers, found = results()[name]["charts"], result(name)
+    return [load(f"jax_massact.studies.{name}.figures:{maker}")(found) for maker in makers]
+
+
+def made(name):
+    """How a recorded result was made: command, hardware, versions, date."""
+    how, found = results()[name], result(name)
+    versions = how.get("versions") or found["versions"]
+    software = ", ".join(f"{package} {versions[package]}" for package in ("python", "jax"))
+    return f"`{how['command']}`, {how['hardware']}, {software}, {how['date']}."
+
+
+def output(name):
+    """What the command prints of a recorded result."""
+    console = Console(file=io.StringIO(), width=78, legacy_windows=False)
+    load(f"jax_massact.studies.{name}.report:show")(result(name), console)
+    return f"```text\n{console.file.getvalue().rstrip()}\n```\n\n{made(name)}"
+
+
+def usage(name):
+    """What `--help` prints of a command."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        make_parser(argv := [*name.split(), "--help"]).parse_args(argv)
+    return f"```text\n{printed.getvalue().rstrip()}\n```"
+
+
+def table(head, rows):
+    """A table in Markdown."""
+    cells = lambda row: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+    return "\n".join([cells(head), cells(["---"] * len(head)), *map(cells, rows)])
+
+
+def listing(name):
+    """A table of `massact list`."""
+    _, head, rows = TABLES[name]
+    return table(head, [[f"`{row[0]}`", *row[1:]] for row in rows()])
+
+
+def commands():
+    """Command, the question it answers, its page."""
+    pages = {name: name.split()[0] for name in COMMANDS}
+    return table(
+        ("command", "what it answers"),
+        [[f"[`massact {name}`](commands/{page}.md)" if (DOCS / "commands" / f"{page}.md").exists()
+          else f"`massact {name}`", COMMANDS[name].about] for name, page in pages.items()],
+    )
+
+
+def parameters():
+    """The table of parameters: what the code knows of each."""
+    fields = next(iter(PARAMETERS.values()))._fields
+    rows = [[f"`{name}`", *row] for name, row in PARAMETERS.items()]
+    return table(("parameter", *fields), rows)
+
+
+def changes():
+    """The interventions."""
+    return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
+
+
+PAGES = {f.__name__: f for f in (output, usage, listing, commands, parameters, changes, made)} | {
+    "studies": STUDIES, "version": ma.__version__,
+}
