@@ -60,13 +60,17 @@ def test_the_example_of_the_page_on_python_runs(monkeypatch, capsys) -> None:
     assert names["folded"].config.block.attention.variant == "kv_bias"
 
 
-def test_the_readme_names_every_command_and_family_in_two_screens():
+def test_the_readme_names_every_command_in_two_screens():
     assert 90 <= len(README.splitlines()) <= 130
     for name in COMMANDS:
         family = name.partition(" ")[0]
         assert f"massact {family}" in README or family == "completion"
-    for family in FAMILIES:
-        assert family.model_type in README, family
+
+
+def test_the_readme_names_every_family_and_its_formats():
+    names = lambda families: ", ".join(f"`{family.model_type}`" for family in families)
+    assert f"| Hugging Face folder or id, safetensors | {names(FAMILIES)} |" in README
+    assert f"| GGUF | {names(family for family in FAMILIES if family.gguf)} |" in README
 
 
 def test_the_interventions_of_the_readme_are_those_of_the_recorded_result():

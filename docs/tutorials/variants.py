@@ -20,6 +20,7 @@
 
 # %%
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import numpy as np
 
 from jax_massact.cli import main
 
+os.environ["FORCE_COLOR"] = ""  # lines of text in place of moving progress bars
 folder = Path(tempfile.mkdtemp())
 code = main([
     "compare", "--config=configs/gpt2_tiny.py", "--variants=standard,sink,kv_bias",
