@@ -15,7 +15,7 @@ def get_config(variant: str = "auto") -> ml_collections.ConfigDict:
     """Settings of `massact probe`; `variant` is `auto`, `bos` or `no_bos`."""
     choices = {"auto": "auto", "bos": "true", "no_bos": "false"}
     if variant not in choices:
-        raise ValueError(f"variant is {variant!r}; allowed: {', '.join(choices)}")
+        raise ValueError(f"variant is {variant!r}; expected: {', '.join(choices)}")
     config = ml_collections.ConfigDict()
     config.sequences = 100
     config.sequence_length = 512

@@ -88,7 +88,7 @@ def find_accelerator(name: str) -> Accelerator:
       ConfigError: there is none.
     """
     if name not in ACCELERATORS:
-        raise ConfigError(f"--device is {name!r}; allowed: {', '.join(ACCELERATORS)}")
+        raise ConfigError(f"--device is {name!r}; expected: {', '.join(ACCELERATORS)}")
     return ACCELERATORS[name]
 
 

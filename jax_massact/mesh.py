@@ -104,7 +104,9 @@ def arranged(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     if found == 1:
         return np.asarray(devices, object).reshape(shape)
     if dcn != found:
-        raise ConfigError(f"mesh.dcn is {dcn}; the devices are in {found} slices; allowed: {found}")
+        raise ConfigError(
+            f"mesh.dcn is {dcn}; the devices are in {found} slices; expected: {found}"
+        )
     return mesh_utils.create_hybrid_device_mesh((1, *inside), (dcn, 1, 1, 1), devices)
 
 

@@ -15,7 +15,7 @@ def check_in(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raises ConfigError unless `value` is one of `allowed`."""
     if value not in allowed:
         choices = ", ".join(repr(a) for a in allowed)
-        raise ConfigError(f"{name} is {value!r}; allowed: {choices}")
+        raise ConfigError(f"{name} is {value!r}; expected: {choices}")
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -23,7 +23,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     limit = f"a whole number of at least {low}" + ("" if high is None else f" and at most {high}")
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if not is_int or value < low or (high is not None and value > high):
-        raise ConfigError(f"{name} is {value!r}; allowed: {limit}")
+        raise ConfigError(f"{name} is {value!r}; expected: {limit}")
 
 
 def check_float(
@@ -36,7 +36,7 @@ def check_float(
     if not inside or value > min(high, sys.float_info.max):
         above = f"above {low:g}" if open_low else f"of at least {low:g}"
         limit = f"a number {above}" + ("" if high == math.inf else f" and at most {high:g}")
-        raise ConfigError(f"{name} is {value!r}; allowed: {limit}")
+        raise ConfigError(f"{name} is {value!r}; expected: {limit}")
 
 
 T = TypeVar("T")

@@ -65,7 +65,7 @@ check_count() {
   local variable=${OPTIONS[$1]}
   local value=${!variable}
   if ! [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((value < $2)); then
-    die "$variable is '$value'; allowed: a whole number of at least $2"
+    die "$variable is '$value'; expected: a whole number of at least $2"
   fi
 }
 
@@ -76,7 +76,7 @@ check_choice() {
   for value; do
     [[ ${!variable} == "$value" ]] && return
   done
-  die "$variable is '${!variable}'; allowed for --$option: $*"
+  die "$variable is '${!variable}'; expected for --$option: $*"
 }
 
 require_command() {
@@ -120,7 +120,7 @@ train_command() {
 xla_flags() {
   local file=${MASSACT_XLA_FLAGS_FILE:-$LAUNCH_DIR/xla_flags/$1.txt} line words flags=()
   [[ $file == none ]] && return
-  [[ -r $file ]] || die "there is no file of XLA flags $file; allowed: a file, or none"
+  [[ -r $file ]] || die "there is no file of XLA flags $file; expected: a file, or none"
   while read -r line || [[ -n $line ]]; do
     read -ra words <<<"${line%%#*}"
     flags+=("${words[@]}")

@@ -70,10 +70,10 @@ configure() {
   check_count grace 1
   check_choice capacity node-pool spot on-demand
   ((MASSACT_PROCESSES % MASSACT_SLICES == 0)) ||
-    die "MASSACT_PROCESSES is $MASSACT_PROCESSES; allowed: a multiple of the $MASSACT_SLICES slices"
+    die "MASSACT_PROCESSES is $MASSACT_PROCESSES; expected: a multiple of the $MASSACT_SLICES slices"
   [[ $MASSACT_WORKLOAD =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    die "MASSACT_WORKLOAD is '$MASSACT_WORKLOAD'; allowed: a-z, 0-9 and -, at most 40"
-  [[ $MASSACT_WORKDIR == /* ]] || die "MASSACT_WORKDIR is $MASSACT_WORKDIR; allowed: a path from /"
+    die "MASSACT_WORKLOAD is '$MASSACT_WORKLOAD'; expected: a-z, 0-9 and -, at most 40"
+  [[ $MASSACT_WORKDIR == /* ]] || die "MASSACT_WORKDIR is $MASSACT_WORKDIR; expected: a path from /"
   require_command xpk "pip install xpk"
   train_command
   FLAGS=$(xla_flags tpu)

@@ -57,14 +57,14 @@ configure() {
     gpu) ((MASSACT_PROCESSES == 1)) || require devices-per-process ;;
     tpu)
       if ((MASSACT_PROCESSES > 1)) || [[ -n $MASSACT_DEVICES_PER_PROCESS ]]; then
-        die "on a TPU host one process drives every chip; allowed: --processes=1 alone"
+        die "on a TPU host one process drives every chip; expected: --processes=1 alone"
       fi
       ;;
   esac
   [[ -z $MASSACT_DEVICES_PER_PROCESS ]] || check_count devices-per-process 1
   if [[ -n $MASSACT_PORT ]]; then
     check_count port 1
-    ((MASSACT_PORT < 65536)) || die "MASSACT_PORT is $MASSACT_PORT; allowed: at most 65535"
+    ((MASSACT_PORT < 65536)) || die "MASSACT_PORT is $MASSACT_PORT; expected: at most 65535"
   fi
   require_command massact "pip install it, or activate its environment"
   train_command

@@ -324,7 +324,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
             raise ConfigError(f"{variable} is not set; set it, or give --{name}=...")
     if not re.fullmatch(r"[1-9]\d*", args.processes):
         raise ConfigError(
-            f"--processes is {args.processes!r}; allowed: a whole number of at least 1"
+            f"--processes is {args.processes!r}; expected: a whole number of at least 1"
         )
     return args, overrides
 

@@ -73,10 +73,10 @@ configure() {
   check_choice capacity spot on-demand reserved
   check_choice keep never always
   ((MASSACT_PROCESSES % MASSACT_SLICES == 0)) ||
-    die "MASSACT_PROCESSES is $MASSACT_PROCESSES; allowed: a multiple of the $MASSACT_SLICES slices"
+    die "MASSACT_PROCESSES is $MASSACT_PROCESSES; expected: a multiple of the $MASSACT_SLICES slices"
   [[ $MASSACT_NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    die "MASSACT_NAME is '$MASSACT_NAME'; allowed: a-z, 0-9 and -, at most 40"
-  [[ $MASSACT_WORKDIR == /* ]] || die "MASSACT_WORKDIR is $MASSACT_WORKDIR; allowed: a path from /"
+    die "MASSACT_NAME is '$MASSACT_NAME'; expected: a-z, 0-9 and -, at most 40"
+  [[ $MASSACT_WORKDIR == /* ]] || die "MASSACT_WORKDIR is $MASSACT_WORKDIR; expected: a path from /"
   require_command gcloud "install the Google Cloud CLI"
   train_command
   FLAGS=$(xla_flags tpu)

@@ -63,7 +63,7 @@ class AttentionShape:
         check_int("checked", self.checked, 1, self.batch)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"num_kv_heads is {self.num_kv_heads}; allowed: a divisor of num_heads, "
+                f"num_kv_heads is {self.num_kv_heads}; expected: a divisor of num_heads, "
                 f"{self.num_heads}"
             )
         check_in("dtype", self.dtype, ("float32", "bfloat16", "float16"))

@@ -53,7 +53,7 @@ def bench_device_probe(
         too few devices.
     """
     if name not in SHAPES:
-        raise ConfigError(f"no shape {name!r}; allowed: {', '.join(SHAPES)}")
+        raise ConfigError(f"no shape {name!r}; expected: {', '.join(SHAPES)}")
     model_config = dataclasses.replace(SHAPES[name], dtype=config.dtype)
     if config.sequence_length > model_config.context_length:
         raise ConfigError(

@@ -118,7 +118,7 @@ def read_tokens(path: Path, vocab_size: int) -> Any:
         sys.exit(f"{path} holds {tokens.dtype} {list(tokens.shape)}; expected integers [S, T]")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         found = f"ids {tokens.min()} to {tokens.max()}"
-        sys.exit(f"{path} holds {found}; allowed: 0 to {vocab_size - 1}")
+        sys.exit(f"{path} holds {found}; expected: 0 to {vocab_size - 1}")
     return tokens
 
 

@@ -94,7 +94,7 @@ def _runs(
             runs[name] = dataclasses.replace(config, model=model)
         for mesh in meshes:
             if mesh.open_axis:
-                raise ConfigError(f"mesh is {mesh}; allowed here: no axis of -1")
+                raise ConfigError(f"mesh is {mesh}; expected here: no axis of -1")
             runs[f"{name} {mesh}"] = dataclasses.replace(
                 config, model=model, mesh=mesh, batch_size=config.batch_size * mesh.devices
             )

@@ -53,7 +53,7 @@ def run_compare(
         folders = [Path(run).expanduser() for run in runs]
     else:
         if runs:
-            raise ConfigError(f"{runs[0]} is a run; allowed together with --config: none")
+            raise ConfigError(f"{runs[0]} is a run; expected together with --config: none")
         planned = plan(config, overrides, folder, variants=variants, seeds=seeds)
         for place, settings in planned:
             trained = run_train(settings, place, console)

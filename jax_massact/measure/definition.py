@@ -56,6 +56,6 @@ class Definition:
             strict, relaxed = getattr(self.strict, name), getattr(self.relaxed, name)
             if relaxed > strict:
                 raise ConfigError(
-                    f"definition.relaxed.{name} is {relaxed:g}; allowed: at most that of "
+                    f"definition.relaxed.{name} is {relaxed:g}; expected: at most that of "
                     f"definition.strict, {strict:g}"
                 )

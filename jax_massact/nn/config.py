@@ -50,9 +50,9 @@ class NormConfig:
         check_float("norm.eps", self.eps, 0.0, open_low=True)
         check_float("norm.offset", self.offset, 0.0)
         if self.offset and not self.scale:
-            raise ConfigError(f"norm.offset is {self.offset:g}; allowed with norm.scale=False: 0")
+            raise ConfigError(f"norm.offset is {self.offset:g}; expected with norm.scale=False: 0")
         if self.bias and self.kind == "rms":
-            raise ConfigError("norm.bias is True; allowed with norm.kind='rms': False")
+            raise ConfigError("norm.bias is True; expected with norm.kind='rms': False")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ class AttentionConfig:
             check_in("attention.implementation", self.implementation, get_args(ImplementationKind))
         if self.heads % self.kv_heads:
             raise ConfigError(
-                f"attention.kv_heads is {self.kv_heads}; allowed: a divisor of attention.heads, "
+                f"attention.kv_heads is {self.kv_heads}; expected: a divisor of attention.heads, "
                 f"which is {self.heads}"
             )
         slopes = self.heads if self.position == "alibi" else 0
@@ -173,11 +173,11 @@ class AttentionConfig:
         turned = self.rope.turned(self.head_dim)
         if self.rope.dims is None and turned % 2:
             raise ConfigError(
-                f"attention.head_dim is {turned}; allowed with rotary positions: an even number"
+                f"attention.head_dim is {turned}; expected with rotary positions: an even number"
             )
         if turned % 2 or turned > self.head_dim:
             raise ConfigError(
-                f"rope.dims is {turned}; allowed: an even number of at most attention.head_dim, "
+                f"rope.dims is {turned}; expected: an even number of at most attention.head_dim, "
                 f"which is {self.head_dim}"
             )
         for name in ("factors", "long_factors"):
@@ -219,7 +219,7 @@ class MoEConfig:
         check_in("moe.score", self.score, get_args(RouterKind))
         if self.experts and self.active > self.experts:
             raise ConfigError(
-                f"moe.active is {self.active}; allowed: at most moe.experts, {self.experts}"
+                f"moe.active is {self.active}; expected: at most moe.experts, {self.experts}"
             )
 
 
@@ -245,9 +245,9 @@ class MLPConfig:
         check_int("mlp.hidden", self.hidden, 1)
         check_in("mlp.activation", self.activation, get_args(ActivationKind))
         if self.activation == "clamped_swiglu" and not self.gated:
-            raise ConfigError("mlp.gated is False; allowed with 'clamped_swiglu': True")
+            raise ConfigError("mlp.gated is False; expected with 'clamped_swiglu': True")
         if self.moe.experts and not self.gated:
-            raise ConfigError("mlp.gated is False; allowed with moe.experts above 0: True")
+            raise ConfigError("mlp.gated is False; expected with moe.experts above 0: True")
 
     @property
     def units(self) -> int:
@@ -280,7 +280,9 @@ class BlockConfig:
         check_in("block.norms", self.norms, get_args(NormPlaces))
         check_float("block.residual_scale", self.residual_scale, 0.0, open_low=True)
         if self.shared_norm and not self.parallel:
-            raise ConfigError("block.shared_norm is True; allowed with block.parallel=False: False")
+            raise ConfigError(
+                "block.shared_norm is True; expected with block.parallel=False: False"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +330,7 @@ class HeadConfig:
         if self.softcap is not None:
             check_float("head.softcap", self.softcap, 0.0, open_low=True)
         if self.tied and not self.present:
-            raise ConfigError("head.present is False; allowed with head.tied=True: True")
+            raise ConfigError("head.present is False; expected with head.tied=True: True")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,7 +378,7 @@ class ModelConfig:
         for other in self.others:
             if _parameters_of(other) != _parameters_of(self.block):
                 raise ConfigError(
-                    "others differ from block in what decides the parameters; allowed to differ: "
+                    "others differ from block in what decides the parameters; expected to differ: "
                     f"attention.{', attention.'.join(_WITHOUT_PARAMETERS)}"
                 )
 

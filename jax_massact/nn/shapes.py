@@ -32,7 +32,7 @@ def gpt2(
     """
     check_int("heads", heads, 1)
     if width % heads:
-        raise ConfigError(f"heads is {heads}; allowed: a divisor of width, {width}")
+        raise ConfigError(f"heads is {heads}; expected: a divisor of width, {width}")
     norm = NormConfig(kind="layer")
     return ModelConfig(
         depth=depth,

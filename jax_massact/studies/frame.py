@@ -104,7 +104,7 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
     if length > limit and not chosen:
         length = limit
     if length > limit:
-        raise DataError(f"sequence_length is {length}; allowed for this model: at most {limit}")
+        raise DataError(f"sequence_length is {length}; expected for this model: at most {limit}")
     config.check(checkpoint.config)
     path = Path(source).expanduser()
     if config.text == AUTO and is_run(path):
@@ -198,7 +198,12 @@ def announce(prepared: Prepared, config: RunConfig, console: rich.console.Consol
     """
     found, length = prepared.inputs.tokens.shape
     tokenizer = prepared.tokenizer
-    bos = tokenizer.bos_words(config.bos, prepared.bos)
+    if prepared.text.texts:
+        bos = tokenizer.bos_words(config.bos, prepared.bos)
+    elif prepared.bos:
+        bos = f"each beginning with {prepared.inputs.name(int(prepared.inputs.tokens[0, 0]))!r}, as in training"
+    else:
+        bos = "which begin anywhere in it"
     console.print(
         f"{prepared.name}: {found} x {length} tokens of {prepared.text.description}, {bos}"
     )

@@ -42,9 +42,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise ConfigError(f"text is {self.text!r}; allowed: a text, a file, a named source")
+            raise ConfigError(f"text is {self.text!r}; expected: a text, a file, a named source")
         if not isinstance(self.text_field, str):
-            raise ConfigError(f"text_field is {self.text_field!r}; allowed: the name of a field")
+            raise ConfigError(f"text_field is {self.text_field!r}; expected: the name of a field")
         object.__setattr__(self, "bos", str(self.bos).lower())
         check_in("bos", self.bos, ("auto", "true", "false"))
         check_int("sequences", self.sequences, 1, 1_000_000)
@@ -97,7 +97,7 @@ class InterveneConfig(RunConfig):
         layers = str(self.layers).replace(" ", "")
         if layers not in ("first", "all") and not all(p.isdecimal() for p in layers.split(",")):
             raise ConfigError(
-                f"layers is {self.layers!r}; allowed: first, all, or numbers such as 11 or 11,12"
+                f"layers is {self.layers!r}; expected: first, all, or numbers such as 11 or 11,12"
             )
         object.__setattr__(self, "layers", layers)
         fractions = self.fractions if isinstance(self.fractions, tuple) else (self.fractions,)

@@ -70,7 +70,7 @@ def choose_targets(massive: Sequence[MassiveRecord], layers: str, depth: int) ->
             f"dim {r['dim']}: {r['first_layer']} to {r['last_layer']}" for r in records
         )
         raise ConfigError(
-            f"layers is {layers!r}, where nothing is massive; allowed here: {spans}"
+            f"layers is {layers!r}, where nothing is massive; expected here: {spans}"
         )
     return sorted(set(targets))
 

@@ -51,7 +51,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("source", "tokenizer", "text_field"):
             if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"data.{name} is {getattr(self, name)!r}; allowed: a text")
+                raise ConfigError(f"data.{name} is {getattr(self, name)!r}; expected: a text")
         for name in ("same_first_token", "special_tokens_as_text"):
             check_in(name, getattr(self, name), (True, False))
 
@@ -102,7 +102,7 @@ class OptimizerConfig:
             value = getattr(self, name)
             check_float(name, value, 0.0)
             if value >= 1:
-                raise ConfigError(f"{name} is {value!r}; allowed: a number of at least 0, below 1")
+                raise ConfigError(f"{name} is {value!r}; expected: a number of at least 0, below 1")
         check_float("eps", self.eps, 0.0, open_low=True)
         check_float("weight_decay", self.weight_decay, 0.0)
         check_float("clip", self.clip, 0.0)
@@ -153,7 +153,7 @@ class CheckpointConfig:
         check_int("keep_every", self.keep_every, 0)
         if self.keep_every and (not self.every or self.keep_every % self.every):
             raise ConfigError(
-                f"keep_every is {self.keep_every}; allowed: 0 or a multiple of every, which is "
+                f"keep_every is {self.keep_every}; expected: 0 or a multiple of every, which is "
                 f"{self.every}"
             )
 
@@ -221,20 +221,20 @@ class TrainConfig:
     def _check_sizes(self) -> None:
         if self.batch_size % self.accumulate:
             raise ConfigError(
-                f"accumulate is {self.accumulate}; allowed: a divisor of batch_size, which is "
+                f"accumulate is {self.accumulate}; expected: a divisor of batch_size, which is "
                 f"{self.batch_size}"
             )
         self._check_mesh()
         limit = self.model.context_length - self.model.first_position
         if self.sequence_length > limit:
             raise ConfigError(
-                f"sequence_length is {self.sequence_length}; allowed for this model: at most "
+                f"sequence_length is {self.sequence_length}; expected for this model: at most "
                 f"{limit}"
             )
         if self.watch.every and self.watch.sequences > self.batch_size:
             raise ConfigError(
-                f"watch.sequences is {self.watch.sequences}; allowed: at most batch_size, which is "
-                f"{self.batch_size}"
+                f"watch.sequences is {self.watch.sequences}; expected: at most batch_size, "
+                f"which is {self.batch_size}"
             )
 
     def _check_mesh(self) -> None:
@@ -246,7 +246,7 @@ class TrainConfig:
         if self.micro_batch % abs(math.prod(rows.values())):
             raise ConfigError(
                 f"{' x '.join(f'mesh.{name}' for name in named)} is {math.prod(named.values())}; "
-                f"allowed: a divisor of batch_size / accumulate, which is {self.micro_batch}: "
+                f"expected: a divisor of batch_size / accumulate, which is {self.micro_batch}: "
                 f"{divisors(self.micro_batch)}"
             )
         split = {
@@ -258,7 +258,7 @@ class TrainConfig:
             if any(length % sizes[axis] for length in lengths.values()):
                 what = ", ".join(f"{name} ({length})" for name, length in lengths.items())
                 raise ConfigError(
-                    f"mesh.{axis} is {sizes[axis]}; allowed: a divisor of {what}: "
+                    f"mesh.{axis} is {sizes[axis]}; expected: a divisor of {what}: "
                     f"{divisors(*lengths.values())}"
                 )
 

@@ -28,9 +28,9 @@ class MeshConfig:
         for name, size in self.sizes.items():
             check_int(name, size, -1)
             if size == 0:
-                raise ConfigError(f"{name} is 0; allowed: a whole number of at least 1, or -1")
+                raise ConfigError(f"{name} is 0; expected: a whole number of at least 1, or -1")
         if list(self.sizes.values()).count(-1) > 1:
-            raise ConfigError(f"mesh is {self}; allowed: -1 for one axis at most")
+            raise ConfigError(f"mesh is {self}; expected: -1 for one axis at most")
 
     @classmethod
     def from_text(cls, text: str) -> "MeshConfig":
@@ -81,7 +81,7 @@ class MeshConfig:
         if devices % self.devices:
             raise ConfigError(
                 f"mesh is {self}; the axes beside {self.open_axis} take {self.devices} devices; "
-                f"allowed with {devices}: a divisor of {devices}: {divisors(devices)}"
+                f"expected with {devices}: a divisor of {devices}: {divisors(devices)}"
             )
         return dataclasses.replace(self, **{self.open_axis: devices // self.devices})
 

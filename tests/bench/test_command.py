@@ -129,10 +129,10 @@ def test_each_mesh_has_a_first_variant_and_each_variant_a_first_mesh():
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    (["--meshes=data=-1"], "mesh is data=-1; allowed here: no axis of -1"),
+    (["--meshes=data=-1"], "mesh is data=-1; expected here: no axis of -1"),
     (["--meshes=data=2;rows=2"], "mesh is 'rows=2'; expected AXIS=DEVICES"),
     (["--meshes=data=2", "--reference=."], "--reference runs on one device"),
-    (["--meshes=model=2"], "mesh.model is 2; allowed: a divisor of attention.heads (1)"),
+    (["--meshes=model=2"], "mesh.model is 2; expected: a divisor of attention.heads (1)"),
 ])
 def test_meshes_that_bench_train_refuses(capsys, more, said):
     assert main(["bench", "train", *TINY, *more]) == 2
@@ -168,7 +168,7 @@ def test_bench_train_runs_the_reference_and_says_what_fails(tmp_path, capsys, mo
     assert main(["bench", "train", *options, "--variants=sink"]) == 2
     assert "exit code 1): no GPU here" in capsys.readouterr().err
     assert main(["bench", "train", *TINY, "--variants=standard,none"]) == 2
-    assert "variants is 'none'; allowed: " in capsys.readouterr().err
+    assert "variants is 'none'; expected: " in capsys.readouterr().err
 
 
 def test_bench_attention_checks_every_variant_against_float64(tmp_path, capsys):
@@ -219,6 +219,6 @@ def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
     assert main(["bench", "probe", "smollm2-135m", "--mesh=model=2"]) == 2
     assert "--mesh is for random weights" in capsys.readouterr().err
     assert main(["bench", "probe", "random:huge"]) == 2
-    assert "no shape 'huge'; allowed: llama2-7b" in capsys.readouterr().err
+    assert "no shape 'huge'; expected: llama2-7b" in capsys.readouterr().err
     assert main(["bench", "probe", "random:tiny", "--json=/nowhere/x.json"]) == 2
     assert "no such folder" in capsys.readouterr().err

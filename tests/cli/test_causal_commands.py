@@ -110,16 +110,16 @@ def test_none_found_is_a_result(run, folders, tmp_path, command, more):
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["intervene", "--config.layers=99"], "layers is 99; allowed: a whole number of at least 0"),
-    (["intervene", "--config.layers=x"], "allowed: first, all, or numbers"),
+    (["intervene", "--config.layers=99"], "layers is 99; expected: a whole number of at least 0"),
+    (["intervene", "--config.layers=x"], "expected: first, all, or numbers"),
     (["intervene", "--config.text=text:too short"], "expected: one for calibration and one held"),
     (["intervene", "--config.fractions=half"], "fractions"),
-    (["explain", "--config.sink_epsilon=2"], "allowed: a number of at least 0 and at most 1"),
+    (["explain", "--config.sink_epsilon=2"], "expected: a number of at least 0 and at most 1"),
     (["explain", "--config.sequence_length=1000"], "at most 64"),
     (["explain", "--config.location_length=999999999"], "location_length"),
     (["fold", "--config.bos=true"], "bos is 'true'; expected for folding: auto or false"),
-    (["fold", "--config.first_token=abc"], "is 3 tokens; allowed: a text that is one"),
-    (["fold", "--config.first_token=64000"], "first_token is 64000; allowed"),
+    (["fold", "--config.first_token=abc"], "is 3 tokens; expected: a text that is one"),
+    (["fold", "--config.first_token=64000"], "first_token is 64000; expected"),
     (["fold", "--config.sequence_length=64"], "at most 63"),
 ])
 def test_what_cannot_be_done_is_said_in_one_line(run, folders, arguments, says):

@@ -95,7 +95,7 @@ def test_the_folder_is_named_after_the_model(run, tmp_path):
 
 @pytest.mark.parametrize(("argv", "parts"), [
     (["./nothing.gguf"], ["nothing.gguf does not exist"]),
-    (["MODEL", "--config.sequence_length=65"], ["sequence_length is 65; allowed for this model: "
+    (["MODEL", "--config.sequence_length=65"], ["sequence_length is 65; expected for this model: "
                                                 "at most 64"]),
     (["MODEL", "--config.sequence_length=1", "--config.bos=true"], ["sequence_length is 1",
                                                                     "at least 2"]),

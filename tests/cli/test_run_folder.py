@@ -1,6 +1,7 @@
 """The folder of a training run is a model like any other to the commands that read one."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -72,11 +73,16 @@ def test_a_run_is_read_like_any_model(train, tmp_path, capsys, name, source, tok
     assert model.config.block.attention.variant == "kv_bias" and tokenizer.adds_bos is bos
 
 
-def test_a_run_on_ids_has_no_tokenizer_and_says_so(train, tmp_path, capsys):
+def test_a_run_on_ids_needs_no_tokenizer_but_for_another_text(train, tmp_path, capsys):
     run = train("ids", "ids.bin", "ids:300")
+    assert main(["probe", str(run), "--config.sequences=2", f"--workdir={tmp_path}"]) == 0
+    tops = [top["token"] for layer in read(tmp_path / "probe.json")["layers"]
+            for top in layer["top"]]
+    assert all(re.fullmatch(r"<id \d+>", token) for token in tops)
     for command in COMMANDS:
         capsys.readouterr()
-        assert main([command, str(run), *SIZE, f"--workdir={tmp_path}"]) == 2
+        arguments = [*SIZE, "--config.text=help-3.11", f"--workdir={tmp_path}"]
+        assert main([command, str(run), *arguments]) == 2
         said = capsys.readouterr().err
         assert "tokenizer.json" in said and str(run) in said and "Traceback" not in said
 
@@ -85,7 +91,7 @@ def test_sequences_longer_than_the_run_s(train, tmp_path, capsys):
     run = train("text", "text.txt", "bpe:300")
     command = ["probe", str(run), f"--workdir={tmp_path}"]
     assert main([*command, "--config.sequence_length=25"]) == 2
-    assert "sequence_length is 25; allowed for this model: at most 24" in capsys.readouterr().err
+    assert "sequence_length is 25; expected for this model: at most 24" in capsys.readouterr().err
     assert main(command) == 0  # the default is as long as the run's context
     assert read(tmp_path / "probe.json")["data"]["sequence_length"] == 24
 

@@ -122,7 +122,7 @@ def test_too_little_text_says_how_much_there_is(tokenizer: Tokenizer) -> None:
 def test_numbers_out_of_range_are_errors(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="sequences is 0"):
         cut(["abc"], tokenizer, 0, 4)
-    with pytest.raises(ConfigError, match="sequence_length is 1; allowed.*2"):
+    with pytest.raises(ConfigError, match="sequence_length is 1; expected.*2"):
         cut(["abc"], tokenizer, 1, 1, bos=True)
 
 

@@ -187,7 +187,7 @@ def test_wrong_names_are_named(tmp_path: Path) -> None:
     for name in ("gpt3", "bpe", "bpe:many", "ids:", "byte", ""):
         with pytest.raises(ConfigError, match="expected: bytes, chars, gpt2, bpe:SIZE, ids:SIZE"):
             vocabulary(name)
-    with pytest.raises(ConfigError, match="bpe:SIZE is 256; allowed: .* at least 257"):
+    with pytest.raises(ConfigError, match="bpe:SIZE is 256; expected: .* at least 257"):
         vocabulary("bpe:256")
     with pytest.raises(ConfigError, match="ids:SIZE is 0"):
         vocabulary("ids:0")

@@ -261,7 +261,7 @@ def test_sharded_onto_a_mesh(source, dtype):
 
 
 def test_dtype_is_checked():
-    with pytest.raises(ConfigError, match="dtype is 'float16'; allowed: 'float32', 'bfloat16'"):
+    with pytest.raises(ConfigError, match="dtype is 'float16'; expected: 'float32', 'bfloat16'"):
         open_checkpoint(FIXTURES / "llama2").load_model("float16")  # pyright: ignore
 
 

@@ -389,7 +389,7 @@ DAMAGE = {
     "factor": ({"rope_factors": [1, 1, 0, 1]}, ["massact.rope_factors[2] is 0"]),
     "few factors": ({"rope_factors": [1.0]}, ["rope.factors has 1 entries", "4"]),
     "base": ({"rope_base": float("inf")}, ["massact.rope_base is inf"]),
-    "contradiction": ({"norm_bias": True}, ["norm.bias is True; allowed with norm.kind='rms'"]),
+    "contradiction": ({"norm_bias": True}, ["norm.bias is True; expected with norm.kind='rms'"]),
     "kinds": ({"kinds": 3}, ["massact.kinds is 3", "a list of groups"]),
     "a kind": ({"kinds": [{"attention": "sink"}]}, ["no setting massact.kinds[0].attention"]),
     "no group": ([], ["massact is []", "a group of settings"]),

@@ -113,15 +113,15 @@ def test_half_configured(place, script, name):
 
 
 @pytest.mark.parametrize(("script", "argument", "said"), [
-    ("tpu_vm.sh", "--name=KV", "MASSACT_NAME is 'KV'; allowed: a-z, 0-9 and -, at most 40"),
-    ("tpu_vm.sh", "--workdir=run", "MASSACT_WORKDIR is run; allowed: a path from /"),
-    ("tpu_vm.sh", "--slices=3", "MASSACT_PROCESSES is 4; allowed: a multiple of the 3 slices"),
+    ("tpu_vm.sh", "--name=KV", "MASSACT_NAME is 'KV'; expected: a-z, 0-9 and -, at most 40"),
+    ("tpu_vm.sh", "--workdir=run", "MASSACT_WORKDIR is run; expected: a path from /"),
+    ("tpu_vm.sh", "--slices=3", "MASSACT_PROCESSES is 4; expected: a multiple of the 3 slices"),
     ("tpu_vm.sh", "--capacity=cheap",
-     "MASSACT_CAPACITY is 'cheap'; allowed for --capacity: spot on-demand reserved"),
+     "MASSACT_CAPACITY is 'cheap'; expected for --capacity: spot on-demand reserved"),
     ("gke.sh", "--workload=kv_bias",
-     "MASSACT_WORKLOAD is 'kv_bias'; allowed: a-z, 0-9 and -, at most 40"),
-    ("gke.sh", "--workdir=run", "MASSACT_WORKDIR is run; allowed: a path from /"),
-    ("gke.sh", "--slices=3", "MASSACT_PROCESSES is 8; allowed: a multiple of the 3 slices"),
+     "MASSACT_WORKLOAD is 'kv_bias'; expected: a-z, 0-9 and -, at most 40"),
+    ("gke.sh", "--workdir=run", "MASSACT_WORKDIR is run; expected: a path from /"),
+    ("gke.sh", "--slices=3", "MASSACT_PROCESSES is 8; expected: a multiple of the 3 slices"),
 ])
 def test_wrong_settings(place, script, argument, said):
     settings = TPU if script == "tpu_vm.sh" else GKE

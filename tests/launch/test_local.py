@@ -121,14 +121,14 @@ def test_half_configured(place, name):
 
 
 @pytest.mark.parametrize(("argument", "said"), [
-    ("--processes=0", "MASSACT_PROCESSES is '0'; allowed: a whole number of at least 1"),
-    ("--processes=2x", "MASSACT_PROCESSES is '2x'; allowed: a whole number of at least 1"),
-    ("--processes=08", "MASSACT_PROCESSES is '08'; allowed: a whole number of at least 1"),
-    ("--platform=gpus", "MASSACT_PLATFORM is 'gpus'; allowed for --platform: cpu gpu tpu"),
+    ("--processes=0", "MASSACT_PROCESSES is '0'; expected: a whole number of at least 1"),
+    ("--processes=2x", "MASSACT_PROCESSES is '2x'; expected: a whole number of at least 1"),
+    ("--processes=08", "MASSACT_PROCESSES is '08'; expected: a whole number of at least 1"),
+    ("--platform=gpus", "MASSACT_PLATFORM is 'gpus'; expected for --platform: cpu gpu tpu"),
     ("--platform=gpu", "MASSACT_DEVICES_PER_PROCESS is not set; set it, or give "
      "--devices-per-process=..."),
-    ("--port=70000", "MASSACT_PORT is 70000; allowed: at most 65535"),
-    ("--xla-flags=no.txt", "there is no file of XLA flags no.txt; allowed: a file, or none"),
+    ("--port=70000", "MASSACT_PORT is 70000; expected: at most 65535"),
+    ("--xla-flags=no.txt", "there is no file of XLA flags no.txt; expected: a file, or none"),
     ("--prcesses=2", "there is no option --prcesses; see --help"),
     ("--retries", "unexpected argument --retries; expected: --NAME=VALUE, --config.NAME=VALUE or "
      "--dry-run"),

@@ -130,7 +130,7 @@ def test_names(points, names):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     ([*BASE, "--sweep=config.optimizer.lr=1e-2,-3"],
-     "point config.optimizer.lr=-3: config.optimizer: lr is -3.0; allowed: a number above 0"),
+     "point config.optimizer.lr=-3: config.optimizer: lr is -3.0; expected: a number above 0"),
     ([*BASE, *LR, "--sweep=config.optimizer.lrr=1"],
      "point config.optimizer.lr=1e-2, config.optimizer.lrr=1: there is no setting "),
     ([*BASE, "--sweep=config.optimizer.lr=1e-2,0.01"],
@@ -143,7 +143,7 @@ def test_names(points, names):
     ([*BASE, *LR, *LR], "two axes are of config.optimizer.lr; expected: one"),
     (BASE, "configs/gpt2_tiny.py has no function get_sweep; give --sweep config.NAME=VALUE,..."),
     ([*BASE, *LR, "--stpes=3"], "unexpected argument '--stpes=3'; expected: --config.NAME=VALUE"),
-    ([*BASE, *LR, "--processes=0"], "--processes is '0'; allowed: a whole number of at least 1"),
+    ([*BASE, *LR, "--processes=0"], "--processes is '0'; expected: a whole number of at least 1"),
     (["--workdir=w", *LR], "MASSACT_CONFIG is not set; set it, or give --config=..."),
     ([f"--config={CONFIG}", *LR], "MASSACT_WORKDIR is not set; set it, or give --workdir=..."),
     (["--config=no.py", "--workdir=w"], "there is no configuration file no.py"),

@@ -29,7 +29,7 @@ SIZES = {
     "vocab_size": "embed.vocab_size", "heads": "attention.heads", "kv_heads": "attention.kv_heads",
     "head_dim": "attention.head_dim", "extra_keys": "attention.extra_keys", "hidden": "mlp.hidden",
 }
-AT_LEAST_1 = "allowed: a whole number of at least 1"
+AT_LEAST_1 = "expected: a whole number of at least 1"
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -62,19 +62,19 @@ def test_sizes(name, value):
 ])
 def test_model_settings(name, setting, value, allowed):
     message = refusal(lambda: varied(LLAMA, **{name: value}))
-    assert message.startswith(f"{setting} is {value!r}; allowed")
+    assert message.startswith(f"{setting} is {value!r}; expected")
     assert message.endswith(f": {allowed}")
 
 
 def test_rotary_positions_need_pairs():
     message = refusal(lambda: varied(LLAMA, head_dim=7))
-    assert message == "attention.head_dim is 7; allowed with rotary positions: an even number"
+    assert message == "attention.head_dim is 7; expected with rotary positions: an even number"
     varied(LLAMA, head_dim=7, position="none")
     message = refusal(lambda: varied(LLAMA, rope=RopeConfig(factors=(1.0, 2.0))))
     assert message.startswith("rope.factors has 2 entries; expected: one for each pair")
     assert message.endswith(", 4")
-    assert refusal(lambda: RopeConfig(base=0.0)) == "rope.base is 0.0; allowed: a number above 0"
-    assert refusal(lambda: RopeConfig(scale=0.0)) == "rope.scale is 0.0; allowed: a number above 0"
+    assert refusal(lambda: RopeConfig(base=0.0)) == "rope.base is 0.0; expected: a number above 0"
+    assert refusal(lambda: RopeConfig(scale=0.0)) == "rope.scale is 0.0; expected: a number above 0"
 
 
 def test_how_many_queries_see_the_extra_keys():
@@ -99,7 +99,7 @@ def test_how_many_queries_see_the_extra_keys():
 ])
 def test_probe_settings(setting, value, allowed):
     message = refusal(lambda: ProbeConfig(**{setting: value}))
-    assert message == f"{setting} is {value!r}; allowed: {allowed}"
+    assert message == f"{setting} is {value!r}; expected: {allowed}"
 
 
 @pytest.mark.parametrize("limits", [
@@ -119,19 +119,19 @@ def test_bos_is_written_in_any_way(bos, kept):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Threshold(magnitude=-1.0, ratio=1.0),
-     "magnitude is -1.0; allowed: a number of at least 0"),
+     "magnitude is -1.0; expected: a number of at least 0"),
     (lambda: Threshold(magnitude=1.0, ratio=math.nan),
-     "ratio is nan; allowed: a number of at least 0"),
+     "ratio is nan; expected: a number of at least 0"),
     (lambda: Definition(outlier_share=1.5),
-     "definition.outlier_share is 1.5; allowed: a number of at least 0 and at most 1"),
+     "definition.outlier_share is 1.5; expected: a number of at least 0 and at most 1"),
     (lambda: Definition(min_share=-0.1),
-     "definition.min_share is -0.1; allowed: a number of at least 0 and at most 1"),
+     "definition.min_share is -0.1; expected: a number of at least 0 and at most 1"),
     (lambda: Definition(min_layers=0),
-     "definition.min_layers is 0; allowed: a whole number of at least 1"),
+     "definition.min_layers is 0; expected: a whole number of at least 1"),
     (lambda: Definition(relaxed=Threshold(magnitude=101.0, ratio=1.0)),
-     "definition.relaxed.magnitude is 101; allowed: at most that of definition.strict, 100"),
+     "definition.relaxed.magnitude is 101; expected: at most that of definition.strict, 100"),
     (lambda: Definition(relaxed=Threshold(magnitude=1.0, ratio=2000.0)),
-     "definition.relaxed.ratio is 2000; allowed: at most that of definition.strict, 1000"),
+     "definition.relaxed.ratio is 2000; expected: at most that of definition.strict, 1000"),
 ])
 def test_definitions(make, message):
     assert message in refusal(make)
@@ -175,15 +175,15 @@ def test_from_mapping_undoes_asdict():
     ({"definition": {"strict": {"magnitude": 1.0, "ratoi": 2.0}}},
      ["config.definition.strict.ratoi.", "Did you mean ratio?", "Settings here: magnitude, ratio"]),
     ({"zzz": 1}, ["no setting config.zzz. Settings here: batch_size, bos"]),
-    ({"top_k": 0}, ["config: top_k is 0; allowed: a whole number of at least 1"]),
+    ({"top_k": 0}, ["config: top_k is 0; expected: a whole number of at least 1"]),
     ({"definition": {"outlier": {"magnitude": -6.0, "ratio": 10.0}}},
-     ["config.definition.outlier: magnitude is -6.0; allowed: a number of at least 0"]),
+     ["config.definition.outlier: magnitude is -6.0; expected: a number of at least 0"]),
 ])
 def test_from_mapping_refuses(values, parts):
     message = refusal(lambda: from_mapping(ProbeConfig, values))
     for part in parts:
         assert part in message
-    assert "Did you mean" in message or "zzz" in message or "allowed" in message
+    assert "Did you mean" in message or "zzz" in message or "expected" in message
 
 
 @pytest.mark.parametrize("value", [5, None, "strict", [1]])

@@ -72,7 +72,7 @@ def test_what_cannot_run_says_why(monkeypatch):
     assert attention.choose_kernel(None, shape, Mask(scale=64**-0.5)) is None
     narrow = jnp.zeros((1, 4, 2, 48))
     monkeypatch.setitem(attention.KERNELS, "splash", vendor.Splash(interpret=True))
-    with pytest.raises(ConfigError, match="head_dim is 48; allowed: a multiple of 64"):
+    with pytest.raises(ConfigError, match="head_dim is 48; expected: a multiple of 64"):
         attend(narrow, narrow, narrow, Mask(scale=48**-0.5), implementation="splash")
 
 

@@ -169,10 +169,10 @@ def test_llama3_factors(settings):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"factor": 0.5}, "rope factor is 0.5; allowed: a number of at least 1"),
-    ({"high": 1.0}, "rope high frequency factor is 1.0; allowed: a number above 1"),
-    ({"low": 0.0}, "rope low frequency factor is 0.0; allowed: a number above 0"),
-    ({"context": 0}, "rope original context is 0; allowed: a whole number of at least 1"),
+    ({"factor": 0.5}, "rope factor is 0.5; expected: a number of at least 1"),
+    ({"high": 1.0}, "rope high frequency factor is 1.0; expected: a number above 1"),
+    ({"low": 0.0}, "rope low frequency factor is 0.0; expected: a number above 0"),
+    ({"context": 0}, "rope original context is 0; expected: a whole number of at least 1"),
 ])
 def test_llama3_factors_out_of_range(wrong, message):
     settings = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192} | wrong

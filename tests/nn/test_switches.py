@@ -91,15 +91,15 @@ def test_alibis_slopes():
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: NormConfig(offset=1.0, scale=False), "norm.offset is 1; allowed with"),
+    (lambda: NormConfig(offset=1.0, scale=False), "norm.offset is 1; expected with"),
     (lambda: varied(SWITCHES["bloom"], slopes=None), "attention.slopes has 0 entries; expected"),
     (lambda: varied(SWITCHES["olmo"], slopes=(1.0,)), "position='rope': 0"),
-    (lambda: varied(SWITCHES["neox"], rope=RopeConfig(dims=10)), "rope.dims is 10; allowed: an"),
-    (lambda: varied(SWITCHES["neox"], rope=RopeConfig(dims=3)), "rope.dims is 3; allowed: an"),
+    (lambda: varied(SWITCHES["neox"], rope=RopeConfig(dims=10)), "rope.dims is 10; expected: an"),
+    (lambda: varied(SWITCHES["neox"], rope=RopeConfig(dims=3)), "rope.dims is 3; expected: an"),
     (lambda: RopeConfig(original_context=4), "rope.original_context is 4; expected"),
     (lambda: varied(SWITCHES["neox"], parallel=False, shared_norm=True), "shared_norm is True"),
-    (lambda: MoEConfig(experts=2, active=3), "moe.active is 3; allowed: at most moe.experts, 2"),
-    (lambda: varied(SWITCHES["gpt_oss"], gated=False), "mlp.gated is False; allowed"),
+    (lambda: MoEConfig(experts=2, active=3), "moe.active is 3; expected: at most moe.experts, 2"),
+    (lambda: varied(SWITCHES["gpt_oss"], gated=False), "mlp.gated is False; expected"),
 ])  # fmt: skip
 def test_contradictions_are_refused(make, message):
     with pytest.raises(ConfigError) as error:

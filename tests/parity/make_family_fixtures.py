@@ -108,7 +108,7 @@ def make(name: str) -> None:
     path = OUT / f"{name}.npz"
     np.savez_compressed(path, cases=json.dumps(cases), versions=versions, **arrays)
     if path.stat().st_size > LARGEST:
-        raise AssertionError(f"{path} has {path.stat().st_size:,} bytes; allowed: {LARGEST:,}")
+        raise AssertionError(f"{path} has {path.stat().st_size:,} bytes; expected: {LARGEST:,}")
 
 
 def stated_depth(config: Config) -> int:

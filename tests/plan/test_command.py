@@ -54,17 +54,17 @@ def test_what_does_not_fit_is_said_and_is_an_exit_code(capsys):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--devices=4", "--device=b300"], "--device is 'b300'; allowed: a100, h100"),
-    (["--devices=0", "--device=h100"], "--devices is 0; allowed: a whole number of at least 1"),
+    (["--devices=4", "--device=b300"], "--device is 'b300'; expected: a100, h100"),
+    (["--devices=0", "--device=h100"], "--devices is 0; expected: a whole number of at least 1"),
     (["--devices=4", "--device=h100", "--config.mesh=fsdp=8"],
      "mesh is fsdp=8, 8 devices; --devices is 4; one axis may be -1"),
     (["--devices=8", "--device=h100", "--config.mesh=data=-1,fsdp=3",
       "--config.batch_size=48"],
-     "config: mesh.fsdp is 3; allowed: a divisor of model.width (64): 1, 2, 4, 8, 16, 32, 64"),
+     "config: mesh.fsdp is 3; expected: a divisor of model.width (64): 1, 2, 4, 8, 16, 32, 64"),
     (["--devices=4", "--device=h100", "--config.mesh=model=-1"],
-     "mesh.model is 4; allowed: a divisor of attention.heads (1)"),
+     "mesh.model is 4; expected: a divisor of attention.heads (1)"),
     (["--devices=64", "--device=h100"],
-     "mesh.data is 64; allowed: a divisor of batch_size / accumulate, which is 32"),
+     "mesh.data is 64; expected: a divisor of batch_size / accumulate, which is 32"),
     (["--devices=2", "--device=h100", "--config.mesh=data=-1,tensor=2"],
      "axes, each once: dcn, data, fsdp, model"),
 ])

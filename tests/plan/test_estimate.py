@@ -184,5 +184,5 @@ def test_the_layout_in_words():
 def test_devices_are_those_of_the_peaks():
     assert find_accelerator("h200").memory == 141e9
     assert PEAK_FLOPS["NVIDIA H200"] == ACCELERATORS["h200"].flops
-    with pytest.raises(ConfigError, match="--device is 'b200'; allowed: a100, h100, h200, v5e"):
+    with pytest.raises(ConfigError, match="--device is 'b200'; expected: a100, h100, h200, v5e"):
         find_accelerator("b200")

@@ -174,9 +174,13 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
 def test_ids_without_a_tokenizer_are_intervened_on(planted, tmp_path):
     ids = np.random.default_rng(0).integers(0, 257, 10_000).astype(np.uint16)
     ids.tofile(tmp_path / "ids.bin")
-    run, _ = planted
+    run = tmp_path / "run"
+    shutil.copytree(planted[0], run)
     config = from_mapping(TrainConfig, json.loads((run / "config.json").read_text()))
     data = DataConfig(source=str(tmp_path / "ids.bin"), tokenizer="ids:257")
+    with pytest.raises(UserError, match="it has changed since the run: training data"):
+        intervene_run(run, dataclasses.replace(config, data=data))
+    (run / "summary.json").unlink()  # as of a run that has not ended
     result = intervene_run(run, dataclasses.replace(config, data=data))
     assert [t["dim"] for t in result["targets"]] == [DIM]
     assert result["massive"][0]["tokens"][0]["token"].startswith("<id ")
@@ -208,7 +212,7 @@ def test_the_trained_model_is_one_that_the_other_commands_read(compared):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["compare", "--workdir=x"], "nothing to compare"),
     (["compare", "nowhere", "--workdir=x"], "nowhere has no config.json; expected: the --workdir"),
-    (["compare", "a", "--workdir=x", "--config=micro.py"], "a is a run; allowed together"),
+    (["compare", "a", "--workdir=x", "--config=micro.py"], "a is a run; expected together"),
     (["compare", "a", "--workdir=x", "--config.steps=3"], "--config.steps=3 needs --config=FILE"),
     (["compare", "--workdir=x", "--config=micro.py:sink"], "expected: FILE alone"),
     (["compare", "--workdir=x", "--config=micro.py", "--variants=sink,sink"], "different names"),

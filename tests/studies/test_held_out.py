@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_rows_are_those_of_the_runs_own_validation(run, tmp_path, capsys):
     data = found["data"]
     assert (data["sequences"], data["sequence_length"], data["bos"]) == (5, T, True)
     assert data["source"].startswith("validation rows of ") and "text.txt" in data["source"]
-    assert f"5 x {T} tokens of validation rows of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"5 x {T} tokens of validation rows of" in said
+    assert re.search(r"each beginning with '\S+', as in training", said)
     rows = open_batches(config).validation(0, 5)[:, :-1]
     assert len(np.unique(rows, axis=0)) == 5
     (place,) = {(t["kind"], t["token"]) for m in found["massive"] if m["dim"] == DIM

@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_said(folders, changes, error, says):
 
 @pytest.mark.parametrize("layers", ["last", "1,", "-1", "1.5", ""])
 def test_layers_must_be_numbers(layers):
-    with pytest.raises(ConfigError, match="allowed: first, all, or numbers"):
+    with pytest.raises(ConfigError, match="expected: first, all, or numbers"):
         settings(layers=layers)
 
 

@@ -146,8 +146,8 @@ def test_what_stands_before_the_findings():
 
 def test_settings_that_a_model_cannot_have_are_refused_before_any_work():
     for config, said in (
-        (InterveneConfig(layers="2,99"), "layers is 99; allowed: .* at most 5"),
-        (FoldConfig(first_token="64000"), "first_token is 64000; allowed: .* at most 63"),
+        (InterveneConfig(layers="2,99"), "layers is 99; expected: .* at most 5"),
+        (FoldConfig(first_token="64000"), "first_token is 64000; expected: .* at most 63"),
     ):
         with pytest.raises(ConfigError, match=said):
             config.check(LLAMA_CONFIG)

@@ -52,18 +52,18 @@ def test_a_text_names_the_whole_mesh_and_a_part_changes_it():
     ("data=2,data=2", "each once"),
     ("tensor=2", "axes, each once: dcn, data, fsdp, model"),
     ("data=two", "expected AXIS=DEVICES"),
-    ("data=0", "data is 0; allowed: a whole number of at least 1, or -1"),
-    ("data=-1,fsdp=-1", "mesh is data=-1,fsdp=-1; allowed: -1 for one axis at most"),
+    ("data=0", "data is 0; expected: a whole number of at least 1, or -1"),
+    ("data=-1,fsdp=-1", "mesh is data=-1,fsdp=-1; expected: -1 for one axis at most"),
 ])
 def test_texts_that_are_no_mesh(text, said):
     assert re.search(said, refusal(lambda: resolve(TrainConfig, None, [f"--config.mesh={text}"])))
 
 
 @pytest.mark.parametrize(("mesh", "said"), [
-    ("data=3", "mesh.data is 3; allowed: a divisor of batch_size / accumulate, which is 8: "
+    ("data=3", "mesh.data is 3; expected: a divisor of batch_size / accumulate, which is 8: "
                "1, 2, 4, 8"),
-    ("dcn=2,fsdp=8", "mesh.dcn x mesh.fsdp is 16; allowed: a divisor of .* is 8: 1, 2, 4, 8"),
-    ("model=16", r"mesh.model is 16; allowed: a divisor of attention.heads \(8\), "
+    ("dcn=2,fsdp=8", "mesh.dcn x mesh.fsdp is 16; expected: a divisor of .* is 8: 1, 2, 4, 8"),
+    ("model=16", r"mesh.model is 16; expected: a divisor of attention.heads \(8\), "
                  r"attention.kv_heads \(8\), mlp.hidden \(128\): 1, 2, 4, 8"),
 ])
 def test_what_does_not_divide(mesh, said):
@@ -76,7 +76,7 @@ def test_a_width_that_does_not_divide():
     config = dataclasses.replace(MICRO, model=model, batch_size=40)
     said = refusal(lambda: dataclasses.replace(config, mesh=MeshConfig(fsdp=8)))
     assert said == (
-        "mesh.fsdp is 8; allowed: a divisor of model.width (36): 1, 2, 3, 4, 6, 9, 12, 18, 36"
+        "mesh.fsdp is 8; expected: a divisor of model.width (36): 1, 2, 3, 4, 6, 9, 12, 18, 36"
     )
 
 
@@ -86,7 +86,7 @@ def test_what_is_left_is_checked_once_it_is_known():
     )
     said = refusal(lambda: MeshConfig(data=-1, model=3).on(8))
     assert said == (
-        "mesh is data=-1,model=3; the axes beside data take 3 devices; allowed with 8: a divisor "
+        "mesh is data=-1,model=3; the axes beside data take 3 devices; expected with 8: a divisor "
         "of 8: 1, 2, 4, 8"
     )
     odd = dataclasses.replace(MICRO, batch_size=12, mesh=MeshConfig(data=-1))
@@ -120,7 +120,7 @@ def test_tpus_in_slices():
     assert (of_slice == np.arange(2).reshape(2, 1, 1, 1)).all()
     assert sorted(chip.id for chip in found.flat) == list(range(8))
     said = refusal(lambda: arranged((1, 2, 2, 2), chips))
-    assert said == "mesh.dcn is 1; the devices are in 2 slices; allowed: 2"
+    assert said == "mesh.dcn is 1; the devices are in 2 slices; expected: 2"
 
 
 def compiled(mesh):

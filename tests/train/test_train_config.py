@@ -28,17 +28,17 @@ from jax_massact.train.step import parameter_count
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: OptimizerConfig(name="sgd"), "name is 'sgd'; allowed: 'adamw', 'muon'"),
-    (lambda: OptimizerConfig(lr=0.0), "lr is 0.0; allowed: a number above 0"),
+    (lambda: OptimizerConfig(name="sgd"), "name is 'sgd'; expected: 'adamw', 'muon'"),
+    (lambda: OptimizerConfig(lr=0.0), "lr is 0.0; expected: a number above 0"),
     (lambda: OptimizerConfig(lr=1e-3, final_lr=1e-2), "final_lr is 0.01; .* at most 0.001"),
     (lambda: OptimizerConfig(beta2=1.0), "beta2 is 1.0; .* below 1"),
     (lambda: OptimizerConfig(schedule="step"), "'cosine', 'constant_then_decay'"),
-    (lambda: MeshConfig(fsdp=0), "fsdp is 0; allowed: a whole number of at least 1"),
+    (lambda: MeshConfig(fsdp=0), "fsdp is 0; expected: a whole number of at least 1"),
     (lambda: WatchConfig(sink_epsilon=1.5), "sink_epsilon is 1.5; .* at most 1"),
     (lambda: CheckpointConfig(every=10, keep_every=25), "keep_every is 25; .* multiple of every"),
-    (lambda: DataConfig(tokenizer=3), "data.tokenizer is 3; allowed: a text"),
-    (lambda: gpt2(width=100, heads=3), "heads is 3; allowed: a divisor of width, 100"),
-    (lambda: dataclasses.replace(MICRO, accumulate=3), "accumulate is 3; allowed: a divisor of b"),
+    (lambda: DataConfig(tokenizer=3), "data.tokenizer is 3; expected: a text"),
+    (lambda: gpt2(width=100, heads=3), "heads is 3; expected: a divisor of width, 100"),
+    (lambda: dataclasses.replace(MICRO, accumulate=3), "accumulate is 3; expected: a divisor of b"),
     (lambda: dataclasses.replace(MICRO, accumulate=2, mesh=MeshConfig(data=4, fsdp=2)),
      "mesh.data x mesh.fsdp is 8; .* which is 4"),
     (lambda: dataclasses.replace(MICRO, sequence_length=17), "sequence_length is 17; .* most 16"),
@@ -49,7 +49,7 @@ from jax_massact.train.step import parameter_count
         schedule="constant_then_decay", warmup=2, decay_start=25, decay_end=0)),
      r"are 2, 25 and 20 \(steps, because decay_end is 0\); expected: "),
     (lambda: dataclasses.replace(MICRO, stall_seconds=-1), "stall_seconds is -1"),
-    (lambda: dataclasses.replace(MICRO, remat="yes"), "remat is 'yes'; allowed: True, False"),
+    (lambda: dataclasses.replace(MICRO, remat="yes"), "remat is 'yes'; expected: True, False"),
 ])
 def test_what_is_refused(make, said):
     with pytest.raises(ConfigError, match=said):

@@ -72,7 +72,7 @@ class Cudnn:
             return f"it computes in bfloat16 and float16, not in {q.dtype}"
         largest = 256 if _capability() >= (9, 0) else 128
         if head_dim % 8 or head_dim > largest:
-            return f"head_dim is {head_dim}; allowed: a multiple of 8, at most {largest}"
+            return f"head_dim is {head_dim}; expected: a multiple of 8, at most {largest}"
         return _cudnn_calls()[1]
 
     def forward(self, q, k, v, window):
@@ -101,7 +101,7 @@ class Splash:
         if platform() != "tpu" and not self.interpret:
             return f"it runs on TPUs, not on this {platform()}"
         if q.shape[-1] % 64:
-            return f"head_dim is {q.shape[-1]}; allowed: a multiple of 64"
+            return f"head_dim is {q.shape[-1]}; expected: a multiple of 64"
         return _splash_calls()[1]
 
     def forward(self, q, k, v, window):

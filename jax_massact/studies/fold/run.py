@@ -165,5 +165,5 @@ def find_first_token(tokenizer: Tokenizer, name: str) -> int:
         return int(name)
     ids = tokenizer.encode(name, bos=False)
     if len(ids) != 1:
-        raise DataError(f"first_token {name!r} is {len(ids)} tokens; allowed: a text that is one")
+        raise DataError(f"first_token {name!r} is {len(ids)} tokens; expected: a text that is one")
     return int(ids[0])
