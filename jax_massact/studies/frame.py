@@ -201,7 +201,8 @@ def announce(prepared: Prepared, config: RunConfig, console: rich.console.Consol
     if prepared.text.texts:
         bos = tokenizer.bos_words(config.bos, prepared.bos)
     elif prepared.bos:
-        bos = f"each beginning with {prepared.inputs.name(int(prepared.inputs.tokens[0, 0]))!r}, as in training"
+        first = prepared.inputs.name(int(prepared.inputs.tokens[0, 0]))
+        bos = f"each beginning with {first!r}, as in training"
     else:
         bos = "which begin anywhere in it"
     console.print(
