@@ -1,5 +1,6 @@
 """What the families that look like LLaMA have in common in Hugging Face's files."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jax_massact.families.fields import in_all_norms
@@ -127,7 +128,24 @@ NAMES = {
 def own_names(config: ModelConfig) -> Names:
     """Places for what such a model has in this package alone."""
     del config
-    return {
-        "positions": Place("model.embed_positions.weight", "pd->pd"),
-        "prefix": Place("model.front.weight", "sd->sd"),
+    return _OWN
+
+
+_OWN = {
+    "positions": Place("model.embed_positions.weight", "pd->pd"),
+    "prefix": Place("model.front.weight", "sd->sd"),
+}
+
+
+def own_names_behind(model: str, blocks: str) -> Callable[[ModelConfig], Names]:
+    """As `own_names`, for families that have no gate and call their parts otherwise.
+
+    Args:
+      model, blocks: how the names of the model's and of a block's tensors begin.
+    """
+    names = {
+        "positions": Place(f"{model}embed_positions.weight", "pd->pd"),
+        "prefix": Place(f"{model}front.weight", "sd->sd"),
+        **in_blocks(blocks, {"mlp.gate": Place("mlp.gate_proj.weight", "fd->df")}),
     }
+    return lambda config: names

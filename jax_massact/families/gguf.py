@@ -208,6 +208,8 @@ def _divisors(tensor: Tensor, count: int) -> np.ndarray:
     return values
 
 
+# Queries, keys and values one after another in one tensor, however many heads they have.
+ROWS_IN_ORDER = {"q": "([n]h)d->dnh", "k": "([k]h)d->dkh", "v": "([k]h)d->dkh"}
 NAMES = {
     "embed": Place("token_embd.weight", "vd->vd"),
     "final_norm.scale": Place("output_norm.weight", "d->d"),
@@ -225,5 +227,13 @@ NAMES = {
             "mlp.up": Place("ffn_up.weight", "fd->df"),
             "mlp.down": Place("ffn_down.weight", "df->fd"),
         },
+    ),
+}
+# Of families without a gate.
+FUSED_NAMES = {
+    **{name: place for name, place in NAMES.items() if name != "blocks.mlp.gate"},
+    **in_blocks(
+        "blk.{l}.",
+        {f"attn.{x}": Place("attn_qkv.weight", rows) for x, rows in ROWS_IN_ORDER.items()},
     ),
 }

@@ -57,6 +57,8 @@ _POSITIONS = {
     "learned": ("none", "learned"),
     "none": ("none", "none"),
     "rope and learned": ("rope", "learned"),
+    "alibi": ("alibi", "none"),
+    "alibi and learned": ("alibi", "learned"),
 }
 # Later ones replace what earlier ones decide.
 _SETTINGS = {
@@ -83,12 +85,13 @@ _SETTINGS = {
     "rope_base": _Setting(("block.attention.rope.base",), Settings.number),
     "rope_factors": _Setting(("block.attention.rope.factors",), _or_null(Settings.numbers)),
     "rope_scale": _Setting(("block.attention.rope.scale",), Settings.number),
+    "slopes": _Setting(("block.attention.slopes",), _or_null(Settings.numbers)),
     "sliding_window": _Setting(("block.attention.window",), _or_null(Settings.size)),
 }
 # What the kinds of blocks of one model may differ in.
 _OF_A_KIND = {
     "logit_scale", "logit_softcap", "position", "rope_base", "rope_factors", "rope_scale",
-    "sliding_window",
+    "slopes", "sliding_window",
 }  # fmt: skip
 
 

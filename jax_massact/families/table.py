@@ -1,12 +1,19 @@
 """The table of families. To add one, write its file, as `Family` says, and its row here."""
 
 from jax_massact.families import (
+    bloom,
+    falcon,
     gemma,
     gemma2,
     gemma3,
     gpt2,
+    gpt_neox,
     llama,
     mistral,
+    mpt,
+    opt,
+    phi,
+    phi3,
     qwen2,
     qwen3,
 )
@@ -21,4 +28,11 @@ FAMILIES = (
     gemma.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
+    gpt_neox.FAMILY,
+    opt.FAMILY,
+    phi3.FAMILY,
+    phi.FAMILY,
+    falcon.FAMILY,
+    bloom.FAMILY,
+    mpt.FAMILY,
 )

@@ -80,11 +80,11 @@ def test_what_is_written_is_read_again(tmp_path, family):
         path = tmp_path / "config.json"
         path.write_text(json.dumps(settings))
         assert read_config(path) == (written, readable(config))
-    assert describe(configs[0])[0] is family
+    assert any(describe(config)[0] is family for config in configs)
 
 
 @ROWS
-def test_a_folded_model_is_written_as_one_of_its_family(tmp_path, family):
+def test_a_folded_model_is_written_and_read_again(tmp_path, family):
     first = configs_of(family)[0]
     folded = dataclasses.replace(
         first.with_attention(variant="kv_bias"), first_position=first.first_position + 1
@@ -92,10 +92,11 @@ def test_a_folded_model_is_written_as_one_of_its_family(tmp_path, family):
     if first.block.attention.variant != "standard":
         return
     written, settings = describe(folded)
-    assert written is family and settings["model_type"] == f"massact-{family.model_type}"
+    assert FAMILIES.index(written) <= FAMILIES.index(family)
+    assert settings["model_type"] == f"massact-{written.model_type}"
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings))
-    assert read_config(path) == (family, readable(folded))
+    assert read_config(path) == (written, readable(folded))
 
 
 @ROWS

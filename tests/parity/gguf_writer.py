@@ -3,6 +3,7 @@
 What the converter changes in tensors and states in metadata is one row an architecture.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,103 @@ def plus_one(config: Config, arrays: Arrays) -> Arrays:
     return {name: x + 1 if name.endswith("norm.weight") else x for name, x in arrays.items()}
 
 
+def layer_norm(writer: gguf.GGUFWriter, c: Config) -> None:
+    """Sizes of models with LayerNorm, whatever they are called."""
+    first = lambda *names: next(c[name] for name in names if name in c)
+    width, heads = first("hidden_size", "d_model", "n_embed"), _heads(c)
+    writer.add_context_length(first("max_position_embeddings", "seq_length", "max_seq_len"))
+    writer.add_embedding_length(width)
+    hidden = c.get("intermediate_size", c.get("ffn_hidden_size", 4 * width))
+    writer.add_feed_forward_length(hidden)
+    writer.add_block_count(first("num_hidden_layers", "n_layer", "n_layers"))
+    writer.add_head_count(heads)
+    writer.add_layer_norm_eps(c.get("layer_norm_eps", c.get("layer_norm_epsilon", 1e-5)))
+
+
+def _heads(c: Config) -> int:
+    return next(c[n] for n in ("num_attention_heads", "n_head", "n_heads") if n in c)
+
+
+def neox(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, c)
+    head_dim = c["hidden_size"] // c["num_attention_heads"]
+    writer.add_rope_dimension_count(int(c.get("rotary_pct", 0.25) * head_dim))
+    writer.add_parallel_residual(c.get("use_parallel_residual", True))
+
+
+def phi(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, c)
+    head_dim = c["hidden_size"] // c["num_attention_heads"]
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_rope_freq_base(c["rope_theta"])
+    writer.add_rope_dimension_count(int(c["partial_rotary_factor"] * head_dim))
+
+
+def phi3(writer: gguf.GGUFWriter, c: Config) -> None:
+    head_dim = c["hidden_size"] // c["num_attention_heads"]
+    decoder(writer, {**c, "head_dim": head_dim})
+    dims = int(c.get("partial_rotary_factor", 1.0) * head_dim)
+    writer.add_rope_dimension_count(dims)
+    writer.add_sliding_window(c["sliding_window"] or 0)
+    original = c.get("original_max_position_embeddings", c["max_position_embeddings"])
+    writer.add_rope_scaling_orig_ctx_len(original)
+    scaling = c.get("rope_scaling")
+    if not scaling:
+        return
+    factor = c["max_position_embeddings"] / original
+    writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(original)))
+    for kind in ("long", "short"):
+        factors = np.asarray(scaling[f"{kind}_factor"], np.float32)
+        writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+
+
+def falcon(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, c)
+    writer.add_head_count_kv(_groups(c))
+    writer.add_tensor_data_layout("jploski")
+    if c["rope_theta"] != 10_000.0:
+        writer.add_rope_freq_base(c["rope_theta"])
+
+
+def _groups(c: Config) -> int:
+    """The key/value heads of a Falcon."""
+    return c.get("num_kv_heads", 1) if c["new_decoder_architecture"] or c["multi_query"] else (
+        c["num_attention_heads"]
+    )
+
+
+def mpt(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, c)
+    attention = c.get("attn_config", {})
+    if attention.get("clip_qkv"):
+        writer.add_clamp_kqv(attention["clip_qkv"])
+    writer.add_max_alibi_bias(attention.get("alibi_bias_max", 8))
+
+
+def by_kind(groups: Callable[[Config], int]) -> Callable[[Config, Arrays], Arrays]:
+    """Puts all queries before all keys before all values, where heads had them side by side."""
+
+    def convert(c: Config, arrays: Arrays) -> Arrays:
+        heads, found = _heads(c), {}
+        for name, x in arrays.items():
+            if "query_key_value" in name:
+                count = groups(c)
+                rows = x.reshape(count, heads // count + 2, -1, *x.shape[1:])
+                parts = rows[:, :-2], rows[:, -2], rows[:, -1]
+                x = np.concatenate([part.reshape(-1, *x.shape[1:]) for part in parts])
+            found[name.removeprefix("transformer.") if "n_layer" in c else name] = x
+        return found
+
+    return convert
+
+
 CONVERSIONS = {
+    "gpt_neox": Conversion("gptneox", neox, by_kind(_heads)),
+    "phi3": Conversion("phi3", phi3),
+    "phi": Conversion("phi2", phi),
+    "falcon": Conversion("falcon", falcon, by_kind(_groups)),
+    "bloom": Conversion("bloom", layer_norm, by_kind(_heads)),
+    "mpt": Conversion("mpt", mpt),
     "gemma": Conversion("gemma", scaled, plus_one),
     "gemma2": Conversion("gemma2", windowed, plus_one),
     "gemma3_text": Conversion("gemma3", windowed, plus_one),
@@ -88,6 +185,13 @@ CONVERSIONS = {
 _OTHER_SCALES = ("narrow heads", "wide heads", "three to a group")
 # Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
 UNSTATED = {
+    "gpt_neox": ("another base", "tanh", "yarn of a part", "no biases"),
+    "phi": ("erf", "linear", "yarn", "by default"),
+    "falcon": (
+        "biases", "one after the other", "tanh", "as many key heads",
+    ),
+    "bloom": ("old names", "by default"),
+    "mpt": ("scaled",),
     "gemma": ("biases", "untied"),
     "gemma2": ("own scale", "kinds of layers", "windows alone", "untied", *_OTHER_SCALES),
     "gemma3_text": (
