@@ -49,7 +49,7 @@ class Listing(NamedTuple):
 
 def _families() -> Rows:
     return [
-        [f.model_type, "/".join((f.architecture, f.base)), "yes" if f.gguf else "-"]
+        [f.model_type, f.about, "/".join((f.architecture, f.base)), "yes" if f.gguf else "-"]
         for f in FAMILIES
     ]
 
@@ -64,8 +64,8 @@ def _configs() -> Iterator[tuple[str, str]]:
 
 TABLES = {
     "families": Listing(
-        "Families of models, as safetensors in a Hugging Face folder", ("model_type", "classes",
-        "GGUF"), _families,
+        "Families of models, as safetensors in a Hugging Face folder", ("model_type", "models",
+        "classes", "GGUF"), _families,
     ),
     "variants": Listing(
         "Attention variants, --config=FILE:VARIANT of train", ("variant", "about"),

@@ -43,6 +43,33 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     "use_qk_norm": (False,),
 }
 _OWN_CLASS = "Massact"
+# What other families need that is not computed yet, by their `model_type` and in GGUF files.
+_MISSING = {
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3next",
+         "qwen35", "qwen35moe"),
+        "layers of Gated DeltaNet (linear attention with a recurrent state)",
+    ),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek2"),
+        "multi-head latent attention (MLA) and blocks of two kinds of MLP",
+    ),
+    **dict.fromkeys(
+        ("gemma4", "gemma4_text"),
+        "embeddings for each layer, keys and values that layers share, and heads of two sizes",
+    ),
+    **dict.fromkeys(
+        ("llama4", "llama4_text"),
+        "attention in chunks, a temperature for each position, and experts that scale their input",
+    ),
+}  # fmt: skip
+
+
+def _check_known(settings: Settings, name: str) -> None:
+    """Raises WeightsError for a family that is known, with what it needs."""
+    kind = settings.get(name)
+    if isinstance(kind, str) and kind in _MISSING:
+        raise settings.error(name, f"a family that is computed; missing: {_MISSING[kind]}")
 
 
 def read_config(path: Path) -> tuple[Family, ModelConfig]:
@@ -76,6 +103,7 @@ def without_head(config: ModelConfig) -> ModelConfig:
 
 def _family_of(settings: Settings) -> tuple[Family, bool, bool]:
     """The family, whether the model is of this package's own kind, and whether it has a head."""
+    _check_known(settings, "model_type")
     types = {f.model_type: (f, False) for f in FAMILIES}
     types |= {f"{OWN}{f.model_type}": (f, True) for f in FAMILIES}
     architectures = settings.get("architectures", [])
@@ -97,7 +125,9 @@ def read_gguf_config(path: Path, file: GgufFile) -> tuple[Family, ModelConfig]:
       WeightsError: the architecture or a setting is not supported, or one is missing or wrong.
     """
     rows = {f.gguf.architecture: (f, f.gguf) for f in FAMILIES if f.gguf is not None}
-    arch = Settings(file.metadata, path).one_of("general.architecture", tuple(rows))
+    stated = Settings(file.metadata, path)
+    _check_known(stated, "general.architecture")
+    arch = stated.one_of("general.architecture", tuple(rows))
     family, row = rows[arch]
     try:
         return family, build(row.read(Settings(file.metadata, path, f"{arch}."), file))

@@ -36,7 +36,7 @@ def read(settings: Settings) -> Fields:
         **fields,
         "block.attention.qk_norm": "head",
         "block.attention.softcap": None,  # whatever is stated: transformers does not use it
-        **_layers(types, settings.size("sliding_window"), rope, _local(settings, sizes)),
+        **layers_of(types, settings.size("sliding_window"), rope, _local(settings, sizes)),
     }
 
 
@@ -52,7 +52,10 @@ def _local(settings: Settings, sizes: tuple[int, int]) -> RopeConfig:
     return read_rope(Settings(local, settings.file), *sizes, base=_LOCAL_BASE, layers=SLIDING)
 
 
-def _layers(types: list[str], window: int | None, full: RopeConfig, local: RopeConfig) -> Fields:
+def layers_of(
+    types: list[str], window: int | None, full: RopeConfig, local: RopeConfig
+) -> Fields:
+    """The windows and rotary settings of layers of these kinds."""
     ropes = [full if kind == FULL else local for kind in types]
     return pattern({
         "attention.window": [window if kind == SLIDING else None for kind in types],
@@ -84,7 +87,7 @@ def read_gguf(settings: Settings, file: GgufFile) -> Fields:
     types, window = _types(fields["depth"], _PERIOD), fields["block.attention.window"]
     cap = settings.get("final_logit_softcapping", 0.0)
     return {
-        **fields, **_layers(types, window, rope, RopeConfig(base=_LOCAL_BASE)),
+        **fields, **layers_of(types, window, rope, RopeConfig(base=_LOCAL_BASE)),
         "block.norms": "both",
         "block.attention.qk_norm": "head",
         "block.attention.scale": gemma2.largest_scale(fields, _BLOCKS_OF_27B),

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from jax_massact.families import decoder, gguf
+from jax_massact.families import decoder, experts, gguf
 from jax_massact.families.decoder import read_decoder, write_decoder
 from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields
 from jax_massact.families.places import Place
 from jax_massact.nn.config import ModelConfig
+from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 
 DEFAULTS = {
@@ -46,14 +47,24 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config) | biases
 
 
+def read_gguf(settings: Settings, file: GgufFile) -> Fields:
+    """The fields that a GGUF file states; Mixtral has the name of LLaMA there."""
+    fields = gguf.read_decoder(settings, file, known=experts.GGUF_KNOWN)
+    if not settings.get("expert_count", 0):
+        return fields
+    return fields | experts.read_gguf(settings, renormalize=True)
+
+
 # The two coordinates of a rotary pair lie side by side.
 GGUF_NAMES = gguf.NAMES | {
     "blocks.attn.q": Place("blk.{l}.attn_q.weight", "(nij)d->dn(ji)"),
     "blocks.attn.k": Place("blk.{l}.attn_k.weight", "(kij)d->dk(ji)"),
 }
+MOE_NAMES = experts.instead(GGUF_NAMES, experts.GGUF_ROWS)
 
 FAMILY = Family(
     model_type="llama", about="LLaMA 1, 2 and 3, SmolLM2", architecture="LlamaForCausalLM",
     base="LlamaModel", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
-    own_names=decoder.own_names, gguf=Gguf("llama", gguf.read_decoder, always(GGUF_NAMES)),
+    own_names=decoder.own_names,
+    gguf=Gguf("llama", read_gguf, experts.dense_or(GGUF_NAMES, MOE_NAMES)),
 )  # fmt: skip

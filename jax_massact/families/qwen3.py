@@ -33,9 +33,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config) | qwen2.write_windows(config) | bias
 
 
-def read_gguf(settings: Settings, file: GgufFile) -> Fields:
-    """The fields that a GGUF file states."""
-    return gguf.read_decoder(settings, file) | _ALWAYS
+def read_gguf(settings: Settings, file: GgufFile, **options: Any) -> Fields:
+    """The fields that a GGUF file states; `options` of `gguf.read_decoder`."""
+    return gguf.read_decoder(settings, file, **options) | _ALWAYS
 
 
 NAMES = decoder.NAMES | in_blocks("model.layers.{l}.self_attn.", {

@@ -10,12 +10,17 @@ from jax_massact.families import (
     gpt_neox,
     llama,
     mistral,
+    mixtral,
     mpt,
+    olmo,
+    olmo2,
+    olmo3,
     opt,
     phi,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
 )
 
 # A model is saved as the first of those that can state it.
@@ -35,4 +40,9 @@ FAMILIES = (
     falcon.FAMILY,
     bloom.FAMILY,
     mpt.FAMILY,
+    olmo.FAMILY,
+    olmo2.FAMILY,
+    olmo3.FAMILY,
+    mixtral.FAMILY,
+    qwen3_moe.FAMILY,
 )

@@ -17,6 +17,12 @@ def check_foldable(config: ModelConfig) -> None:
         raise ConfigError(
             f"the model's attention is {variant!r}; expected: 'standard', to fold a token"
         )
+    for kind in config.pattern:
+        if kind.attention.position == "alibi":
+            raise ConfigError(
+                "the model has ALiBi, by which each query sees the first token at a distance of "
+                "its own; expected: a model whose logits do not depend on distance, to fold a token"
+            )
 
 
 def fold(
@@ -37,7 +43,8 @@ def fold(
       first_token: id of the token that stands first in every sequence, or of several [R].
 
     Raises:
-      ConfigError: the attention is not standard: there is room for the folded keys alone.
+      ConfigError: the attention is not standard: there is room for the folded keys alone; or it
+        depends on distances (ALiBi).
     """
     config = model.config
     check_foldable(config)

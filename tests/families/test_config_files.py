@@ -47,6 +47,29 @@ def read(tmp_path, config):
 REFUSED = {
     "architecture": (CONFIG | {"architectures": ["MambaForCausalLM"]}, ["architectures", "Mamba"]),
     "architectures": (CONFIG | {"architectures": "llama"}, ["architectures is 'llama'"]),
+    "linear attention": (
+        {"model_type": "qwen3_next"}, ["model_type is 'qwen3_next'", "missing: layers of Gated"]
+    ),
+    "latent attention": (
+        {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]},
+        ["model_type is 'deepseek_v3'", "missing: multi-head latent attention"],
+    ),
+    "gemma4": ({"model_type": "gemma4"}, ["missing: embeddings for each layer"]),
+    "opt-350m": (
+        {"model_type": "opt", "do_layer_norm_before": False},
+        ["do_layer_norm_before is False", "OPT-350M"],
+    ),
+    "opt-350m, width": (
+        {"model_type": "opt", "word_embed_proj_dim": 512},
+        ["word_embed_proj_dim is 512", "OPT-350M"],
+    ),
+    "falcon-rw": ({"model_type": "falcon", "alibi": True}, ["alibi is True", "Falcon-RW rounds"]),
+    "sparse layers": (
+        {"model_type": "qwen3_moe", "mlp_only_layers": [0]}, ["mlp_only_layers is [0]"]
+    ),
+    "layer types of gemma": (
+        {"model_type": "gemma2", "layer_types": ["full_attention"]}, ["26 times 'full_attention'"]
+    ),
     "no architecture": ({"hidden_size": 8}, ["model_type is missing"]),
     "contradiction": (CONFIG | {"model_type": "qwen2"}, ["model_type is 'qwen2'", "'llama'"]),
     "quantized": (CONFIG | {"quantization_config": {"bits": 4}}, ["quantization_config"]),

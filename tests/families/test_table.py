@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def gguf_configs_of(family):
 @ROWS
 def test_reference_numbers_are_there_in_every_format(family):
     assert configs_of(family)
-    in_gguf = bool(gguf_configs_of(family)) or family.model_type in gguf_writer.CONVERSIONS
-    assert in_gguf == (family.gguf is not None)
+    if family.gguf is not None:
+        assert gguf_configs_of(family) or family.model_type in gguf_writer.CONVERSIONS
 
 
 @ROWS
@@ -123,6 +124,10 @@ def test_models_of_this_package_alone_have_a_place_for_every_parameter(family, v
     names = {**family.names(everything), **family.own_names(everything)}
     places = places_of(names, everything, "a file")
     assert places.keys() == parameters(abstract(everything)).keys()
-    layouts = {(place.template, place.layout) for place in places.values()}
+    # What lies in one tensor has the same axes there, but for its share.
+    layouts = {
+        (place.template, re.sub(r"\[\w\]", "[]", place.layout.partition("->")[0]))
+        for place in places.values()
+    }
     assert len({template for template, _ in layouts}) == len(layouts)
     assert set(places) <= set(PARAMETERS)

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from planted import BOS, DIM, VALUE, llama_written_and_removed, written_and_removed
-from tiny_models import CONFIGS, decoder, ids, varied
+from tiny_models import CONFIGS, SWITCHES, decoder, ids, varied
 
 import jax_massact as ma
 from jax_massact.nn.transformer import from_parameters, parameters
@@ -24,11 +24,15 @@ def planted():
 
 
 def model_of(name):
-    return planted()[name] if name in ("gpt2", "llama") else decoder(CONFIGS[name.split()[1]])
+    return planted()[name] if name in ("gpt2", "llama") else decoder(
+        (CONFIGS | SWITCHES)[name.split()[1]]
+    )
 
 
+# ALiBi; and another variant than standard.
+NEVER = ("bloom", "gpt_oss")
 MODELS = ["gpt2", "llama", "random llama", "random llama3", "random gpt2", "random qwen2",
-          "random mistral"]
+          "random mistral", *(f"random {name}" for name in SWITCHES if name not in NEVER)]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -99,6 +103,11 @@ def test_a_model_with_other_attention_is_refused(attention):
     config = CONFIGS["llama"].with_attention(variant=attention)
     with pytest.raises(ma.ConfigError, match=f"attention is '{attention}'"):
         ma.fold(decoder(config), BOS)
+
+
+def test_a_model_with_alibi_is_refused():
+    with pytest.raises(ma.ConfigError, match="the model has ALiBi"):
+        ma.fold(decoder(SWITCHES["bloom"]), BOS)
 
 
 def test_a_folded_model_cannot_be_folded_again_but_probed_and_edited():

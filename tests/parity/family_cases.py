@@ -53,6 +53,17 @@ SHAPES: dict[str, Config] = {
     "tied": {"tie_word_embeddings": True},
     "one block": {"num_hidden_layers": 1},
 }
+# The same for families whose heads share the width.
+_WHOLE_HEADS: dict[str, Config] = {
+    "plain": {},
+    "as many key heads": {"num_key_value_heads": 4},
+    "one key head": {"num_key_value_heads": 1},
+    "narrow heads": {"num_attention_heads": 8},
+    "three to a group": {"num_attention_heads": 6, "hidden_size": 36},
+    "one head": {"num_attention_heads": 1, "num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True},
+    "one block": {"num_hidden_layers": 1},
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 
 LLAMA3 = {
@@ -310,6 +321,72 @@ FAMILIES: dict[str, Family] = {
             "by default": {
                 "attn_config": ..., "layer_norm_epsilon": ..., "no_bias": ..., "max_seq_len": 32,
             },
+        },
+    ),
+    "olmo": Family(
+        # The size of a head is not stated.
+        decoder("olmo", "OlmoForCausalLM", hidden_size=32, head_dim=..., rms_norm_eps=...),
+        _WHOLE_HEADS | {
+            "clipped": {"clip_qkv": 0.4},
+            "clipped and grouped": {"clip_qkv": 0.2, "num_key_value_heads": 1},
+            "another base": {"rope_theta": 10_000.0},
+            "biases": {"attention_bias": True},
+        },
+    ),
+    "olmo2": Family(
+        decoder("olmo2", "Olmo2ForCausalLM", hidden_size=32, head_dim=...),
+        _WHOLE_HEADS | {
+            "yarn": {"rope_scaling": YARN},
+            "llama3": {"rope_scaling": LLAMA3},
+            "another base": {"rope_theta": 10_000.0},
+            "biases": {"attention_bias": True},
+        },
+    ),
+    "olmo3": Family(
+        decoder(
+            "olmo3", "Olmo3ForCausalLM", hidden_size=32, head_dim=..., sliding_window=5,
+            rope_theta=500_000.0, num_hidden_layers=4,
+        ),
+        _WHOLE_HEADS | {
+            "yarn where all is seen": {"rope_scaling": YARN},
+            "two periods": {"num_hidden_layers": 6},
+            "kinds of layers": {
+                "num_hidden_layers": 3, "layer_types": [WHOLE, LOCAL, LOCAL], "sliding_window": 3,
+            },
+            "groups": {
+                "rope_theta": ..., "rope_parameters": {
+                    WHOLE: {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+                    LOCAL: {"rope_type": "default", "rope_theta": 300.0},
+                },
+            },
+        },
+    ),
+    "mixtral": Family(
+        decoder(
+            "mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2,
+            sliding_window=None,
+        ),
+        SHAPES | {
+            "all experts": {"num_experts_per_tok": 4},
+            "one of three": {"num_local_experts": 3, "num_experts_per_tok": 1},
+            "window": {"sliding_window": 5},
+            "by default": {
+                "rope_theta": ..., "rms_norm_eps": ..., "hidden_act": ..., "num_local_experts": 3,
+            },
+        },
+    ),
+    "qwen3_moe": Family(
+        decoder(
+            "qwen3_moe", "Qwen3MoeForCausalLM", num_experts=4, num_experts_per_tok=2,
+            moe_intermediate_size=12, norm_topk_prob=True, decoder_sparse_step=1,
+            mlp_only_layers=[],
+        ),
+        SHAPES | {
+            "not renormalized": {"norm_topk_prob": False},
+            "all experts": {"num_experts_per_tok": 4},
+            "one of three": {"num_experts": 3, "num_experts_per_tok": 1, "norm_topk_prob": False},
+            "biases": {"attention_bias": True},
+            "yarn": {"rope_scaling": YARN},
         },
     ),
 }

@@ -169,7 +169,52 @@ def by_kind(groups: Callable[[Config], int]) -> Callable[[Config, Arrays], Array
     return convert
 
 
+def of_whole_heads(writer: gguf.GGUFWriter, c: Config) -> None:
+    scaled(writer, {**c, "head_dim": c["hidden_size"] // c["num_attention_heads"]})
+
+
+def olmo(writer: gguf.GGUFWriter, c: Config) -> None:
+    of_whole_heads(writer, c)
+    writer.add_layer_norm_eps(1e-5)
+    if c.get("clip_qkv"):
+        writer.add_clamp_kqv(c["clip_qkv"])
+
+
+def experts(writer: gguf.GGUFWriter, c: Config) -> None:
+    scaled(writer, c)
+    writer.add_expert_count(c.get("num_experts", c.get("num_local_experts")))
+    writer.add_expert_used_count(c["num_experts_per_tok"])
+    if "moe_intermediate_size" in c:
+        writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
+
+
+def interleaved(c: Config, arrays: Arrays) -> Arrays:
+    """Queries and keys with the coordinates of a pair side by side."""
+    heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
+    return {
+        name: next((neighbours(x, n) for key, n in heads.items() if key in name), x)
+        for name, x in arrays.items()
+    }
+
+
+def merged(c: Config, arrays: Arrays) -> Arrays:
+    """The matrices of all experts of a block in one tensor."""
+    count, found = c.get("num_experts", c.get("num_local_experts")), {}
+    for name, x in arrays.items():
+        start, is_one, rest = name.partition("experts.0.")
+        if is_one:
+            all_of = [arrays[f"{start}experts.{e}.{rest}"] for e in range(count)]
+            found[f"{start}experts.{rest}"] = np.stack(all_of)
+        elif ".experts." not in name:
+            found[name] = x
+    return found
+
+
 CONVERSIONS = {
+    "olmo": Conversion("olmo", olmo, interleaved),
+    "olmo2": Conversion("olmo2", of_whole_heads),
+    "mixtral": Conversion("llama", experts, lambda c, x: merged(c, interleaved(c, x))),
+    "qwen3_moe": Conversion("qwen3moe", experts, merged),
     "gpt_neox": Conversion("gptneox", neox, by_kind(_heads)),
     "phi3": Conversion("phi3", phi3),
     "phi": Conversion("phi2", phi),
@@ -185,6 +230,10 @@ CONVERSIONS = {
 _OTHER_SCALES = ("narrow heads", "wide heads", "three to a group")
 # Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
 UNSTATED = {
+    "olmo": ("biases",),
+    "olmo2": ("biases", "llama3"),
+    "mixtral": ("by default", "window"),
+    "qwen3_moe": ("biases", "not renormalized", "one of three"),
     "gpt_neox": ("another base", "tanh", "yarn of a part", "no biases"),
     "phi": ("erf", "linear", "yarn", "by default"),
     "falcon": (

@@ -56,8 +56,10 @@ def read(config: Config, arrays: dict[str, np.ndarray], attention: str, dtype: A
     with tempfile.TemporaryDirectory() as folder:
         stated(config, Path(folder))
         save_file(arrays, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        # Grouped matmuls have no float64.
+        plain = {"experts_implementation": "eager"} if "num_experts_per_tok" in config else {}
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, **plain
         )
     left = {key: info[key] for key in ("missing_keys", "unexpected_keys") if info[key]}
     if left:

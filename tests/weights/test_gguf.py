@@ -212,10 +212,14 @@ SETTINGS = {
     "text for a size": (
         small(llama__embedding_length=value(STRING, "32")), ["embedding_length is '32'"]
     ),
-    "experts": (small(llama__expert_count=value(U32, 8)), ["llama.expert_count is 8", "0"]),
-    "yarn": (
-        small(llama__rope__scaling__type=value(STRING, "yarn")),
-        ["llama.rope.scaling.type is 'yarn'", "'none' or 'linear'"],
+    "experts": (small(llama__expert_count=value(U32, 8)), ["expert_used_count is missing"]),
+    "scaling": (
+        small(llama__rope__scaling__type=value(STRING, "longer")),
+        ["llama.rope.scaling.type is 'longer'", "'none', 'linear' or 'yarn'"],
+    ),
+    "deepseek": (
+        small(general__architecture=value(STRING, "deepseek2")),
+        ["general.architecture is 'deepseek2'", "missing: multi-head latent attention"],
     ),
     "partial rotary": (
         small(llama__rope__dimension_count=value(U32, 4)), ["rope.dimension_count is 4", "8"]
