@@ -25,8 +25,7 @@ class Axis:
 
     Attributes:
       title: what is measured, with its unit.
-      scale: `log` leaves out what is not positive; `symlog` is linear up to `linear` (on the page,
-        which has no such axis, everywhere).
+      scale: `log` leaves out what is not positive; `symlog` is linear up to `linear`.
       range: the two ends; None: as the data needs.
       ticks: names at 0, 1, 2 and so on, in place of numbers.
       whole: whether only whole numbers are marked, as for layers and steps.
@@ -78,10 +77,15 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bars:
-    """Horizontal bars, the first on top, each with its name, its length and a text at its end."""
+    """Horizontal bars, the first on top, each with its name, its length and a text at its end.
+
+    Attributes:
+      intervals: the two ends of each bar's error bar.
+    """
 
     names: Sequence[str]
     values: Sequence[float]
+    intervals: Sequence[tuple[float, float]]
     texts: Sequence[str]
     colors: Sequence[str]
 

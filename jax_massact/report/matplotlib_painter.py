@@ -178,12 +178,15 @@ def _series(axes: Axes, s: Series, width: float, *, log: bool) -> None:
 def _bars(axes: Axes, bars: Bars) -> None:
     low = axes.get_xlim()[0]
     rows = range(len(bars.names))
-    axes.barh(rows, np.array(bars.values) - low, left=low, height=0.62, color=list(bars.colors))
+    values, intervals = np.array(bars.values), np.array(bars.intervals).T
+    errors = np.abs(intervals - values)
+    axes.barh(rows, values - low, left=low, height=0.62, color=list(bars.colors), xerr=errors,
+              error_kw={"ecolor": GREY, "elinewidth": 1.2, "capsize": 3})
     axes.set_yticks(rows, [plain(name).replace(": ", ":\n") for name in bars.names])
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
-    for row, value, text in zip(rows, bars.values, bars.texts, strict=True):
-        axes.annotate(plain(text), (value, row), (4, 0), textcoords="offset points", va="center",
+    for row, (_, high), text in zip(rows, bars.intervals, bars.texts, strict=True):
+        axes.annotate(plain(text), (high, row), (6, 0), textcoords="offset points", va="center",
                       fontsize=8)
 
 

@@ -5,13 +5,25 @@ const CONFIG = { displaylogo: false, responsive: true, toImageButtonOptions: { s
 const BUTTONS_2D = [["toImage"], ["zoom2d", "pan2d"], ["resetScale2d"]];
 const BUTTONS_3D = [["toImage"], ["orbitRotation", "zoom3d", "pan3d"], ["resetCameraDefault3d"]];
 
+const DARK = window.matchMedia("(prefers-color-scheme: dark)");
+const INK = "#1f2937"; // on paper
+
 function spec(div) {
   return JSON.parse(document.getElementById(div.id + "-data").textContent);
 }
 
-function drawChart(div) {
+// The ink of the page; what is drawn in black is drawn in it.
+const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+const inked = (layout, color) => ({ ...layout, font: { ...layout.font, color } });
+const black = (trace, color) => {
+  for (const part of [trace.line, trace.marker]) if (part?.color === "#000000") part.color = color;
+  return trace;
+};
+
+function drawChart(div, color = ink()) {
   const { data, layout } = spec(div);
-  return Plotly.newPlot(div, data, layout, { ...CONFIG, modeBarButtons: BUTTONS_2D });
+  return Plotly.react(div, data.map((trace) => black(trace, color)), inked(layout, color),
+    { ...CONFIG, modeBarButtons: BUTTONS_2D });
 }
 
 // |h| comes as uint16 codes on a logarithmic scale: 0 is "no positive finite number".
@@ -71,18 +83,36 @@ function drawSurface(div) {
   const slider = document.getElementById(div.id + "-layer");
   const shown = document.getElementById(div.id + "-shown");
   const log = document.getElementById(div.id + "-log");
-  function draw() {
-    const layer = Number(slider.value);
-    shown.value = slider.value;
-    const layout = structuredClone(surface.layout);
+  function layoutIn(color) {
+    const layout = inked(structuredClone(surface.layout), color);
     layout.scene.zaxis.type = log.checked ? "log" : "linear";
+    return layout;
+  }
+  function draw() {
+    shown.value = slider.value;
     return Plotly.react(
-      div, traces(layer), layout, { ...CONFIG, modeBarButtons: BUTTONS_3D }
+      div, traces(Number(slider.value)), layoutIn(ink()),
+      { ...CONFIG, modeBarButtons: BUTTONS_3D }
     );
+  }
+  // A scene cannot be printed: its picture stands in for it, from where the reader looks at it.
+  const printed = Object.assign(new Image(), { className: "printed", alt: div.ariaLabel });
+  async function picture() {
+    const layout = layoutIn(INK);
+    layout.scene.camera = div.layout?.scene?.camera ?? layout.scene.camera;
+    printed.src = await Plotly.toImage(
+      { data: traces(Number(slider.value)), layout }, { format: "png", width: 1000, height: 560 }
+    );
+    div.after(printed);
   }
   slider.addEventListener("input", draw);
   log.addEventListener("change", draw);
-  return draw();
+  for (const control of [slider, log]) control.addEventListener("change", picture);
+  DARK.addEventListener("change", draw);
+  return draw().then(() => {
+    div.on("plotly_relayout", picture);
+    requestIdleCallback(picture);
+  });
 }
 
 // One tooltip for all marked tokens: it opens at once, also from the keyboard.
@@ -106,7 +136,12 @@ function tooltips() {
 }
 
 tooltips();
+const plots = [...document.querySelectorAll(".chart[data-kind=plot]")];
+const drawPlots = (color) => plots.map((div) => drawChart(div, color));
+DARK.addEventListener("change", () => drawPlots(ink()));
+window.addEventListener("beforeprint", () => drawPlots(INK));
+window.addEventListener("afterprint", () => drawPlots(ink()));
 Promise.all([
-  ...[...document.querySelectorAll(".chart[data-kind=plot]")].map(drawChart),
+  ...drawPlots(ink()),
   ...[...document.querySelectorAll(".chart[data-kind=surface]")].map(drawSurface),
 ]).then(() => { document.documentElement.dataset.drawn = "true"; });

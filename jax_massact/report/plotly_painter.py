@@ -7,6 +7,7 @@ report. Every text is escaped: plotly reads a little HTML in each.
 import base64
 import html
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from jax_massact.report.chart import (
     Bars,
     Heat,
     Note,
+    Numbers,
     Panel,
     Rule,
     Series,
@@ -29,7 +31,8 @@ from jax_massact.report.chart import (
 )
 
 FONT = {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, sans-serif", "size": 13}
-GRID = "#e5e7eb"
+# Neither paper nor ink has a colour here: the page is light or dark, and page.js gives the ink.
+GRID, GRID_3D, CLEAR = "rgba(128,128,128,0.25)", "#9ca3af", "rgba(0,0,0,0)"
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 SYMBOLS = {"o": "circle", ".": "circle", "s": "square", "D": "diamond", "^": "triangle-up",
            "X": "x", "": "circle"}
@@ -45,11 +48,11 @@ def figure_of(panel: Panel) -> dict[str, Any]:
     for item in panel.items:
         match item:
             case Series():
-                traces += _series(item, log=panel.y.scale == "log")
+                traces += _series(item, panel.y)
             case Bars():
-                traces.append(_bars(item))
+                traces += _bars(item)
                 layout["yaxis"] |= {"autorange": "reversed", "ticksuffix": "  ",
-                                    "gridcolor": "white"}
+                                    "gridcolor": CLEAR}
             case Heat():
                 traces.append(_heat(item, layout))
             case Rule():
@@ -70,10 +73,12 @@ def _layout(panel: Panel) -> dict[str, Any]:
     is_closest = any(s.group for s in panel.of(Series)) or not panel.x.whole
     title = {"text": text_of(panel.title), "font": {"size": 13}, "x": 0, "xanchor": "left"}
     return {
-        "font": FONT, "template": "none", "paper_bgcolor": "white", "plot_bgcolor": "white",
-        "margin": {"l": 72, "r": 16, "t": 56 if panel.title else 36, "b": 56},
+        "font": FONT, "template": "none", "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR,
+        "margin": {"l": 72, "r": 16, "t": 36, "b": 56},
         "hovermode": "closest" if is_closest else "x unified",
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        # Below the axis, where it covers neither titles nor buttons.
+        "legend": {"orientation": "h", "x": 0, "y": -0.26, "yanchor": "top"},
+        "modebar": {"bgcolor": CLEAR, "color": GREY, "activecolor": ORANGE},
         "xaxis": _axis(panel.x), "yaxis": _axis(panel.y) | {"automargin": True},
         "shapes": [], "annotations": [], "bargap": 0.35,
         **({"title": title} if panel.title else {}),
@@ -89,6 +94,10 @@ def _axis(axis: Axis) -> dict[str, Any]:
     }
     if is_log:
         found |= {"type": "log", "dtick": 1}
+    if axis.scale == "symlog":
+        marks = [0, *(sign * 10.0**power * axis.linear for power in range(8) for sign in (1, -1))]
+        texts = list(map(words.number, marks))
+        found |= {"tickvals": symlog(marks, axis.linear), "ticktext": texts}
     if axis.range:
         found["range"] = [math.log10(end) if is_log else end for end in axis.range]
     if axis.ticks:
@@ -101,10 +110,24 @@ def _axis(axis: Axis) -> dict[str, Any]:
     return found
 
 
-def _series(s: Series, *, log: bool) -> list[dict]:
+def symlog(values: Iterable[float | None], linear: float) -> list[float]:
+    """Where values stand on an axis that is linear up to `linear` and logarithmic beyond."""
+    y = floats(values) / linear
+    far = np.sign(y) * (1 + np.log10(np.maximum(abs(y), 1)))
+    return np.where(abs(y) <= 1, y, far).tolist()
+
+
+def _series(s: Series, axis: Axis) -> list[dict]:
     """The line, and before it its band."""
     name, group = text_of(s.name), s.group or s.name
-    y = floats(s.y, log=log).tolist()
+
+    def places(values: Numbers) -> list[float]:
+        if axis.scale == "symlog":
+            return symlog(values, axis.linear)
+        return floats(values, log=axis.scale == "log").tolist()
+
+    # The number itself is told, not its place on the axis.
+    value = "%{customdata:,.5~g}" if axis.scale == "symlog" else "%{y:,.5~g}"
     marker = {"size": 11 if not s.dash else 5, "symbol": SYMBOLS[s.marker], "color": s.color}
     if not s.dash and s.error is None:
         marker["line"] = {"color": "white", "width": 1}
@@ -114,13 +137,16 @@ def _series(s: Series, *, log: bool) -> list[dict]:
     if not s.shown:
         shown["visible"] = "legendonly"
     line = {
-        "type": "scatter", "name": name, "x": list(s.x), "y": y, "showlegend": bool(s.name),
+        "type": "scatter", "name": name, "showlegend": bool(s.name),
+        "x": list(s.x), "y": places(s.y),
         "mode": "+".join(["lines"] * bool(s.dash) + ["markers"] * bool(s.marker or not s.dash)),
         "line": {"color": s.color, "width": 2, "dash": DASHES.get(s.dash, "solid")},
-        "marker": marker, "hovertemplate": "%{y:,.5~g}",
+        "marker": marker, "hovertemplate": value,
     } | shown
+    if axis.scale == "symlog":
+        line["customdata"] = floats(s.y).tolist()
     if s.hover is not None:
-        line |= {"text": list(map(text_of, s.hover)), "hovertemplate": "%{y:,.5~g} %{text}"}
+        line |= {"text": list(map(text_of, s.hover)), "hovertemplate": f"{value} %{{text}}"}
     if s.error is not None:
         line["error_y"] = {"array": list(s.error), "color": s.color}
     if s.low is None or s.high is None:
@@ -130,18 +156,23 @@ def _series(s: Series, *, log: bool) -> list[dict]:
     red, green, blue = (int(s.color[i : i + 2], 16) for i in (1, 3, 5))
     fill = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.15)"}
     return [
-        edge | {"y": floats(s.low, log=log).tolist()}, edge | fill | {"y": floats(s.high).tolist()},
-        line,
+        edge | {"y": places(s.low)}, edge | fill | {"y": places(s.high)}, line,
     ]
 
 
-def _bars(bars: Bars) -> dict:
-    return {
-        "type": "bar", "orientation": "h", "y": list(map(text_of, bars.names)),
-        "x": list(bars.values), "marker": {"color": list(bars.colors)},
-        "text": list(map(text_of, bars.texts)), "textposition": "outside", "cliponaxis": False,
-        "hovertemplate": "%{text}<extra></extra>",
-    }
+def _bars(bars: Bars) -> list[dict]:
+    """The bars, and their texts behind the ends of their intervals."""
+    values, (low, high) = np.array(bars.values), np.array(bars.intervals).T
+    y, shared = list(map(text_of, bars.names)), {"showlegend": False, "cliponaxis": False}
+    interval = {"type": "data", "symmetric": False, "array": (high - values).tolist(),
+                "arrayminus": (values - low).tolist(), "color": GREY, "thickness": 1.5}
+    return [
+        {"type": "bar", "orientation": "h", "y": y, "x": values.tolist(), "error_x": interval,
+         "marker": {"color": list(bars.colors)}, "hoverinfo": "skip"} | shared,
+        {"type": "scatter", "mode": "text", "y": y, "x": high.tolist(),
+         "text": [f" {text_of(text)}" for text in bars.texts], "textposition": "middle right",
+         "hoverinfo": "skip"} | shared,
+    ]
 
 
 def _heat(heat: Heat, layout: dict[str, Any]) -> dict:
@@ -176,15 +207,16 @@ def _rule(rule: Rule, layout: dict[str, Any], panel: Panel) -> None:
         "line": {"color": GREY, "width": 1, "dash": "dash"},
     })
     at = math.log10(rule.at) if is_log else rule.at
-    where = {f"{along}ref": "paper", along: 0, across: at}
+    where = {f"{along}ref": "paper", along: int(along == "x"), across: at}
     if rule.text:
-        _annotate(layout, rule.text, xanchor="left", yanchor="bottom", **where)
+        anchor = "right" if along == "x" else "left"
+        _annotate(layout, rule.text, xanchor=anchor, yanchor="bottom", **where)
 
 
 def _annotate(layout: dict[str, Any], text: str, **where: Any) -> None:
     layout["annotations"].append({
         "text": text_of(text), "showarrow": False, "font": {"size": 11, "color": GREY},
-        "bgcolor": "rgba(255,255,255,0.8)", **where,
+        **where,
     })
 
 
@@ -201,7 +233,7 @@ def surface_of(surface: Surface) -> dict[str, Any]:
     ticks = sorted({int(t) for t in np.linspace(0, rows - 1, min(rows, 10))})
     column, one = surface.axes[0], surface.column
     x, y, z = ({"title": {"text": text_of(title), "font": {"size": 13}}, "showbackground": False,
-                "gridcolor": GRID, "zerolinecolor": GRID, "tickfont": {"size": 11},
+                "gridcolor": GRID_3D, "zerolinecolor": GRID_3D, "tickfont": {"size": 11},
                 "showspikes": False} for title in (column, *surface.axes[1:]))
     return {
         "codes": base64.b64encode(codes.astype("<u2").tobytes()).decode("ascii"),
@@ -223,6 +255,7 @@ def surface_of(surface: Surface) -> dict[str, Any]:
         "colorscale": COLORSCALE,
         "layout": {
             "font": FONT, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "showlegend": False,
+            "paper_bgcolor": CLEAR,
             "uirevision": "keep",  # the view stays as it was turned when the layer changes
             "scene": {
                 "xaxis": x | {"range": [0, surface.width]},

@@ -6,7 +6,7 @@ from page_reader import read_page
 from reports import html_of
 
 from jax_massact.report import plotly_painter
-from jax_massact.report.chart import Axis, Chart, Heat, Note, Panel, Rule, Series
+from jax_massact.report.chart import Axis, Chart, Heat, Note, Panel, Rule, Series, floats
 from jax_massact.report.page import (
     Facts,
     Lines,
@@ -107,6 +107,20 @@ def test_plotly_gets_every_kind_of_item():
     heat = Heat(np.array([[1.0, np.nan], [0.5, 0.5]]), ["<s>", "a"], [True, False], "q", "k", "v")
     (trace,) = plotly_painter.figure_of(Panel([heat]))["data"]
     assert trace["x"] == ["* 0 '&lt;s&gt;'", "1 'a'"]
+
+
+def test_an_axis_of_both_signs_is_logarithmic_beyond_its_linear_part_on_the_page_too():
+    y = [-2000.0, -20.0, 0.0, 10.0, 200.0, None]
+    figure = plotly_painter.figure_of(Panel(
+        [Series("s", range(6), y, "#D55E00")], y=Axis(scale="symlog", linear=20.0)
+    ))
+    (trace,) = figure["data"]
+    np.testing.assert_allclose(trace["y"], [-3.0, -1.0, 0.0, 0.5, 2.0, np.nan])
+    np.testing.assert_equal(trace["customdata"], floats(y))
+    assert trace["hovertemplate"].startswith("%{customdata")
+    axis = figure["layout"]["yaxis"]
+    ticks = dict(zip(axis["ticktext"], axis["tickvals"], strict=True))
+    assert (ticks["0"], ticks["20"], ticks["-200"], ticks["2,000"]) == (0, 1, -2, 3)
 
 
 def test_heights_survive_their_codes():

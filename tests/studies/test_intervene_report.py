@@ -9,6 +9,7 @@ from causal_examples import DEPTH, intervene_result
 from json_schema import read
 from reports import chart_of, drawn, html_of, printed, rows, texts, written
 
+from jax_massact.report.chart import Bars, Rule
 from jax_massact.studies.intervene import figures
 from jax_massact.studies.intervene import report as intervene
 from jax_massact.studies.intervene.report import show
@@ -116,6 +117,15 @@ def test_bars_and_trajectories_hold_the_numbers():
     assert axes.get_xscale() == "log"
     assert chart_of(html_of(intervene.sections(result)), "perplexity")["data"][0]["x"] == [
         15.7, 5000, 15.8, 21, 15.69]
+    # One standard error of the loss over sequences, and the perplexity of a uniform guess.
+    loss, sequences = result["loss"]["zero"], result["data"]["sequences"]
+    chart = figures.perplexity_chart(result)
+    low, high = chart.panels[0].of(Bars)[0].intervals[1]
+    error = loss["std"] / math.sqrt(sequences)
+    np.testing.assert_allclose([low, high], [5000 * math.exp(-error), 5000 * math.exp(error)])
+    (rule,) = chart.panels[0].of(Rule)
+    assert rule.at == result["model"]["vocab_size"] and axes.get_xlim()[0] == 1.0
+    assert "uniform guess" in rule.text and rule.axis == "x"
     wanted = result["after_zero"]["trajectories"][0]
     figure = drawn(figures.trajectory_chart(result))
     lines = line_data(figure.axes[0])
@@ -153,8 +163,9 @@ def test_an_infinite_perplexity_is_said_drawn_and_null_in_the_file(values, tmp_p
     bar = figure.axes[0].patches[1]
     left, right = figure.axes[0].get_xlim()
     assert left < bar.get_x() + bar.get_width() < right
-    data = chart_of((tmp_path / "intervene.html").read_text(), "perplexity")["data"][0]
-    assert data["text"][1] == word and data["x"][1] >= 10
+    bars, ends = chart_of((tmp_path / "intervene.html").read_text(), "perplexity")["data"]
+    assert ends["text"][1] == f" {word}" and bars["x"][1] >= 10
+    assert bars["error_x"]["array"][1] == 0.0
 
 
 def test_strict_and_relaxed_have_tables_of_their_own():

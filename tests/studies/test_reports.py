@@ -246,6 +246,6 @@ def test_pages_open_without_a_request_or_a_complaint(name, kind, browser, tmp_pa
                                ".map((t) => t.textContent)")
         assert any("</script>" in label for label in labels)
     if name == "intervene" and kind == "nasty":
-        shown = page.evaluate("[...document.querySelectorAll('#chart-perplexity .bartext')].map("
-                              "(t) => t.textContent)")
+        shown = page.evaluate("[...document.querySelectorAll('#chart-perplexity .textpoint')].map("
+                              "(t) => t.textContent.trim())")
         assert shown == ["15.7", "5,000", "15.8", "21", "15.69"]

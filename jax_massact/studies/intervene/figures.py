@@ -20,6 +20,7 @@ from jax_massact.studies.changes import change_of
 from jax_massact.studies.interventions_result import InterveneResult, Trajectory
 
 FIGURES = ("perplexity", "after_zero")
+LEAST = 1.0  # no perplexity is less
 PLACES = 4  # trajectories that are shown at first
 
 
@@ -33,26 +34,40 @@ def perplexity_chart(result: InterveneResult) -> Chart:
     """Perplexity of every intervention, after table 3 of Sun et al. (2024)."""
     values = list(result["perplexity"].values())
     changes = [change_of(name) for name in result["perplexity"]]
-    low, ends, high = bar_ends(values)
-    bars = Bars([c.words for c in changes], ends, [words.number(v) for v in values],
+    ends, high = bar_ends(values)
+    losses = [result["loss"][name] for name in result["perplexity"]]
+    sequences = result["data"]["sequences"]
+    intervals = [interval(end, loss["std"] / math.sqrt(sequences), high) if end == value
+                 else (end, end) for value, end, loss in zip(values, ends, losses, strict=True)]
+    bars = Bars([c.words for c in changes], ends, intervals, [words.number(v) for v in values],
                 [c.color for c in changes])
     axis = Axis(f"perplexity of {result['data']['scored_tokens']:,} held-out tokens", scale="log",
-                range=(low, high))
+                range=(LEAST, high))
+    guess = result["model"]["vocab_size"]
+    items = [bars, *[Rule(guess, "x", f"uniform guess: {guess:,}")] * (guess < high)]
     return Chart(
         "perplexity", titled(result["model"]["name"], f"interventions{_relaxed(result)}"),
-        "Perplexity of each intervention", [Panel([bars], x=axis, height=110 + 42 * len(values))],
+        "Perplexity of each intervention", [Panel(items, x=axis, height=110 + 42 * len(values))],
         size=(6.4, 1.0 + 0.4 * len(values)),
     )
 
 
-def bar_ends(values: Sequence[float]) -> tuple[float, list[float], float]:
-    """Where bars on a logarithmic axis begin and end, and the end of the axis.
+def bar_ends(values: Sequence[float]) -> tuple[list[float], float]:
+    """Where bars on a logarithmic axis end, and the end of the axis.
 
     What is not finite gets a bar longer than all others: its label says what it is.
     """
     finite = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
-    low, top = max(min(finite) / 3, 0.3), 10 * max(finite)
-    return low, [v if math.isfinite(v) and v > 0 else top for v in values], 6 * top
+    top = 10 * max(finite)
+    return [v if math.isfinite(v) and v > 0 else top for v in values], 6 * top
+
+
+def interval(value: float, error: float, end: float) -> tuple[float, float]:
+    """One standard error of the loss to either side, as perplexities, far from the axis's end."""
+    if not math.isfinite(error):
+        return value, value
+    factor = math.exp(min(error, math.log(end / value) / 2))
+    return max(LEAST, value / factor), value * factor
 
 
 def trajectory_chart(result: InterveneResult) -> Chart:
