@@ -24,7 +24,7 @@ GGUF = ROOT / "tests" / "parity" / "fixtures" / "gguf" / "smollm2.gguf"
 
 
 def run_example(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     load = ma.load
 
     def load_small(name: str):

@@ -239,6 +239,8 @@ def test_pages_open_without_a_request_or_a_complaint(name, kind, browser, tmp_pa
     # What goes beyond the window could not be read on a laptop.
     assert page.evaluate("document.body.scrollWidth <= window.innerWidth")
     assert page.evaluate("document.querySelectorAll('[data-title*=hare i]').length") == 0
+    if name == "probe":  # a scene cannot be printed; its picture can
+        page.wait_for("document.querySelectorAll('img.printed[src]').length === 1")
     asked = [u for u in page.requests if not u.startswith(("data:", "blob:"))]
     assert asked == [path.as_uri()] and page.complaints == []
     if name == "explain" and kind == "nasty":
