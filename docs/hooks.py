@@ -18,7 +18,6 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from rich.console import Console
 
-import jax_massact as ma
 from jax_massact.cli import make_parser
 from jax_massact.cli.listing import TABLES
 from jax_massact.cli.table import COMMANDS, STUDIES, load
@@ -152,6 +151,6 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-PAGES = {f.__name__: f for f in (output, usage, listing, commands, parameters, changes, made)} | {
-    "studies": STUDIES, "version": ma.__version__,
+PAGES = {f.__name__: f for f in (output, usage, listing, commands, parameters, changes)} | {
+    "studies": STUDIES,
 }
