@@ -69,9 +69,9 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
     return settings
 
 
-def read_gguf(settings: Settings, file: GgufFile) -> Fields:
-    """The fields that a GGUF file states."""
-    return gguf.read_decoder(settings, file) | {"block.attention.qkv_bias": True}
+def read_gguf(settings: Settings, file: GgufFile, **options: Any) -> Fields:
+    """The fields that a GGUF file states; `options` of `gguf.read_decoder`."""
+    return gguf.read_decoder(settings, file, **options) | {"block.attention.qkv_bias": True}
 
 
 FAMILY = Family(

@@ -8,6 +8,7 @@ from jax_massact.families import (
     gemma3,
     gpt2,
     gpt_neox,
+    gpt_oss,
     llama,
     mistral,
     mixtral,
@@ -19,6 +20,7 @@ from jax_massact.families import (
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_moe,
 )
@@ -45,4 +47,6 @@ FAMILIES = (
     olmo3.FAMILY,
     mixtral.FAMILY,
     qwen3_moe.FAMILY,
+    qwen2_moe.FAMILY,
+    gpt_oss.FAMILY,
 )

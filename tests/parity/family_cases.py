@@ -389,4 +389,32 @@ FAMILIES: dict[str, Family] = {
             "yarn": {"rope_scaling": YARN},
         },
     ),
+    "qwen2_moe": Family(
+        decoder(
+            "qwen2_moe", "Qwen2MoeForCausalLM", hidden_size=32, head_dim=..., num_experts=4,
+            num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=20,
+            norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[],
+        ),
+        _WHOLE_HEADS | {
+            "renormalized": {"norm_topk_prob": True},
+            "all experts": {"num_experts_per_tok": 4},
+            "one of three": {"num_experts": 3, "num_experts_per_tok": 1},
+            "no biases": {"qkv_bias": False},
+            "a small shared expert": {"shared_expert_intermediate_size": 5},
+        },
+    ),
+    "gpt_oss": Family(
+        decoder(
+            "gpt_oss", "GptOssForCausalLM", num_local_experts=4, num_experts_per_tok=2,
+            intermediate_size=12, sliding_window=5, attention_bias=True,
+            rope_scaling=YARN | {"truncate": False},
+        ),
+        SHAPES | {
+            "all experts": {"num_experts_per_tok": 4},
+            "one of three": {"num_local_experts": 3, "num_experts_per_tok": 1},
+            "no biases": {"attention_bias": False},
+            "kinds of layers": {"layer_types": [WHOLE, WHOLE, LOCAL]},
+            "truncated": {"rope_scaling": YARN},
+        },
+    ),
 }

@@ -188,6 +188,11 @@ def experts(writer: gguf.GGUFWriter, c: Config) -> None:
         writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
 
 
+def qwen2_moe(writer: gguf.GGUFWriter, c: Config) -> None:
+    experts(writer, {**c, "head_dim": c["hidden_size"] // c["num_attention_heads"]})
+    writer.add_expert_shared_feed_forward_length(c["shared_expert_intermediate_size"])
+
+
 def interleaved(c: Config, arrays: Arrays) -> Arrays:
     """Queries and keys with the coordinates of a pair side by side."""
     heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
@@ -215,6 +220,7 @@ CONVERSIONS = {
     "olmo2": Conversion("olmo2", of_whole_heads),
     "mixtral": Conversion("llama", experts, lambda c, x: merged(c, interleaved(c, x))),
     "qwen3_moe": Conversion("qwen3moe", experts, merged),
+    "qwen2_moe": Conversion("qwen2moe", qwen2_moe, merged),
     "gpt_neox": Conversion("gptneox", neox, by_kind(_heads)),
     "phi3": Conversion("phi3", phi3),
     "phi": Conversion("phi2", phi),
@@ -230,6 +236,7 @@ CONVERSIONS = {
 _OTHER_SCALES = ("narrow heads", "wide heads", "three to a group")
 # Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
 UNSTATED = {
+    "qwen2_moe": ("renormalized", "no biases"),
     "olmo": ("biases",),
     "olmo2": ("biases", "llama3"),
     "mixtral": ("by default", "window"),
