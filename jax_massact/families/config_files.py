@@ -10,7 +10,7 @@ from jax_massact.families.family import Family
 from jax_massact.families.fields import build, flat
 from jax_massact.families.own import GROUP, read_group, write_group
 from jax_massact.families.rope import readable_rope
-from jax_massact.families.table import FAMILIES
+from jax_massact.families.table import FAMILIES, TRAINED
 from jax_massact.nn.config import BlockConfig, ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.safetensors import parse_json
@@ -152,7 +152,10 @@ def describe(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     found = [described for family in FAMILIES if (described := _as_family(family, wanted))]
     if not found:
         raise WeightsError("no file can state this configuration; expected: one that `load` reads")
-    family, settings, group = min(found, key=lambda described: _distance(described[2]))
+    # What no family has is described in the words of those that this package trains, if it can be.
+    exact = [described for described in found if not described[2]]
+    near = exact or [described for described in found if described[0] in TRAINED] or found
+    family, settings, group = min(near, key=lambda described: _distance(described[2]))
     own = {GROUP: group} if group else {}
     architecture = family.architecture if config.head.present else family.base
     return family, {

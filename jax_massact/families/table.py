@@ -50,3 +50,5 @@ FAMILIES = (
     qwen2_moe.FAMILY,
     gpt_oss.FAMILY,
 )
+# The families that models trained by this package resemble.
+TRAINED = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, gpt2.FAMILY)
