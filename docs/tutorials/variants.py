@@ -31,9 +31,10 @@ from jax_massact.cli import main
 
 os.environ["FORCE_COLOR"] = ""  # lines of text in place of moving progress bars
 folder = Path(tempfile.mkdtemp())
+steps = os.environ.get("MASSACT_TUTORIAL_STEPS", "300")
 code = main([
     "compare", "--config=configs/gpt2_tiny.py", "--variants=standard,sink,kv_bias",
-    f"--workdir={folder}", "--config.steps=300", "--no-interventions",
+    f"--workdir={folder}", f"--config.steps={steps}", "--no-interventions",
 ])
 print("exit code", code)
 
