@@ -1,7 +1,4 @@
-"""Tutorials run as scripts, on a small model in place of the download.
-
-The one that trains is executed where the site is built, as all are.
-"""
+"""Tutorials run as scripts, on a small model in place of the download, and in a few steps."""
 
 import runpy
 from pathlib import Path
@@ -19,7 +16,9 @@ GGUF = ROOT / "tests" / "parity" / "fixtures" / "gguf" / "smollm2.gguf"
 
 @pytest.fixture
 def run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MASSACT_TUTORIAL_MODEL", str(GGUF))
+    monkeypatch.setenv("MASSACT_TUTORIAL_STEPS", "50")
     matplotlib.use("agg")
 
     def run(name):
@@ -62,3 +61,10 @@ def test_fold_and_intervene(run):
     assert names["with_value"](names["mean"]) == pytest.approx(float(same), rel=1e-5)
     assert names["with_value"](30.0) != pytest.approx(float(same), rel=1e-3)
     assert names["error"] < 1e-5 and "attention is now 'kv_bias'" in out
+
+
+def test_variants(run):
+    names, out = run("variants")
+    assert names["code"] == 0 and len(names["groups"]) == 3
+    for name in ("standard", "sink", "kv_bias"):
+        assert f"\n{name:9} validation loss " in out
