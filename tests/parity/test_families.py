@@ -56,6 +56,13 @@ def run(model, ids):
     return logits[0], jax.numpy.concatenate([model.embedded(ids), hidden[:, 0]])
 
 
+def same(a, b):
+    if a.config != b.config:
+        return False
+    a, b = parameters(a), parameters(b)
+    return a.keys() == b.keys() and all(np.array_equal(x, b[name]) for name, x in a.items())
+
+
 def check(models, stored):
     for model, case in zip(models, stored, strict=True):
         logits, hidden = run(model, tokens(TOKENS, VOCAB, case["seed"]))
@@ -109,8 +116,9 @@ def test_gguf_files_have_the_same_numbers(tmp_path, name):
     left_out = gguf_writer.UNSTATED.get(name, ())
     stored = [case for case in cases(name) if case["name"] not in left_out]
     assert len(stored) >= 6
-    models = []
     for i, case in enumerate(stored):
         path = gguf_writer.write(case["config"], case.arrays, tmp_path / f"{i}.gguf")
-        models.append(open_checkpoint(path).load_model())
-    check(models, stored)
+        model = open_checkpoint(path).load_model()
+        # The folder's model has transformers' numbers, and so has one that equals it.
+        if not same(model, open_checkpoint(case.folder(tmp_path / str(i))).load_model()):
+            check([model], [case])
