@@ -33,7 +33,8 @@ RESULTS = DOCS / "results"
 def on_files(files, config):
     """Executes the tutorials, and draws the figures of the recorded results.
 
-    With MASSACT_TUTORIALS=off they are shown as they are written: the tests execute all but the one that trains.
+    With MASSACT_TUTORIALS=off they are shown as they are written: the tests execute all but the
+    one that trains.
     """
     for path in sorted((DOCS / "tutorials").glob("*.py")):
         notebook = jupytext.read(path)
