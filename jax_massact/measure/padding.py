@@ -1,7 +1,8 @@
 """Padded batches: the padding is moved behind the real tokens, where nothing real can see it.
 
 A sequence is then measured as if it stood alone, whichever side its padding was on: its first
-real token has position 0, and attention, being causal, never reaches what lies behind.
+real token has position 0, and attention, being causal, never reaches what lies behind. What
+LongRoPE chooses by length it chooses by that of the padded batch.
 """
 
 from collections.abc import Sequence

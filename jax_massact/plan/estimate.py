@@ -51,7 +51,7 @@ from jax_massact.plan.collectives import (
 from jax_massact.settings import check_int, from_mapping
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.layout import describe_layout, step_memory
-from jax_massact.train.metrics import flops_per_token
+from jax_massact.train.metrics import flops_per_token, idle_parameters
 from jax_massact.train.step import lower_update, make_mesh, parameter_count
 
 # The least of its peak that a device is expected to reach between collectives, for the upper bound.
@@ -335,7 +335,8 @@ def _recomputed_per_token(config: TrainConfig) -> float:
         x.size for name, x in parameters(abstract(model)).items() if name.startswith("blocks.")
     )
     c = model.block.attention
-    return 2 * blocks + 4 * model.depth * c.heads * c.head_dim * config.sequence_length
+    attention = 4 * model.depth * c.heads * c.head_dim * config.sequence_length
+    return 2 * (blocks - idle_parameters(model)) + attention
 
 
 def _notes(

@@ -114,7 +114,7 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
         rows = sequences_of(
             path, count=config.total, length=length if chosen else None, bos=config.bos
         )
-        tokenizer, tokens, bos = rows.tokenizer, rows.tokens[:, :limit], rows.bos
+        tokenizer, tokens, bos = rows.tokenizer, rows.tokens[:, :length], rows.bos
         text = Documents(rows.description, ())
     else:
         tokenizer = checkpoint.load_tokenizer()

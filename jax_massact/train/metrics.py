@@ -140,11 +140,18 @@ def flops_per_token(config: ModelConfig, parameters: int, sequence_length: int) 
     """Operations of one training step for each token, as Chowdhery et al. (2022, appendix B) count.
 
     6 for each parameter that is multiplied, and 12 L N H T for attention, as if it were not causal;
-    nothing for what rematerialization computes again.
+    nothing for experts that do not serve the token, nor for what rematerialization computes again.
     """
     embed, attention = config.embed, config.block.attention
     looked_up = config.context_length * config.width if embed.positions == "learned" else 0
     # A tied embedding is looked up once and multiplied once.
     looked_up += 0 if config.head.tied else embed.vocab_size * config.width
     products = 12 * config.depth * attention.heads * attention.head_dim * sequence_length
-    return 6 * (parameters - looked_up) + products
+    return 6 * (parameters - looked_up - idle_parameters(config)) + products
+
+
+def idle_parameters(config: ModelConfig) -> int:
+    """The matrices of a mixture's experts by which a token is not multiplied, in all layers."""
+    mlp = config.block.mlp
+    idle = max(mlp.moe.experts - mlp.moe.active, 0)
+    return 3 * config.depth * idle * config.width * mlp.hidden

@@ -12,6 +12,8 @@ from tiny_models import varied
 
 from jax_massact.cli import main
 from jax_massact.saving import save
+from jax_massact.studies.frame import prepare
+from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import DataConfig, TrainConfig, to_json
 from jax_massact.train.data import open_batches
 
@@ -83,6 +85,12 @@ def test_another_text_is_taken_where_one_is_named(run, tmp_path):
     folder, _ = run
     code, found = study("probe", folder, tmp_path, "text=text:a quick fox", "sequence_length=8")
     assert code == 0 and "validation" not in found["data"]["source"]
+
+
+def test_rows_longer_than_the_default_are_cut_to_it(run, monkeypatch):
+    monkeypatch.setattr("jax_massact.studies.frame.DEFAULT_LENGTH", 8)
+    prepared = prepare(str(run[0]), ProbeConfig(sequences=2, sequence_length=8))
+    assert prepared.inputs.tokens.shape == (2, 8)
 
 
 def test_held_out_data_that_ends_is_not_shown_twice(run, tmp_path, capsys):

@@ -10,7 +10,7 @@ from train_runs import MICRO
 
 from jax_massact.accelerators import PEAK_FLOPS, peak_flops
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.config import MLPConfig, ModelConfig, MoEConfig
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.train.config import (
     CheckpointConfig,
@@ -123,6 +123,17 @@ def test_operations_of_a_token():
         looked_up = [np.prod(shapes["positions"]), 0 if tied else np.prod(shapes["embed"])]
         expected = 6 * (count - sum(looked_up)) + 12 * 2 * 32 * 16
         assert flops_per_token(model, count, 16) == expected
+
+
+def test_operations_of_a_mixture_are_those_of_the_experts_that_serve_a_token():
+    block = MICRO.model.block
+    mlp = MLPConfig(hidden=24, moe=MoEConfig(experts=6, active=2, shared=8))
+    model = dataclasses.replace(MICRO.model, block=dataclasses.replace(block, mlp=mlp))
+    shapes = {name: x.shape for name, x in parameters(abstract(model)).items()}
+    count = sum(map(np.prod, shapes.values()))
+    experts = sum(np.prod(x) for name, x in shapes.items() if "experts" in name)
+    used = count - np.prod(shapes["positions"]) - experts * 4 // 6
+    assert flops_per_token(model, count, 16) == 6 * used + 12 * 2 * 32 * 16
 
 
 def test_peak_of_the_devices():
