@@ -18,6 +18,7 @@ from .measure.mechanism import (
     massive_tokens,
     sink_rate,
 )
+from .measure.super_weights import SuperWeights, super_weights
 from .nn.acts import Acts
 from .nn.config import ModelConfig
 from .nn.edits import Edits
@@ -39,6 +40,7 @@ __all__ = [
     "Massive",
     "ModelConfig",
     "ResourceError",
+    "SuperWeights",
     "Threshold",
     "UserError",
     "WeightsError",
@@ -53,5 +55,6 @@ __all__ = [
     "residual_streams",
     "save",
     "sink_rate",
+    "super_weights",
     "token_losses",
 ]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from jax_massact.report import words
 from jax_massact.results import (
     ActivationMap,
     LayerStats,
@@ -12,7 +13,7 @@ from jax_massact.results import (
     TopEntry,
     Writer,
 )
-from jax_massact.studies.probe.result import ProbeResult
+from jax_massact.studies.probe.result import ProbeResult, SuperWeight
 from jax_massact.studies.records import remarks
 
 WORDS = ["<|im_start|>", "Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n"]
@@ -44,6 +45,15 @@ def massive(
         trajectory=[value * (1 - 0.001 * (l - first)) if l in found else None
                     for l in range(depth)],
     )
+
+
+def super_weight(record: MassiveRecord, **changes) -> SuperWeight:
+    found = SuperWeight(
+        layer=record["written_by"]["layer"], dim=record["dim"], column=1229, expert=None,
+        tensor="blk.11.ffn_down.weight", weight=5.875, activation=2571.0, share=0.74,
+        expert_share=1.0, sequence=0, position=0,
+    )
+    return SuperWeight(**(found | changes))
 
 
 def layer_stats(layer: int, tops: list[float], median: float, token: str) -> LayerStats:
@@ -100,6 +110,7 @@ def result(
         },
         layers=layers,
         massive=records,
+        super_weights=[super_weight(r) for r in words.by_size(records, strict=True)],
         outlier_features=outliers or [],
         prompt={
             "tokens": tokens,
@@ -157,6 +168,7 @@ def nasty() -> ProbeResult:
                massive(9, 900.0, 1, 4, 6, token="[bold]中")]
     probe = result(records, depth=6, width=64, tokens=tokens, name="<b>$x$</b></title>[red]Ġ\ud800")
     probe["prompt"]["massive"] = [(p, r["dim"]) for r in records for p in range(0, 20, 2)]
+    probe["super_weights"][0] |= {"expert": 3, "expert_share": 0.91, "tensor": "<i>[red]"}
     probe["data"]["source"] = "</style><img src=x onerror=alert(1)>[/]"
     probe["config"]["note"] = "</script><script>console.error('escaped')</script>"
     return probe

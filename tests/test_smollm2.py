@@ -48,6 +48,12 @@ def test_the_command_finds_the_massive_activation_and_its_writer(
     assert (record["dim"], record["first_layer"], record["last_layer"]) == (507, 11, 27)
     assert (record["written_by"]["layer"], record["written_by"]["sublayer"]) == (11, "mlp")
     assert (record["removed_by"]["layer"], record["removed_by"]["sublayer"]) == (28, "mlp")
+    # The weight as the file has it, and its unit.
+    (one,) = result["super_weights"]
+    assert (one["layer"], one["dim"], one["column"]) == (11, 507, 1229)
+    assert one["tensor"] == "blk.11.ffn_down.weight" and one["expert"] is None
+    assert one["weight"] == pytest.approx(5.87573, rel=1e-5) and one["position"] == 0
+    assert 0.6 < one["share"] < 0.9
     out = capsys.readouterr()
     assert "507" in out.out and "MLP of block 11" in " ".join(out.out.split())
     assert "without BOS" in " ".join(out.err.split())

@@ -154,6 +154,11 @@ def take_rows(table: jax.Array, ids: jax.Array, *, out: str) -> jax.Array:
     return table.at[ids].get(out_sharding=spec)
 
 
+def entries(w: jax.Array, index: tuple) -> jax.Array:
+    """`w[index]` on every device, of a parameter that may be spread over them."""
+    return w.at[index].get(out_sharding=PartitionSpec() if explicit_sizes() else None)
+
+
 def per_query_head(x: jax.Array, num_heads: int) -> jax.Array:
     """[K, H], one row for each key/value head, as [N, H]: a row for each query head."""
     x = jnp.repeat(whole(x), num_heads // x.shape[0], axis=0)

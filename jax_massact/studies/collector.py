@@ -107,8 +107,13 @@ def compile_probe(
 
 
 class Whereabouts(NamedTuple):
-    """Where one dimension's massive activations sit, over all sequences."""
+    """Where one dimension's massive activations sit, over all sequences.
 
+    Attributes:
+      first: the sequence and the position of the first one.
+    """
+
+    first: tuple[int, int]
     positions: collections.Counter
     tokens: collections.Counter
     kinds: collections.Counter
@@ -220,11 +225,10 @@ class Collector:
         # A dimension with strict hits is described by those alone.
         described = {(f.position, f.dim) for f in found if f.strict or f.dim not in strict_dims}
         (ids,) = self._inputs.ids(slice(sequence, sequence + 1))
-        for position, dim in described:
+        for position, dim in sorted(described):
             kind = self._inputs.kind_at(sequence, position)
-            place = self._where.setdefault(
-                dim, Whereabouts(*(collections.Counter() for _ in range(3)))
-            )
+            counts = (collections.Counter() for _ in range(3))
+            place = self._where.setdefault(dim, Whereabouts((sequence, position), *counts))
             place.positions[position] += 1
             place.tokens[self._inputs.name(ids[position]), kind] += 1
             place.kinds[kind] += 1

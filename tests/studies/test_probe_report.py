@@ -90,7 +90,7 @@ def test_verdict_puts_strict_first_and_lists_what_it_does_not_say_in_full():
     lines = findings(examples.result(records, depth=4)).lines
     assert [line.split()[1] for line in lines[:3]] == ["7", "6", "5"]
     assert lines[3] == "2 more dimensions (massive (strict)): 4, 3."
-    assert lines[4:] == ["2 more dimensions by the relaxed definition only: 2, 1."]
+    assert lines[4] == "2 more dimensions by the relaxed definition only: 2, 1."
     relaxed = examples.result([r for r in records if not r["strict"]], depth=4)
     assert [line.split()[1] for line in findings(relaxed).lines[1:]] == ["2", "1"]
 
@@ -111,8 +111,26 @@ def test_everything_a_researcher_asks_first():
     row = next(line for line in text.splitlines() if line.strip().startswith("507"))
     for cell in ("11-28", "24,926 ± 498.5", "15,107", "100%", "MLP 11", "MLP 29"):
         assert cell in row
-    layer = next(line for line in text.splitlines() if line.split()[:1] == ["12"])
+    layers = text[text.index("\nLayers") :].splitlines()
+    layer = next(line for line in layers if line.split()[:1] == ["12"])
     assert layer.split() == ["12", "24,926", "1,840", "24", "1.7", "68,599", "4", "2", "2", "2"]
+
+
+def test_super_weights_are_named_with_their_share():
+    result = examples.strict_found()
+    flat = " ".join(written(show, result).split())
+    assert (
+        "Super weight: 74% of what the MLP of block 11 writes to dimension 507 comes through one "
+        "weight, row 507 and column 1229 of down_proj."
+    ) in flat
+    assert "block row column expert weight unit share position" in flat
+    assert "11 507 1229 - 5.875 2,571 74% 0" in flat
+    cells, *_ = rows(html_of(sections(result, examples.activation_map(result))), ">Super weights<")
+    assert cells[-1] == "blk.11.ffn_down.weight"
+    result["super_weights"][0] |= {"expert": 3, "expert_share": 0.91}
+    flat = " ".join(written(show, result).split())
+    assert "of down_proj of expert 3." in flat and "3 (91%)" in flat
+    assert "Super weight" not in written(show, examples.relaxed_only())
 
 
 def test_dimensions_are_ordered_by_size():
@@ -165,8 +183,8 @@ def test_markup_in_names_is_text():
 def test_sections_and_their_links(tmp_path):
     html = read(write(examples.strict_found(), tmp_path))
     anchors = [s["id"] for s in html.tags("section")]
-    assert anchors == ["verdict", "massive", "surface", "magnitudes", "writers", "prompt",
-                       "outliers", "layers", "settings"]
+    assert anchors == ["verdict", "massive", "surface", "magnitudes", "writers",
+                       "super-weights", "prompt", "outliers", "layers", "settings"]
     assert [a["href"] for a in html.tags("a")] == [f"#{anchor}" for anchor in anchors]
     assert "Dimension 507 is massive (strict) from layer 11 to 28" in html.text
     assert "data.sequences" in html.text and "0.10.2" in html.text

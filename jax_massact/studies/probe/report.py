@@ -12,7 +12,7 @@ from jax_massact.report.terminal import MAX_ROWS, Sheet
 from jax_massact.report.words import Findings
 from jax_massact.results import ActivationMap, LayerStats, MassiveRecord, OutlierFeature
 from jax_massact.studies.probe.figures import FIGURES, MAX_TRAJECTORIES, charts
-from jax_massact.studies.probe.result import ProbeResult
+from jax_massact.studies.probe.result import ProbeResult, SuperWeight
 
 __all__ = ["FIGURES", "PAGE", "charts", "page", "show"]
 PAGE = "report.html"
@@ -39,12 +39,42 @@ def findings(result: ProbeResult) -> Findings:
         lines.append(f"{n} by the relaxed definition only: {dims}.")
     else:
         lines += words.sentences(relaxed, "relaxed only")
+    lines += [_written_through(w) for w in result["super_weights"][:1]]
     if outliers := result["outlier_features"]:
         n = words.count(len(outliers), "outlier feature")
         lines.append(
             f"{n}, large at most tokens and so not massive activations: dim {_dims(outliers)}."
         )
     return Findings(lines, words.strength(records))
+
+
+def _written_through(w: SuperWeight) -> str:
+    expert = "" if w["expert"] is None else f" of expert {w['expert']}"
+    return (
+        f"Super weight: {words.percent(w['share'])} of what the MLP of block {w['layer']} writes "
+        f"to dimension {w['dim']} comes through one weight, row {w['dim']} and column "
+        f"{w['column']} of down_proj{expert}."
+    )
+
+
+def _super_weight_rows(weights: list[SuperWeight]) -> list[list[str]]:
+    return [
+        [str(w["layer"]), str(w["dim"]), str(w["column"]),
+         "-" if w["expert"] is None else f"{w['expert']} ({words.percent(w['expert_share'])})",
+         words.number(w["weight"]), words.number(w["activation"]), words.percent(w["share"]),
+         str(w["position"]), w["tensor"] or "-"]
+        for w in weights
+    ]
+
+
+_SUPER_WEIGHTS = (
+    "block", "row", "column", "expert", "weight", "unit", "share", "position", "tensor"
+)
+_SUPER_WEIGHTS_NOTE = (
+    "The entry of down_proj, in PyTorch's order of rows and columns, whose product with its unit "
+    "is the largest part of what the MLP writes to the dimension, and that part (Yu et al. 2024). "
+    "Of a mixture, the expert that writes the most, and its share."
+)
 
 
 def _dims(records: list[MassiveRecord] | list[OutlierFeature]) -> str:
@@ -105,6 +135,10 @@ def show(result: ProbeResult, console: Console) -> None:
     sheet = Sheet(console)
     sheet.opening(result, words.data_line(result["data"]), findings(result))
     sheet.massive(result["massive"])
+    if found := result["super_weights"]:
+        sheet.title("Super weights (the one weight through which a dimension is written)")
+        rows = [row[:-1] for row in _super_weight_rows(found)]  # the tensor's name is long
+        sheet.table(_SUPER_WEIGHTS[:-1], rows, most=MAX_ROWS)
     if features := result["outlier_features"]:
         sheet.title("Outlier features (large at most tokens: not massive activations)")
         head = ("dim", "layers", "magnitude", "tokens", "seqs")
@@ -134,6 +168,10 @@ def sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section
     ]
     if result["massive"]:
         found.append(Section("writers", "Who writes what", [writers, _writers_note(result)]))
+    if weights := result["super_weights"]:
+        table = Table(_SUPER_WEIGHTS, _super_weight_rows(weights), text=_SUPER_WEIGHTS[-1:])
+        about = Lines([_SUPER_WEIGHTS_NOTE], "soft")
+        found.append(Section("super-weights", "Super weights", [table, about]))
     head, rows = _layer_table(result["layers"], glance=False)
     note = (
         "Magnitudes; means over sequences, except the largest of all. q0.9 is the quantile that "

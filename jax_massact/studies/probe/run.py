@@ -18,6 +18,7 @@ from jax_massact.studies.frame import (
 from jax_massact.studies.output import Outcome
 from jax_massact.studies.probe.result import ProbeResult
 from jax_massact.studies.probe.settings import ProbeConfig
+from jax_massact.studies.probe.super_weights import super_weight_records
 from jax_massact.studies.records import massive_records, outlier_records, remarks
 
 
@@ -52,6 +53,7 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         definition=config.definition,
         progress=lambda done: progress(done, len(inputs)),
     )
+    massive = massive_records(probed)
     result = ProbeResult(
         schema=SCHEMA_VERSION,
         **remarks(probed.layers),
@@ -59,7 +61,8 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         data=data_info(prepared, config),
         definition=definition_info(config.definition),
         layers=probed.layers,
-        massive=massive_records(probed),
+        massive=massive,
+        super_weights=super_weight_records(prepared, model, probed, massive),
         outlier_features=outlier_records(probed),
         prompt=probed.prompt,
         config=dataclasses.asdict(config),
