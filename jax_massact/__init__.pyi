@@ -1,3 +1,4 @@
+from .data.preprocessing import Preprocessing
 from .errors import (
     ConfigError,
     DataError,
@@ -5,7 +6,7 @@ from .errors import (
     UserError,
     WeightsError,
 )
-from .loading import load
+from .loading import load, load_encoder
 from .measure.attention import AttentionStats, attention_stats
 from .measure.definition import Definition, Threshold
 from .measure.fold import fold
@@ -39,6 +40,7 @@ __all__ = [
     "Magnitudes",
     "Massive",
     "ModelConfig",
+    "Preprocessing",
     "ResourceError",
     "SuperWeights",
     "Threshold",
@@ -49,6 +51,7 @@ __all__ = [
     "find_massive",
     "fold",
     "load",
+    "load_encoder",
     "magnitudes",
     "massive_tokens",
     "perplexity",

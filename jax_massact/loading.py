@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to a decoder and its tokenizer."""
+"""From the name of a checkpoint to a model, and its tokenizer or how it wants its pictures."""
 
 import dataclasses
 import difflib
@@ -12,11 +12,13 @@ import jax
 import numpy as np
 
 from jax_massact.data.gguf_tokenizer import gguf_tokenizer
+from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.errors import WeightsError
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.config_files import read_config, read_gguf_config
+from jax_massact.families.encoder_files import encoder_of, open_encoder
 from jax_massact.families.places import Names
 from jax_massact.families.run_checkpoint import is_run, open_run
 from jax_massact.nn.config import DType, HeadConfig, ModelConfig
@@ -57,6 +59,32 @@ def load(
     checkpoint = open_checkpoint(source, step)
     tokenizer = checkpoint.load_tokenizer()  # first: it is soon known whether there is one
     return checkpoint.load_model(dtype, mesh), tokenizer
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    dtype: DType = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Transformer, Preprocessing]:
+    """A pretrained encoder of images, and how pictures are prepared for it.
+
+    `model(prepare([path, ...]))` gives its logits; `model.features(model.residual(images)[0])` its
+    features.
+
+    Args:
+      source: as for `load`: a Hugging Face folder, one of timm, or a named resource.
+      dtype: of the parameters and of the computation.
+      mesh: the devices to lay the parameters out on; None: the default device.
+
+    Raises:
+      WeightsError: there is no such checkpoint, or it is damaged or takes no images.
+      ResourceError: a named resource could not be fetched.
+    """
+    checkpoint = open_checkpoint(source)
+    if checkpoint.pictures is None:
+        raise WeightsError(f"{source} takes text; expected: an encoder of images, or ma.load")
+    return checkpoint.load_model(dtype, mesh), checkpoint.pictures
 
 
 def open_checkpoint(source: str | Path, step: int | None = None) -> Checkpoint:
@@ -125,6 +153,8 @@ def _open_folder_checkpoint(folder: Path) -> Checkpoint:
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f". It holds {ggufs[0]}: name that file" if ggufs else ""
         raise WeightsError(f"{folder} has no {CONFIG}; expected: a Hugging Face folder{hint}")
+    if (encoder := encoder_of(stated_in)) is not None:
+        return open_encoder(folder, stated_in, encoder)
     family, config = read_config(stated_in)
     names = {**family.names(config), **family.own_names(config)}
     tensors = _with_names(open_folder(folder), names)

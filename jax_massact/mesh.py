@@ -2,8 +2,9 @@
 
 A kind is named by its einsum letters: B sequences, T tokens, D residual stream, N query heads (or K
 key/value heads), H head dimension, F hidden units of the MLP, V vocabulary, P positions, R rows in
-front or extra keys, E experts, U units of the shared expert. Mesh axes are `dcn`, `data` and `fsdp`
-(all split the batch; `fsdp` also splits parameters) and `model` (heads, hidden units, vocabulary).
+front or extra keys, E experts, U units of the shared expert, X numbers of an image's patch. Mesh
+axes are `dcn`, `data` and `fsdp` (all split the batch; `fsdp` also splits parameters) and `model`
+(heads, hidden units, vocabulary).
 `dcn` counts slices of TPUs that only a data-center network joins, or any other groups of devices
 between which little should be sent. Axes that a mesh does not have, and axes that do not divide an
 array, are left out, so the same model runs under any mesh.
@@ -36,6 +37,7 @@ LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "vd": ("model", "fsdp"),
     "dv": ("fsdp", "model"),
     "pd": (None, "fsdp"),
+    "xd": (None, "fsdp"),
     "rd": (None, "fsdp"),
     "dnh": ("fsdp", "model", None),
     "nhd": ("model", None, "fsdp"),

@@ -1,4 +1,4 @@
-"""Writes a decoder as a Hugging Face folder, which `load` reads again to the bit."""
+"""Writes a model as a Hugging Face folder, which `load` reads again to the bit."""
 
 import contextlib
 import json
@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import WeightsError
+from jax_massact.families import own_encoder
 from jax_massact.families.config_files import describe
 from jax_massact.families.places import Names, fused, join, places_of, sizes_of
 from jax_massact.nn.transformer import Transformer, parameters
@@ -29,7 +31,11 @@ _UNFINISHED = {"model_type": "massact-unfinished", **_MARK}
 
 
 def save(
-    model: Transformer, folder: str | Path, *, tokenizer: Tokenizer | None = None
+    model: Transformer,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    pictures: Preprocessing | None = None,
 ) -> list[Path]:
     """Writes a model so that `load` gives it back, and transformers loads it where it knows it.
 
@@ -39,12 +45,13 @@ def save(
     A model that transformers has becomes what it expects, under the name of the first family in
     `families.table` that can state the configuration. Any other model (another attention, a first
     position, ...) gets a `model_type` beginning with `massact-`, which transformers refuses, and
-    its settings in the group `massact`.
+    its settings in the group `massact`. So does every encoder of images.
 
     Args:
       folder: made if need be. One that this function wrote before is overwritten; other files in
         it stay, and a tokenizer, too, unless a new one is given.
       tokenizer: written beside the model, if given.
+      pictures: how pictures are prepared for an encoder of images, likewise.
 
     Returns:
       The files written, `config.json` last.
@@ -56,12 +63,19 @@ def save(
       DataError: the tokenizer cannot be written as a `tokenizer.json`.
     """
     folder = Path(os.path.expanduser(folder))
-    family, settings = describe(model.config)
-    names = {**family.names(model.config), **family.own_names(model.config)}
-    places = places_of(names, model.config, f"a file of a {family.model_type} model")
-    config = settings | _tokens(tokenizer) | _MARK
+    if model.config.embed.patches is not None:
+        config, places = own_encoder.write(model.config), own_encoder.NAMES
+        places = places_of(places, model.config, "a file of an encoder")
+    else:
+        family, settings = describe(model.config)
+        names = {**family.names(model.config), **family.own_names(model.config)}
+        places = places_of(names, model.config, f"a file of a {family.model_type} model")
+        config = settings | _tokens(tokenizer)
+    config |= _MARK
     config["torch_dtype"] = _check_parameters(model)
     files = {} if tokenizer is None else tokenizer.files()
+    if pictures is not None:
+        files |= own_encoder.picture_files(pictures)
     try:
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)

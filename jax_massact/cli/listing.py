@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax_massact.cli.settings import find_file
 from jax_massact.errors import UserError
+from jax_massact.families.encoder_files import ENCODERS
 from jax_massact.families.table import FAMILIES
 from jax_massact.nn.variants import VARIANTS
 from jax_massact.report.console import make_console
@@ -66,6 +67,11 @@ TABLES = {
     "families": Listing(
         "Families of models, as safetensors in a Hugging Face folder", ("model_type", "models",
         "classes", "GGUF"), _families,
+    ),
+    "encoders": Listing(
+        "Families of image encoders, as safetensors in a folder of Hugging Face or timm",
+        ("model_type", "models"),
+        lambda: [[", ".join(encoder.model_types), encoder.about] for encoder in ENCODERS],
     ),
     "variants": Listing(
         "Attention variants, --config=FILE:VARIANT of train", ("variant", "about"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import WeightsError
 from jax_massact.families.places import (
@@ -47,6 +48,7 @@ class Checkpoint:
       tensors: the tensors that are parameters, by their name in the file.
       places: where each parameter of the model lies among them.
       load_tokenizer: reads its tokenizer.
+      pictures: how pictures are prepared for it; None: it takes text.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     places: Mapping[str, Place]
     load_tokenizer: Callable[[], Tokenizer]
+    pictures: Preprocessing | None = None
 
     @property
     def stored_dtypes(self) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ A layout is an einsum-like rule from the axes of the file's array to those of th
                       brackets, in the order of the table; this one takes 1 of it
 
 Only reshapes, transposes and slices are possible, and the addition of one number, so that every row
-can be read backwards. Letters are those of `ModelConfig`, in lower case;
-`sizes_of` lists them.
+can be read backwards. Letters are those of `ModelConfig`, in lower case; a patch has `a` rows and
+`b` columns of `c` channels. `sizes_of` lists all.
 """
 
 import functools
@@ -75,12 +75,17 @@ def in_blocks(prefix: str, rows: Names) -> dict[str, Place]:
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
     """The size of each letter of a layout."""
-    attention = config.block.attention
+    attention, patches = config.block.attention, config.embed.patches
     return {
         "1": 1,
+        "q": 1,
+        "a": 1 if patches is None else patches.size,
+        "b": 1 if patches is None else patches.size,
+        "c": 1 if patches is None else patches.channels,
+        "y": config.width * (1 + (config.head.pool == "cls_mean")),
         "v": config.embed.vocab_size,
         "p": config.context_length,
-        "s": variant_of(config).prefix,
+        "s": variant_of(config).prefix + config.registers,
         "d": config.width,
         "n": attention.heads,
         "k": attention.kv_heads,
@@ -132,9 +137,15 @@ def _small(config: ModelConfig) -> ModelConfig:
     if moe.experts:
         moe = replace(moe, experts=1, active=1, shared=min(1, moe.shared))
     block = replace(block, attention=attention, mlp=replace(block.mlp, hidden=1, moe=moe))
-    embed = replace(config.embed, vocab_size=1)
+    patches = config.embed.patches
+    if patches is not None:
+        patches = replace(
+            patches, size=1, grid=(1, 1), channels=1, mean=patches.mean[:1], std=patches.std[:1]
+        )
+    embed = replace(config.embed, vocab_size=1, patches=patches)
     return replace(
-        config, depth=1, width=2, context_length=1, embed=embed, block=block, others=()
+        config, depth=1, width=2, context_length=1, embed=embed, block=block, others=(),
+        registers=min(1, config.registers),
     )
 
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.measure.definition import Definition, Threshold
@@ -22,6 +21,7 @@ from jax_massact.measure.statistics import (
 )
 from jax_massact.nn.acts import Acts
 from jax_massact.nn.edits import Edits
+from jax_massact.nn.patches import ModelInput
 from jax_massact.nn.transformer import Transformer
 
 THRESHOLDS = (10.0, 100.0, 1000.0)
@@ -174,7 +174,7 @@ def _binned(magnitude: Float[Array, "B T D"]) -> Float[Array, "B MT MB"]:
 
 def magnitudes(
     model: Transformer,
-    tokens: Int[Array | np.ndarray, "B T"],
+    tokens: ModelInput,
     *,
     mask: AttentionMask | None = None,
     top_k: int = 5,
@@ -187,7 +187,7 @@ def magnitudes(
     kept. Call it under `jax.jit`: outside, the layers' scan is compiled anew on every call.
 
     Args:
-      tokens: ids in [0, V).
+      tokens: ids in [0, V), or images; positions are then those of CLS, registers and patches.
       mask: true or 1 for real tokens, 0 for padding on either side, as tokenizers give it. Each
         sequence is measured as if it stood alone without its padding; positions are those in
         `tokens`, but `map` begins with the first real token.
@@ -218,7 +218,7 @@ def magnitudes(
 
 
 def residual_streams(
-    model: Transformer, tokens: Int[Array | np.ndarray, "B T"], *, edits: Edits | None = None
+    model: Transformer, tokens: ModelInput, *, edits: Edits | None = None
 ) -> Float[Array, "L B T D"]:
     """The residual stream after every block. Pure; memory grows with the number of layers."""
     return model.residual(tokens, tap=lambda acts: acts.resid_post, edits=edits)[1]

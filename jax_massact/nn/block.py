@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import attend
-from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig
+from jax_massact.nn.config import INIT_STD, LAYER_SCALE, BlockConfig, ModelConfig
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP
 from jax_massact.nn.moe import MoE
@@ -33,7 +34,7 @@ class Attention(nnx.Module):
         self.v = nnx.Param(INIT_STD * jax.random.normal(keys[2], (D, K, H)))
         self.out = nnx.Param(out_std * jax.random.normal(keys[3], (N, H, D)))
         self.q_bias = nnx.Param(jnp.zeros((N, H))) if c.qkv_bias else None
-        self.k_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias else None
+        self.k_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias and c.key_bias else None
         self.v_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias else None
         self.out_bias = nnx.Param(jnp.zeros(D)) if c.out_bias else None
         norm = None if c.qk_norm == "none" else config.block.norm
@@ -73,6 +74,8 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(c.norm, D) if before and not c.shared_norm else None
         self.mlp = (MoE if c.mlp.moe.experts else MLP)(c.mlp, D, out_std, mlp)
         self.mlp_out_norm = Norm(c.norm, D) if behind else None
+        self.attn_gain = nnx.Param(jnp.full(D, LAYER_SCALE)) if c.layer_scale else None
+        self.mlp_gain = nnx.Param(jnp.full(D, LAYER_SCALE)) if c.layer_scale else None
 
     def __call__(
         self,
@@ -98,14 +101,14 @@ class Block(nnx.Module):
         z = attend(q, k, v, mask, extra=extra, implementation=kind.attention.implementation)
         z = attn.variant.heads(z, attn_in)
         out = _normed(self.attn_out_norm, _kept(project(z, attn.out, "nhd", attn.out_bias)))
-        attn_out = edit("attn_out", _scaled(out, kind.residual_scale))
+        attn_out = edit("attn_out", _scaled(out, kind.residual_scale, self.attn_gain))
         mid = edit("resid_mid", pre + attn_out)
         source = attn_in if kind.shared_norm else pre if kind.parallel else mid
         mlp_in = edit("mlp_in", _normed(self.mlp_norm, source))
         hidden, router = self.mlp.hidden(mlp_in, kind.mlp.activation)
         hidden = edit("mlp_hidden", hidden)
         out = _normed(self.mlp_out_norm, _kept(self.mlp.output(hidden, router)))
-        mlp_out = edit("mlp_out", _scaled(out, kind.residual_scale))
+        mlp_out = edit("mlp_out", _scaled(out, kind.residual_scale, self.mlp_gain))
         post = edit("resid_post", mid + mlp_out)
         return post, Acts(
             pre, attn_in, q, k, v, extra, z, attn_out, mid, mlp_in, hidden, router, mlp_out, post,
@@ -117,8 +120,9 @@ def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
     return x if norm is None else norm(x)
 
 
-def _scaled(x: jax.Array, scale: float) -> jax.Array:
-    return x if scale == 1 else x * scale
+def _scaled(x: jax.Array, scale: float, gain: nnx.Param | None) -> jax.Array:
+    x = x if scale == 1 else x * scale
+    return x if gain is None else x * sharded.broadcast(gain[...].astype(x.dtype), x)
 
 
 def _kept(x: jax.Array) -> jax.Array:

@@ -12,16 +12,20 @@ from jax_massact.settings import check_float, check_in, check_int
 
 NormKind = Literal["rms", "layer"]
 NormPlaces = Literal["in", "out", "both"]
-PositionKind = Literal["rope", "alibi", "none"]
+PositionKind = Literal["rope", "rope_2d", "alibi", "none"]
 QKNormKind = Literal["none", "head", "per_head", "all"]
 EmbeddedPositionKind = Literal["none", "learned"]
-ActivationKind = Literal["silu", "gelu_tanh", "gelu", "relu", "clamped_swiglu"]
+ActivationKind = Literal["silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "clamped_swiglu"]
+ResampleKind = Literal["exact", "antialias", "offset"]
+PoolKind = Literal["cls", "mean", "cls_mean", "mean_norm", "map"]
 RouterKind = Literal["softmax", "top_softmax"]
 DType = Literal["float32", "bfloat16"]
 ImplementationKind = Literal["xla", "cudnn", "splash"]
 
 # Standard deviation of new weights, GPT-2's and LLaMA's.
 INIT_STD = 0.02
+# New factors of LayerScale, those of DINOv2.
+LAYER_SCALE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +115,10 @@ class AttentionConfig:
       head_dim: size of each head (H).
       variant: a row of `nn.variants.VARIANTS`.
       position: how queries and keys know their positions, a row of `nn.positions.POSITIONS`.
-      rope: the settings of `position="rope"`.
+      rope: the settings of `position="rope"`, and the base of `position="rope_2d"`.
       slopes: of `position="alibi"`, one for each query head: slope times distance is taken from
         each logit (Press et al. 2022).
+      causal: whether a query sees only its own token and those before it, rather than all.
       window: a query sees its own token and the `window - 1` before it; None: all before it.
       scale: factor on q.k; None: 1 / sqrt(head_dim).
       softcap: logits become softcap * tanh(logits / softcap); None: as they are.
@@ -122,6 +127,7 @@ class AttentionConfig:
         a bias: of each `head` with one scale for all heads, `per_head` with a scale for each, or of
         `all` heads at once.
       qkv_bias, out_bias: whether the projections have biases.
+      key_bias: whether that of the keys has one where `qkv_bias` says so.
       extra_keys: how many extra keys the variant has, if it has any (`fold` makes several).
       implementation: of attention, see `nn.attention.attend`; None: the fastest that can.
     """
@@ -133,6 +139,7 @@ class AttentionConfig:
     position: PositionKind = "rope"
     rope: RopeConfig = RopeConfig()
     slopes: tuple[float, ...] | None = None
+    causal: bool = True
     window: int | None = None
     scale: float | None = None
     softcap: float | None = None
@@ -140,6 +147,7 @@ class AttentionConfig:
     qk_norm: QKNormKind = "none"
     qkv_bias: bool = False
     out_bias: bool = False
+    key_bias: bool = True
     extra_keys: int = 1
     implementation: ImplementationKind | None = None
 
@@ -168,6 +176,11 @@ class AttentionConfig:
             )
         if self.position == "rope":
             self._check_rope()
+        if self.position == "rope_2d" and self.head_dim % 4:
+            raise ConfigError(
+                f"attention.head_dim is {self.head_dim}; expected with 'rope_2d': a multiple of 4, "
+                "pairs of coordinates for rows and for columns"
+            )
 
     def _check_rope(self) -> None:
         turned = self.rope.turned(self.head_dim)
@@ -266,6 +279,8 @@ class BlockConfig:
       parallel: whether the MLP reads the block's input, as attention does.
       shared_norm: of parallel blocks, whether one norm serves attention and MLP.
       residual_scale: factor on the results of attention and MLP as they are added.
+      layer_scale: whether there is a learned factor on each dimension of them (Touvron et al.
+        2021).
     """
 
     attention: AttentionConfig
@@ -275,6 +290,7 @@ class BlockConfig:
     parallel: bool = False
     shared_norm: bool = False
     residual_scale: float = 1.0
+    layer_scale: bool = False
 
     def __post_init__(self) -> None:
         check_in("block.norms", self.norms, get_args(NormPlaces))
@@ -286,25 +302,71 @@ class BlockConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedConfig:
-    """From ids to the residual stream.
+class PatchConfig:
+    """Images as tokens: every square patch is one (Dosovitskiy et al. 2021).
 
     Attributes:
-      vocab_size: V.
+      size: side of a patch in pixels.
+      grid: rows and columns of patches that positions are learned for; other images may have any.
+      channels: of the images (C).
+      bias: whether the projection of patches has a bias.
+      cls: whether a learned CLS token stands in front of all others.
+      cls_position: whether it has a learned position, too.
+      resample: how learned positions serve another grid, a row of `nn.patches.RESAMPLE`.
+      mean, std: of each channel in [0, 1], by which uint8 images are normalized.
+    """
+
+    size: int
+    grid: tuple[int, int]
+    channels: int = 3
+    bias: bool = True
+    cls: bool = True
+    cls_position: bool = True
+    resample: ResampleKind = "exact"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        check_int("patches.size", self.size, 1)
+        check_int("patches.channels", self.channels, 1)
+        check_in("patches.resample", self.resample, get_args(ResampleKind))
+        for name, length in (("grid", 2), ("mean", self.channels), ("std", self.channels)):
+            if len(value := getattr(self, name)) != length:
+                raise ConfigError(f"patches.{name} is {value!r}; expected: {length} numbers")
+        for number in self.grid:
+            check_int("patches.grid", number, 1)
+        for number in self.std:
+            check_float("patches.std", number, 0.0, open_low=True)
+        if self.cls_position and not self.cls:
+            raise ConfigError("patches.cls_position is True; expected without patches.cls: False")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """From ids, or from images, to the residual stream.
+
+    Attributes:
+      vocab_size: V; of an encoder of images, what the head tells apart (1 without a head).
       positions: `learned`: a row for each position of the context is added; `none`.
       scale: factor on the embedded tokens.
-      norm: whether the sum is normed, as before the head.
+      norm: whether the sum is normed, as before the head; of images, CLS and registers as well.
+      patches: how images become tokens; None: the model takes ids.
     """
 
     vocab_size: int
     positions: EmbeddedPositionKind = "none"
     scale: float = 1.0
     norm: bool = False
+    patches: PatchConfig | None = None
 
     def __post_init__(self) -> None:
         check_int("embed.vocab_size", self.vocab_size, 1)
         check_float("embed.scale", self.scale, 0.0, open_low=True)
         check_in("embed.positions", self.positions, get_args(EmbeddedPositionKind))
+        if self.patches and self.positions == "none" and self.patches.cls_position:
+            raise ConfigError(
+                "patches.cls_position is True; expected with embed.positions='none': False"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +379,7 @@ class HeadConfig:
       bias: whether its logits have a learned bias.
       scale: factor on the logits.
       softcap: logits become softcap * tanh(logits / softcap) in the end; None: as they are.
+      pool: the features of an image, a row of `nn.pool.POOLS`; None: every token has logits.
     """
 
     tied: bool = False
@@ -324,11 +387,14 @@ class HeadConfig:
     bias: bool = False
     scale: float = 1.0
     softcap: float | None = None
+    pool: PoolKind | None = None
 
     def __post_init__(self) -> None:
         check_float("head.scale", self.scale, 0.0, open_low=True)
         if self.softcap is not None:
             check_float("head.softcap", self.softcap, 0.0, open_low=True)
+        if self.pool is not None:
+            check_in("head.pool", self.pool, get_args(PoolKind))
         if self.tied and not self.present:
             raise ConfigError("head.present is False; expected with head.tied=True: True")
 
@@ -339,14 +405,18 @@ class ModelConfig:
 
     Letters used for sizes all over the package: V vocabulary, L layers (`depth`), D residual
     stream (`width`), N query heads, K key/value heads, H head dimension, F hidden units of the MLP,
-    P learned positions, R rows in front or extra keys, E experts, B sequences, T tokens.
+    P learned positions, R rows in front or extra keys, E experts, B sequences, T tokens; of images
+    also Y and X pixels, C channels, S tokens with CLS and registers.
 
     Attributes:
-      context_length: the most tokens that the model takes, `first_position` included.
+      context_length: the most tokens that the model takes, `first_position` included; of an
+        encoder of images, the patches that positions are learned for.
       block: the blocks; the first kind of several.
       others: where blocks of several kinds alternate, the kinds that follow `block` in a period.
         They may differ in what has no parameters: windows, positions, scales.
       final_norm: before the head.
+      registers: learned rows in front, behind CLS, that are no part of the input (Darcet et al.
+        2024).
       first_position: position of the first token that is given to the model.
       bias_position: position of the first extra key: with a window, queries further behind it do
         not see it. None: every query sees every extra key.
@@ -364,6 +434,7 @@ class ModelConfig:
     others: tuple[BlockConfig, ...] = ()
     final_norm: NormConfig = NormConfig()
     head: HeadConfig = HeadConfig()
+    registers: int = 0
     first_position: int = 0
     bias_position: int | None = None
     dtype: DType = "float32"
@@ -372,6 +443,7 @@ class ModelConfig:
         for name in ("depth", "width", "context_length"):
             check_int(name, getattr(self, name), 1)
         check_int("first_position", self.first_position, 0)
+        check_int("registers", self.registers, 0)
         check_in("dtype", self.dtype, get_args(DType))
         if self.bias_position is not None:
             check_int("bias_position", self.bias_position, 0)
@@ -381,6 +453,30 @@ class ModelConfig:
                     "others differ from block in what decides the parameters; expected to differ: "
                     f"attention.{', attention.'.join(_WITHOUT_PARAMETERS)}"
                 )
+
+        self._check_images()
+
+    def _check_images(self) -> None:
+        patches, pool = self.embed.patches, self.head.pool
+        if patches is None:
+            if pool is not None or any(k.attention.position == "rope_2d" for k in self.pattern):
+                raise ConfigError(
+                    "embed.patches is None; expected with head.pool or 'rope_2d': how images "
+                    "become tokens"
+                )
+            return
+        if pool is None or self.head.tied or (not patches.cls and pool in ("cls", "cls_mean")):
+            raise ConfigError(
+                f"head.pool is {pool!r}, head.tied is {self.head.tied}; expected with images: a "
+                "way of pooling that the model's tokens allow, and no tied head"
+            )
+        if self.context_length != patches.grid[0] * patches.grid[1]:
+            raise ConfigError(
+                f"context_length is {self.context_length}; expected with patches.grid "
+                f"{patches.grid}: their number"
+            )
+        if any(kind.attention.position == "rope" for kind in self.pattern):
+            raise ConfigError("attention.position is 'rope'; expected with images: 'rope_2d'")
 
     @property
     def pattern(self) -> tuple[BlockConfig, ...]:

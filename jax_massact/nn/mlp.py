@@ -26,6 +26,7 @@ ACTIVATIONS: dict[ActivationKind, Callable[[jax.Array], jax.Array]] = {
     "silu": _in_float32(jax.nn.silu),
     "gelu_tanh": _in_float32(lambda x: jax.nn.gelu(x, approximate=True)),
     "gelu": _in_float32(gelu),
+    "quick_gelu": _in_float32(lambda x: x * jax.nn.sigmoid(1.702 * x)),
     "relu": jax.nn.relu,
 }
 

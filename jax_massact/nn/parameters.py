@@ -26,6 +26,10 @@ class Parameter(NamedTuple):
 
 PARAMETERS = {
     "embed": Parameter("vd", True),
+    "patches": Parameter("xd", True),
+    "patches_bias": Parameter("d", False),
+    "cls": Parameter("d", True),
+    "cls_position": Parameter("d", True),
     "embed_norm.scale": Parameter("d", False),
     "embed_norm.bias": Parameter("d", False),
     "positions": Parameter("pd", True),
@@ -57,6 +61,8 @@ PARAMETERS = {
         f"blocks.{norm}.{name}": Parameter("d", False)
         for norm in ("attn_out_norm", "mlp_out_norm") for name in ("scale", "bias")
     },
+    "blocks.attn_gain": Parameter("d", False),
+    "blocks.mlp_gain": Parameter("d", False),
     "blocks.mlp_norm.scale": Parameter("d", False),
     "blocks.mlp_norm.bias": Parameter("d", False),
     "blocks.mlp.up": Parameter("df", True, inputs=1),
@@ -78,6 +84,19 @@ PARAMETERS = {
     "blocks.mlp.shared.gate": Parameter("du", True),
     "blocks.mlp.shared.down": Parameter("ud", True),
     "blocks.mlp.shared_gate": Parameter("d", True),
+}
+# The pooling head of SigLIP has the parameters of an attention and of an MLP, outside the blocks.
+PARAMETERS |= {
+    "pool.probe": Parameter("d", True),
+    "pool.norm.scale": Parameter("d", False),
+    "pool.norm.bias": Parameter("d", False),
+    **{
+        f"pool.{name}": PARAMETERS[f"blocks.{name}"]._replace(inputs=0)
+        for name in (
+            *(f"attn.{x}{bias}" for x in ("q", "k", "v", "out") for bias in ("", "_bias")),
+            "mlp.up", "mlp.down", "mlp.up_bias", "mlp.down_bias",
+        )
+    },
 }
 
 

@@ -53,15 +53,25 @@ def _rope(config: AttentionConfig, positions: Int[Array, " T"], length: int) -> 
     return Rotation(rope.scale * jnp.cos(angles), rope.scale * jnp.sin(angles))
 
 
-def _nothing(config: AttentionConfig, positions: Int[Array, " T"], length: int) -> None:
+def _rope_2d(config: AttentionConfig, places: Float[Array, "T 2"], length: int) -> Rotation:
+    """DINOv3's: half of the pairs turn by the row, half by the column, both in [-1, 1]."""
+    del length
+    quarter = config.head_dim // 4
+    frequency = 2 * np.pi / config.rope.base ** (np.arange(quarter) / quarter)
+    angles = (places[:, :, None] * frequency.astype(np.float32)).reshape(-1, 2 * quarter)
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def _nothing(config: AttentionConfig, positions: Array, length: int) -> None:
     del config, positions, length
 
 
-# (configuration, positions, the sequence's length counted from position 0). ALiBi turns nothing: it
-# is a part of the logits (`Mask.slopes`).
-POSITIONS: dict[
-    PositionKind, Callable[[AttentionConfig, Int[Array, " T"], int], Rotation | None]
-] = {"rope": _rope, "alibi": _nothing, "none": _nothing}
+# (configuration, positions, the sequence's length counted from position 0). Positions are those of
+# the tokens [T], or the rows and columns of patches [T, 2] with 0 for CLS and registers. ALiBi
+# turns nothing: it is a part of the logits (`Mask.slopes`).
+POSITIONS: dict[PositionKind, Callable[[AttentionConfig, Array, int], Rotation | None]] = {
+    "rope": _rope, "rope_2d": _rope_2d, "alibi": _nothing, "none": _nothing,
+}
 
 
 def alibi_slopes(heads: int, largest: float = 8.0) -> tuple[float, ...]:

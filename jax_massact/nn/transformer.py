@@ -7,27 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jax_massact.errors import WeightsError
+from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import choose_kernel
 from jax_massact.nn.block import Block
-from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig
+from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig, PatchConfig
 from jax_massact.nn.edits import Edit, apply_edits, known
 from jax_massact.nn.embed import embed
 from jax_massact.nn.fused.vendor import platform
 from jax_massact.nn.linear import project
 from jax_massact.nn.norms import Norm
+from jax_massact.nn.patches import ModelInput, embed_images, grid_of, places_of
+from jax_massact.nn.pool import POOLS, MapPool
 from jax_massact.nn.positions import POSITIONS
-from jax_massact.nn.variants import variant_of
+from jax_massact.nn.variants import rows_in_front, variant_of
 
 # Reduces one block's activations on the device; its results are stacked over layers.
 Tap = Callable[[Acts], Any]
 
 
 class Transformer(nnx.Module):
-    """Every family, by configuration: embed -> blocks -> norm -> head.
+    """Every family, by configuration: embed -> blocks -> norm -> head; of text and of images.
 
     A pytree: pass it to `jax.jit`, `jax.grad` and friends like any other argument. The blocks'
     parameters are stacked (leading axis L) and run by `jax.lax.scan`.
@@ -40,9 +43,10 @@ class Transformer(nnx.Module):
         keys = jax.random.split(key, 5)
         V, D, P = config.embed.vocab_size, config.width, config.context_length
         draw = lambda key, *shape: nnx.Param(INIT_STD * jax.random.normal(key, shape))
-        R = variant_of(config).prefix
+        R = variant_of(config).prefix + config.registers
+        patches = config.embed.patches
         self.config = config
-        self.embed = draw(keys[0], V, D)
+        self.embed = None if patches else draw(keys[0], V, D)
         self.embed_norm = Norm(config.final_norm, D) if config.embed.norm else None
         self.positions = draw(keys[1], P, D) if config.embed.positions == "learned" else None
         self.prefix = draw(keys[4], R, D) if R else None
@@ -50,22 +54,32 @@ class Transformer(nnx.Module):
         self.blocks = jax.vmap(lambda k: Block(config, k))(jax.random.split(keys[2], config.depth))
         self.final_norm = Norm(config.final_norm, D)
         has_own = config.head.present and not config.head.tied
-        self.head = draw(keys[3], D, V) if has_own else None
+        features = 2 * D if config.head.pool == "cls_mean" else D
+        self.head = draw(keys[3], features, V) if has_own else None
         self.head_bias = nnx.Param(jnp.zeros(V)) if config.head.bias else None
+        more = jax.random.split(keys[0], 4)
+        pixels = 0 if patches is None else patches.channels * patches.size**2
+        self.patches = draw(more[0], pixels, D) if patches else None
+        self.patches_bias = nnx.Param(jnp.zeros(D)) if patches and patches.bias else None
+        self.cls = draw(more[1], D) if patches and patches.cls else None
+        self.cls_position = draw(more[2], D) if patches and patches.cls_position else None
+        self.pool = MapPool(config, more[3]) if config.head.pool == "map" else None
 
     def __call__(
         self,
-        tokens: Int[Array | np.ndarray, "B T"],
+        tokens: ModelInput,
         *,
         tap: Tap | None = None,
         edits: Edit | Sequence[Edit] | None = None,
         unroll: int = 1,
         remat: bool = False,
-    ) -> tuple[Float[Array, "B T V"], Any]:
+    ) -> tuple[Float[Array, "B *T V"], Any]:
         """Next-token logits, and what `tap` returned for every layer.
 
         Args:
-          tokens: ids in [0, V); T at most `config.context_length`.
+          tokens: ids in [0, V); T at most `config.context_length`. Encoders of images take images
+            [B Y X C], uint8 or normalized numbers, whose sides are multiples of a patch's; they
+            have logits [B V] of the whole image.
           tap: called with each block's `Acts`, gradient stopped; a pytree whose arrays come back
             with a leading layer axis. Learned rows in front are the first tokens of the `Acts`
             (and of `edits`). Under `jax.jit`, logits that the caller does not use are never
@@ -79,6 +93,7 @@ class Transformer(nnx.Module):
           (logits in the compute dtype, the stacked results of `tap` or None).
 
         Raises:
+          WeightsError: the model has no head.
           ValueError: the shape, the dtype or a value of `tokens` is not one that the model can
             take, or an edit is out of range. Values are checked where they are known: not inside
             `jax.jit`.
@@ -88,18 +103,21 @@ class Transformer(nnx.Module):
 
     def residual(
         self,
-        tokens: Int[Array | np.ndarray, "B T"],
+        tokens: ModelInput,
         *,
         tap: Tap | None = None,
         edits: Edit | Sequence[Edit] | None = None,
         unroll: int = 1,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """As `__call__`, but the residual stream after the last block in place of the logits."""
+        """As `__call__`, but the residual stream after the last block in place of the logits.
+
+        Learned rows in front are dropped from it, but for images: their CLS and registers stay.
+        """
         self._check(tokens)
         config, pattern = self.config, self.config.pattern
         x = self.embedded(tokens)
-        S, prefix = x.shape[1], x.shape[1] - tokens.shape[1]
+        S, prefix = x.shape[1], rows_in_front(config)
         changes: Sequence[Edit] = (
             () if edits is None else edits if isinstance(edits, Sequence) else (edits,)
         )
@@ -108,7 +126,7 @@ class Transformer(nnx.Module):
             change.check((x.shape[0], S, width), config.depth)
         masks = [self._mask(kind, prefix) for kind in pattern]
         x = self._even(x, masks)
-        positions = config.first_position + jnp.arange(x.shape[1])
+        positions = self._positions(x.shape[1], tokens.shape)
         turns = [
             POSITIONS[kind.attention.position](kind.attention, positions, config.first_position + S)
             for kind in pattern
@@ -129,12 +147,19 @@ class Transformer(nnx.Module):
             period = jax.checkpoint(period, prevent_cse=unroll > 1)
         layers = (jnp.arange(config.depth), self.blocks)
         x, taps = _scan(period, x, layers, len(pattern), unroll)
-        return x[:, prefix:S], taps
+        return x[:, prefix if config.embed.patches is None else 0 : S], taps
+
+    def _positions(self, length: int, shape: tuple[int, ...]) -> jax.Array:
+        patches = self.config.embed.patches
+        if patches is None:
+            return self.config.first_position + jnp.arange(length)
+        return jnp.asarray(places_of(grid_of(patches, shape), rows_in_front(self.config)))
 
     def _mask(self, kind: BlockConfig, prefix: int) -> Mask:
         c = kind.attention
         return Mask(
             scale=c.head_dim**-0.5 if c.scale is None else c.scale,
+            causal=c.causal,
             window=c.window,
             reach=self.config.reach(kind),
             softcap=c.softcap,
@@ -148,9 +173,10 @@ class Transformer(nnx.Module):
 
         It changes nothing before it, and one token in all activations costs less than to copy
         queries, keys, values and results in every block. Only learned rows in front make a length
-        odd that was chosen not to be.
+        odd that was chosen not to be. Full attention would see it.
         """
-        if self.prefix is None or x.shape[1] % 2 == 0:
+        causal = all(mask.causal for mask in masks)
+        if self.prefix is None or x.shape[1] % 2 == 0 or not causal:
             return x
         for kind, mask in zip(self.config.pattern, masks, strict=True):
             c = kind.attention
@@ -159,21 +185,53 @@ class Transformer(nnx.Module):
                 return x
         return jnp.concatenate([x, x[:, -1:]], axis=1)
 
-    def embedded(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B S D"]:
+    def embedded(self, tokens: ModelInput) -> Float[Array, "B S D"]:
         """The residual stream before the first block; the tokens are the last T of S."""
+        ids: Any = tokens
+        if self.patches is not None:
+            return embed_images(
+                self.config, ids, self.patches, self.patches_bias, self._front(),
+                self.positions, self.embed_norm,
+            )
+        assert self.embed is not None
         return embed(
-            self.config, tokens, self.embed, self.positions, self.embed_norm, self.prefix
+            self.config, ids, self.embed, self.positions, self.embed_norm, self.prefix
         )
 
-    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits from the residual stream after the last block.
+    def _front(self) -> Float[Array, "R D"] | None:
+        """CLS with its position, and the registers."""
+        rows = []
+        if self.cls is not None:
+            cls = self.cls[...]
+            rows.append(cls if self.cls_position is None else cls + self.cls_position[...])
+        if self.prefix is not None:
+            rows += list(sharded.whole(self.prefix[...]))
+        return jnp.stack(rows) if rows else None
+
+    def features(self, x: Float[Array, "B S D"]) -> Float[Array, "B E"]:
+        """The features of images, from their residual streams after the last block.
+
+        E is D, or 2 D where CLS and the mean of the patches stand side by side.
+        """
+        pool = self.config.head.pool
+        assert pool is not None, "only encoders of images have features"
+        if self.pool is not None:
+            return self.pool(self.config, self.final_norm(x))
+        return POOLS[pool](x, self.final_norm, rows_in_front(self.config))
+
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B *T V"]:
+        """Logits from the residual stream after the last block; [B V] of images.
 
         Raises:
           WeightsError: the model has no head.
         """
         check_head(self.config)
+        if self.config.embed.patches is not None:
+            assert self.head is not None
+            return project(self.features(x)[:, None], self.head, "dv", self.head_bias)[:, 0]
         x, head = self.final_norm(x), self.config.head
         if self.head is None:
+            assert self.embed is not None
             logits = project(x, self.embed, "vd", self.head_bias, transposed=True)
         else:
             logits = project(x, self.head, "dv", self.head_bias)
@@ -181,6 +239,8 @@ class Transformer(nnx.Module):
         return logits if head.softcap is None else head.softcap * jnp.tanh(logits / head.softcap)
 
     def _check(self, tokens: jax.Array | np.ndarray) -> None:
+        if (patches := self.config.embed.patches) is not None:
+            return _check_images(patches, tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; expected: integer ids "
@@ -204,8 +264,24 @@ class Transformer(nnx.Module):
                 )
 
 
+def _check_images(patches: PatchConfig, images: jax.Array | np.ndarray) -> None:
+    size, right = patches.size, images.ndim == 4 and images.shape[3] == patches.channels
+    number = images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
+    if not right or not number or not all(n and n % size == 0 for n in images.shape[1:3]):
+        raise ValueError(
+            f"images have shape {images.shape} and dtype {images.dtype}; expected: [images, rows, "
+            f"columns, {patches.channels}], uint8 or normalized numbers, whose sides are multiples "
+            f"of {size}"
+        )
+
+
 def check_head(config: ModelConfig) -> None:
     """Raises WeightsError unless the model has logits."""
+    if not config.head.present and config.embed.patches is not None:
+        raise WeightsError(
+            "this encoder of images has no head, so it has features and no logits; expected: a "
+            "checkpoint with a classifier or a projection"
+        )
     if not config.head.present:
         raise WeightsError(
             "this model was saved without its head, so it has no logits and no loss; expected: "

@@ -200,3 +200,9 @@ def variant_of(config: ModelConfig) -> type[Standard]:
             f"attention.variant is {name!r}; expected: one of {', '.join(VARIANTS)}.{hint}"
         )
     return VARIANTS[name]
+
+
+def rows_in_front(config: ModelConfig) -> int:
+    """How many learned rows stand in front of the input: CLS, registers, the variant's."""
+    patches = config.embed.patches
+    return variant_of(config).prefix + config.registers + (patches is not None and patches.cls)

@@ -26,9 +26,7 @@ from jax_massact.measure.massive import (
     find_hits,
     tally,
 )
-from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import Transformer
-from jax_massact.nn.variants import variant_of
 from jax_massact.results import (
     ActivationMap,
     LayerStats,
@@ -150,11 +148,6 @@ def probe_inputs(
         collector.add(jax.device_get(step(model, tokens, keep)))
         progress(collector.sequences)
     return collector.probed()
-
-
-def in_front(config: ModelConfig) -> int:
-    """How many learned rows stand before the tokens of a sequence."""
-    return variant_of(config).prefix
 
 
 class Found(NamedTuple):

@@ -31,13 +31,13 @@ from jax_massact.loading import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
 from jax_massact.nn.transformer import Transformer, abstract, parameters
+from jax_massact.nn.variants import rows_in_front
 from jax_massact.report.console import make_console
 from jax_massact.results import (
     DataInfo,
     DefinitionInfo,
     ModelInfo,
 )
-from jax_massact.studies.collector import in_front
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.output import finish, make_folder
 from jax_massact.studies.settings import AUTO, DEFAULT_LENGTH, RunConfig
@@ -130,7 +130,7 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
             f"the tokenizer gives id {tokens.max()}; the model of {checkpoint.path.name} has "
             f"embeddings for {checkpoint.config.embed.vocab_size} ids: they do not belong together"
         )
-    inputs = Inputs(tokens, tokenizer.token_strings, in_front(checkpoint.config))
+    inputs = Inputs(tokens, tokenizer.token_strings, rows_in_front(checkpoint.config))
     if isinstance(checkpoint, RunCheckpoint):
         source = f"{source}, step {checkpoint.path.name}"
     return Prepared(source, checkpoint, tokenizer, text, inputs, bos)

@@ -12,7 +12,7 @@ from jax_massact.nn.acts import Acts
 from jax_massact.nn.attention import per_head, weights
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.transformer import Transformer
-from jax_massact.nn.variants import variant_of
+from jax_massact.nn.variants import rows_in_front
 from jax_massact.train.config import WatchConfig
 
 
@@ -56,7 +56,7 @@ def watch(model: Transformer, tokens: Int[Array, "B T"], config: WatchConfig) ->
     stats, attention, drain = model.residual(tokens, tap=tap)[1]
     top = jnp.abs(stats.top.value[..., 0])
     rate = (attention > config.sink_epsilon).mean((1, 2), dtype=jnp.float32)
-    has_front = variant_of(model.config).prefix > 0
+    has_front = rows_in_front(model.config) > 0
     return Watch(
         top1=top.mean(1),
         largest=top.max(1),

@@ -52,11 +52,11 @@ def test_sizes(name, value):
     ("norm_eps", "norm.eps", "1e-5", "a number above 0"),
     ("norm_kind", "norm.kind", "batch", "'rms', 'layer'"),
     ("norm_bias", "norm.bias", True, "False"),
-    ("position", "attention.position", "sine", "'rope', 'alibi', 'none'"),
+    ("position", "attention.position", "sine", "'rope', 'rope_2d', 'alibi', 'none'"),
     ("positions", "embed.positions", "sine", "'none', 'learned'"),
     ("implementation", "attention.implementation", "triton", "'xla', 'cudnn', 'splash'"),
     ("activation", "mlp.activation", "tanh",
-     "'silu', 'gelu_tanh', 'gelu', 'relu', 'clamped_swiglu'"),
+     "'silu', 'gelu_tanh', 'gelu', 'quick_gelu', 'relu', 'clamped_swiglu'"),
     ("dtype", "dtype", "float16", "'float32', 'bfloat16'"),
     ("kv_heads", "attention.kv_heads", 3, "a divisor of attention.heads, which is 4"),
 ])

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jax_massact.nn.acts import Mask
 from jax_massact.nn.extra import Extra
-from jax_massact.nn.fused.vendor import FlashKernel
+from jax_massact.nn.fused.vendor import FlashKernel, Span
 
 
 def flash_attend(
@@ -37,25 +37,27 @@ def flash_attend(
     T = q.shape[1]
     pad = -T % kernel.multiple
     if pad:
-        # Queries behind all others: no real one sees their keys, and their results are cut off.
+        # Tokens behind all others, whose keys no real query sees: causal ones do not anyway. Their
+        # own results are cut off.
         q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q, k, v))
     window = None if mask.window is None or mask.window >= T else mask.window
-    out: jax.Array = _attend(kernel, window, mask.reach, q, k, v, extra)
+    span = Span(mask.causal, window, T if pad and not mask.causal else None)
+    out: jax.Array = _attend(kernel, span, mask.reach, q, k, v, extra)
     return out[:, :T]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(kernel, window, reach, q, k, v, extra):
-    return _forward(kernel, window, reach, q, k, v, extra)[0]
+def _attend(kernel, span, reach, q, k, v, extra):
+    return _forward(kernel, span, reach, q, k, v, extra)[0]
 
 
-def _forward(kernel, window, reach, q, k, v, extra):
+def _forward(kernel, span, reach, q, k, v, extra):
     if extra is None:
-        out, lse = kernel.forward(q, k, v, window)
+        out, lse = kernel.forward(q, k, v, span)
         return out, (q, k, v, None, out, lse)
     if extra.key is not None:
         k = _minus(k, extra.key[0])
-    real, lse = kernel.forward(q, k, v, window)
+    real, lse = kernel.forward(q, k, v, span)
     logits = _logits(q, extra, reach)
     lse_real = _heads_last(lse)
     total = functools.reduce(jnp.logaddexp, logits, lse_real)
@@ -72,9 +74,9 @@ def _forward(kernel, window, reach, q, k, v, extra):
     return out, (q, k, v, extra, out, lse)
 
 
-def _backward(kernel, window, reach, residuals, cotangent):
+def _backward(kernel, span, reach, residuals, cotangent):
     q, k, v, extra, out, lse = residuals
-    dq, dk, dv = kernel.backward(q, k, v, out, lse, cotangent, window)
+    dq, dk, dv = kernel.backward(q, k, v, out, lse, cotangent, span)
     if extra is None:
         return dq, dk, dv, None
     lse = _heads_last(lse)

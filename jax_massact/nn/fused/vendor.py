@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,23 @@ from jax_massact.nn.acts import Mask
 from jax_massact.nn.weigh import Softmax
 
 
+class Span(NamedTuple):
+    """Which keys a query sees; static.
+
+    Attributes:
+      causal: those up to its own token only; else all.
+      window: of these, its own and the `window - 1` before it; None: all.
+      tokens: how many there are, where the last ones are padding that no query may see; None: all.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    tokens: int | None = None
+
+
 @runtime_checkable
 class FlashKernel(Protocol):
-    """Causal attention over the real keys, from queries [B T N H], keys and values [B T K H]."""
+    """Attention over the real keys, from queries [B T N H], keys and values [B T K H]."""
 
     @property
     def multiple(self) -> int:
@@ -33,7 +47,7 @@ class FlashKernel(Protocol):
         ...
 
     def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, span: Span
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
         """The heads' results, and the log-sum-exp of each query's logits, float32."""
         ...
@@ -46,7 +60,7 @@ class FlashKernel(Protocol):
         out: Float[Array, "B T N H"],
         lse: Float[Array, "B N T"],
         cotangent: Float[Array, "B T N H"],
-        window: int | None,
+        span: Span,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Cotangents of q, k and v, of softmax weights exp(logit - lse) and the result `out`."""
         ...
@@ -75,13 +89,14 @@ class Cudnn:
             return f"head_dim is {head_dim}; expected: a multiple of 8, at most {largest}"
         return _cudnn_calls()[1]
 
-    def forward(self, q, k, v, window):
+    def forward(self, q, k, v, span):
         calls, _ = _cudnn_calls()
-        return calls["forward"](q, k, v, _cudnn_settings(q, window))
+        return calls["forward"](q, k, v, _lengths(q, span), _cudnn_settings(q, span))
 
-    def backward(self, q, k, v, out, lse, cotangent, window):
+    def backward(self, q, k, v, out, lse, cotangent, span):
         calls, _ = _cudnn_calls()
-        return calls["backward"](q, k, v, lse, out, cotangent, _cudnn_settings(q, window))
+        lengths, settings = _lengths(q, span), _cudnn_settings(q, span)
+        return calls["backward"](q, k, v, lengths, lse, out, cotangent, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +113,23 @@ class Splash:
     def unfit(self, q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
         if reason := _not_plain(q, mask):
             return reason
+        if not mask.causal:
+            return "its queries see later keys"
         if platform() != "tpu" and not self.interpret:
             return f"it runs on TPUs, not on this {platform()}"
         if q.shape[-1] % 64:
             return f"head_dim is {q.shape[-1]}; expected: a multiple of 64"
         return _splash_calls()[1]
 
-    def forward(self, q, k, v, window):
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, self.interpret)
+    def forward(self, q, k, v, span):
+        kernel = _splash_kernel(q.shape[1], q.shape[2], span.window, self.interpret)
         heads_first = (x.swapaxes(1, 2) for x in (_scaled(q), k, v))
         run: Any = jax.vmap(kernel)
         out, (lse,) = run(*heads_first)
         return out.swapaxes(1, 2), lse
 
-    def backward(self, q, k, v, out, lse, cotangent, window):
-        kernel = _splash_kernel(q.shape[1], q.shape[2], window, self.interpret)
+    def backward(self, q, k, v, out, lse, cotangent, span):
+        kernel = _splash_kernel(q.shape[1], q.shape[2], span.window, self.interpret)
         run, _ = _splash_calls()
 
         def one(q, k, v, out, lse, cotangent):
@@ -131,9 +148,9 @@ KERNELS: dict[str, FlashKernel] = {"cudnn": Cudnn(), "splash": Splash()}
 
 
 def _not_plain(q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
-    """Why no flash kernel can compute this attention; None: it is causal softmax."""
-    if not mask.causal:
-        return "its queries see later keys"
+    """Why no flash kernel can compute this attention; None: it is a softmax over what is seen."""
+    if not mask.causal and mask.window is not None:
+        return "its window reaches to both sides"
     if mask.weigh != Softmax():
         return f"its weights are {type(mask.weigh).__name__}, not a softmax"
     if mask.slopes is not None:
@@ -215,20 +232,22 @@ def _cudnn_calls() -> tuple[dict[str, Any], str | None]:
     }
     has_score_mod = "score_mod_args" in in_forward
 
-    def empties() -> list[jax.Array]:
-        return [jnp.zeros(0, jnp.float32)] + [jnp.zeros(0, jnp.int32) for _ in range(6)]
+    def others(lengths: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
+        # The bias, the lengths of queries and keys, then what pages and offsets need.
+        empty = [jnp.zeros(0, jnp.int32) for _ in range(4)]
+        return [jnp.zeros(0, jnp.float32), *lengths, *empty]
 
-    def run_forward(q, k, v, settings):
-        arrays = dict(zip(_CUDNN_ARRAYS, (q, k, v, *empties()), strict=True))
+    def run_forward(q, k, v, lengths, settings):
+        arrays = dict(zip(_CUDNN_ARRAYS, (q, k, v, *others(lengths)), strict=True))
         (out, lse), _ = forward(
             **arrays, **settings, **extra_forward, cudnn_version=cudnn_version,
             return_residual=True,
         )
         return out, lse
 
-    def run_backward(q, k, v, lse, out, cotangent, settings):
+    def run_backward(q, k, v, lengths, lse, out, cotangent, settings):
         score_mod_args = ((),) if has_score_mod else ()
-        residuals = (q, k, v, *empties(), *score_mod_args, lse, out)
+        residuals = (q, k, v, *others(lengths), *score_mod_args, lse, out)
         grads = backward(
             **settings, **extra_backward, return_residual=False, res=residuals,
             grad_output=cotangent,
@@ -238,16 +257,26 @@ def _cudnn_calls() -> tuple[dict[str, Any], str | None]:
     return {"forward": run_forward, "backward": run_backward}, None
 
 
-def _cudnn_settings(q: jax.Array, window: int | None) -> dict[str, Any]:
+def _lengths(q: jax.Array, span: Span) -> tuple[jax.Array, jax.Array]:
+    """How many queries and keys each sequence has, where some are padding; else nothing."""
+    if span.tokens is None:
+        return jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
+    lengths = jnp.full(q.shape[0], span.tokens, jnp.int32)
+    return lengths, lengths
+
+
+def _cudnn_settings(q: jax.Array, span: Span) -> dict[str, Any]:
     module = importlib.import_module(_CUDNN)
+    padded = "NO_MASK" if span.tokens is None else "PADDING"
+    mask_type = getattr(module.MaskType, "CAUSAL" if span.causal else padded)
     return {
         "scale": q.shape[-1] ** -0.5,
         "seed": 42,
         "dropout_rate": 0.0,
         "variadic_args": (False, False),
-        "mask_type": module.MaskType.CAUSAL,
+        "mask_type": mask_type,
         "layout": module.AttentionLayout.BTNH.value,
-        "sliding_window_length": window,
+        "sliding_window_length": span.window,
     }
 
 

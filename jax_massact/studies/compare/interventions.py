@@ -5,7 +5,7 @@ from pathlib import Path
 from jax_massact.data.text import Documents
 from jax_massact.errors import UserError
 from jax_massact.loading import RUN_MODEL, open_checkpoint
-from jax_massact.studies.collector import in_front
+from jax_massact.nn.variants import rows_in_front
 from jax_massact.studies.frame import Prepared
 from jax_massact.studies.held_out import held_out
 from jax_massact.studies.inputs import Inputs
@@ -59,7 +59,7 @@ def intervene_run(folder: Path, config: TrainConfig) -> InterveneResult:
         checkpoint=checkpoint,
         tokenizer=rows.tokenizer,
         text=Documents(rows.description, ()),
-        inputs=Inputs(rows.tokens, rows.tokenizer.token_strings, in_front(checkpoint.config)),
+        inputs=Inputs(rows.tokens, rows.tokenizer.token_strings, rows_in_front(checkpoint.config)),
         bos=rows.bos,
     )
     return intervene_checkpoint(prepared, settings)
