@@ -23,6 +23,7 @@ from jax_massact.cli import make_parser
 from jax_massact.cli.listing import TABLES
 from jax_massact.cli.table import COMMANDS, STUDIES, load
 from jax_massact.nn.parameters import PARAMETERS
+from jax_massact.report import words
 from jax_massact.report.matplotlib_painter import draw
 from jax_massact.studies.changes import CHANGES
 
@@ -116,6 +117,24 @@ def output(name):
     return f"```text\n{console.file.getvalue().rstrip()}\n```\n\n{made(name)}"
 
 
+def gemma3():
+    """The second real model: its largest activation by block, and the perplexities."""
+    found = result("gemma3-270m")
+    versions, date = found["versions"], found["date"]
+    software = ", ".join(f"{package} {versions[package]}" for package in ("python", "jax"))
+    layers = table(
+        ("after block", "largest activation", "at", "median"),
+        [[l["layer"], words.number(l["value"]), f"position {l['position']}, dim {l['dim']}",
+          words.number(l["median"])] for l in found["layers"]],
+    )
+    perplexity = table(
+        ("dim 163 at BOS", "perplexity"),
+        [[name, words.number(value)] for name, value in found["perplexity"].items()],
+    )
+    how = f"`{found['command']}`, {found['hardware']}, {software}, {date}."
+    return f"{perplexity}\n\n{layers}\n\n{found['tokens']} tokens, BOS included. {how}"
+
+
 def usage(name):
     """What `--help` prints of a command."""
     printed = io.StringIO()
@@ -158,6 +177,6 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-PAGES = {f.__name__: f for f in (output, usage, listing, commands, parameters, changes)} | {
+PAGES = {f.__name__: f for f in (output, gemma3, usage, listing, commands, parameters, changes)} | {
     "studies": STUDIES,
 }

