@@ -1,4 +1,4 @@
-"""Fabricated results of `intervene`, `explain` and `fold`: plain, empty, relaxed, lone and nasty.
+"""Fabricated results of studies of models: plain, empty, relaxed, lone and nasty.
 
 Every layer has numbers of its own, so that a wrong layer or field shows.
 """
@@ -15,6 +15,7 @@ from jax_massact.studies.explain.result import AttentionMap, ExplainResult
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.frame import definition_info
 from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.studies.quantize.result import QuantizeResult
 
 DEPTH, HEADS = 6, 2
 NASTY = "</script><script>alert(1)</script>$x_1$[red]\ud800"
@@ -127,6 +128,57 @@ def explain_result(kind="strict") -> tuple[ExplainResult, AttentionMap]:
         "massive": massive, "massive_tokens": 1.5 if some else 0.0, "sink_epsilon": 0.3,
         "sink_length": 64, "sink_rate": spread(0.75), "layers": layers, "locations": places,
     }, picture
+
+
+def quantize_result(kind="strict") -> QuantizeResult:
+    """Two kinds of rounding of three variants, one block at a time, ranges at two sites."""
+    result, massive = _common(kind)
+    single = kind == "single"
+    variants = ("original", "folded", "kept")
+    rows = [
+        {
+            "variant": variant, "sites": sites, "format": format, "granularity": "tensor",
+            "range": "minmax", "bits": bits, "weights": None, "perplexity": 15.5 * ratio,
+            "loss": {"mean": 2.75, "std": 0.0 if single else 0.22}, "ratio": ratio,
+            "stderr": None if single else 0.015,
+        }
+        for i, variant in enumerate(variants)
+        for sites, format, bits, ratio in (
+            ("linear", "float", None, 1.0), ("linear", "int8", 8, 1.95 / (1 + i)),
+            ("residual", "fp8", 8, 1.083 + i / 100), ("residual", "int8", 8, 25_813.0 / 10**i),
+        )
+    ]
+    ranges = [
+        {
+            "site": site, "layer": layer, "top": 900.0 + layer, "top_position": layer,
+            "top_token": NASTY if kind == "nasty" else "<s>", "top_without": 7.25 + layer,
+            "token_ratio": 413.0 if layer else None, "bits_lost": 7.0 if layer else None,
+            "sqnr": 0.5 if layer else None, "sqnr_without": 19.75, "zero_share": 0.98,
+            "columns": 9.5, "columns_without": 2.25,
+        }
+        for site in ("mlp_hidden", "resid_post") for layer in range(DEPTH)
+    ]
+    change = [0.01, 0.11, 0.075, 0.0, 0.14, -0.002]
+    single_data = intervene_result(kind)["data"]
+    writer, remover = (massive[0][key] if massive else None for key in ("written_by", "removed_by"))
+    return result | {
+        "data": single_data, "massive": massive, "rows": rows, "ranges": ranges,
+        "first_token": NASTY if kind == "nasty" else "<s>", "kept_tokens": 1.0,
+        "sensitivity": [
+            {"variant": "original", "site": "mlp_hidden", "layer": layer, "loss_change": x,
+             "stderr": None if single else 0.002} for layer, x in enumerate(change)
+        ],
+        "bits": [
+            {"variant": "original", "sites": "linear", "bits": 13, "ratio": 1.05},
+            {"variant": "original", "sites": "residual", "bits": None, "ratio": None},
+            {"variant": "folded", "sites": "linear", "bits": 10, "ratio": 1.03},
+            {"variant": "folded", "sites": "residual", "bits": 12, "ratio": 1.09},
+        ],
+        "verdict": {
+            "writer": writer, "remover": remover, "sensitive": [4, 1, 2],
+            "others": [2] if massive else [4, 1, 2], "bits_saved": {"linear": 3},
+        },
+    }
 
 
 def fold_result(kind="strict", unchanged=True) -> FoldResult:

@@ -23,6 +23,8 @@ from jax_massact.studies.intervene import report as intervene
 from jax_massact.studies.interventions_result import InterveneResult
 from jax_massact.studies.probe import report as probe
 from jax_massact.studies.probe.result import ProbeResult
+from jax_massact.studies.quantize import report as quantize
+from jax_massact.studies.quantize.result import QuantizeResult
 
 
 class Study(NamedTuple):
@@ -53,6 +55,7 @@ STUDIES = {
     "intervene": Study(InterveneResult, intervene, lambda kind: (causal.intervene_result(kind),)),
     "explain": Study(ExplainResult, explain, causal.explain_result),
     "fold": Study(FoldResult, fold, lambda kind: (causal.fold_result(kind),)),
+    "quantize": Study(QuantizeResult, quantize, lambda kind: (causal.quantize_result(kind),)),
     "compare": Study(Comparison, compare, lambda kind: (causal.compare_result(kind),)),
 }
 

@@ -105,6 +105,14 @@ STUDIES = {
         writes="fold.json, fold.html and the folded model",
         schema="fold.result:FoldResult",
     ),
+    "quantize": Study(
+        about="what they cost in 8 bits: perplexity with rounded activations or weights, ranges, "
+        "blocks; before and after folding",
+        example="--config.rows=linear:int8:tensor,residual:fp8:token",
+        settings="quantize.settings:QuantizeConfig",
+        writes="quantize.json, quantize.html and figures",
+        schema="quantize.result:QuantizeResult",
+    ),
 }
 
 

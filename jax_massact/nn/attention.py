@@ -15,6 +15,8 @@ from jax_massact.nn.extra import Extra
 from jax_massact.nn.fused.flash import flash_attend
 from jax_massact.nn.fused.vendor import KERNELS, FlashKernel
 
+# From the weights of some queries [B K G Q S], and the queries, to rounded weights.
+Rounded = Callable[[jax.Array, jax.Array], jax.Array]
 # Queries are taken in blocks of at least this many, so that no [N, T, T] array is ever whole and
 # keys that a block cannot see are not multiplied.
 QUERY_BLOCK = 128
@@ -33,6 +35,14 @@ class Weights(NamedTuple):
     keys: Float[Array, "B K G Q S"]
     extra: Float[Array, "B K G Q R"] | None
     logits: Float[Array, "B K G Q S"]
+
+    def rounded(self, rounded: Rounded, queries: Int[Array, " Q"]) -> "Weights":
+        """Real and extra keys of a query are rounded together, as the one softmax that they are."""
+        if self.extra is None:
+            return self._replace(keys=rounded(self.keys, queries))
+        S = self.keys.shape[-1]
+        both = rounded(jnp.concatenate([self.keys, self.extra], -1), queries)
+        return self._replace(keys=both[..., :S], extra=both[..., S:])
 
     def mix(self, v: Float[Array, "B S K H"], extra: Extra | None) -> Float[Array, "B Q N H"]:
         """The weighted sum of values, in float32."""
@@ -117,6 +127,7 @@ def attend(
     *,
     extra: Extra | None = None,
     implementation: ImplementationKind | None = None,
+    rounded: Rounded | None = None,
 ) -> Float[Array, "B T N H"]:
     """The weighted sum of values, each group of N/K query heads sharing a key/value head.
 
@@ -125,18 +136,20 @@ def attend(
       implementation: `cudnn` (NVIDIA GPUs, 16 bit) or `splash` (TPU): flash attention, which can be
         differentiated once and in reverse mode only; `xla`: any device, dtype and derivative;
         None: the first of these that can compute it.
+      rounded: simulated quantization of the weights, which XLA alone can compute.
 
     Raises:
       ConfigError: the implementation that is named cannot compute this, and why.
     """
-    kernel = choose_kernel(implementation, jax.ShapeDtypeStruct(q.shape, q.dtype), mask)
+    chosen = implementation if rounded is None else "xla"
+    kernel = choose_kernel(chosen, jax.ShapeDtypeStruct(q.shape, q.dtype), mask)
 
     def local(q, k, v, slopes, *fields):
         own = None if extra is None else Extra(*fields)
         if kernel is not None:
             return flash_attend(kernel, q, k, v, mask, own)
         blocks = [
-            _attend_block(q, k, v, start, stop, mask, own, slopes)
+            _attend_block(q, k, v, start, stop, mask, own, slopes, rounded)
             for start, stop in query_blocks(q.shape[1])
         ]
         return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
@@ -185,11 +198,16 @@ def query_blocks(length: int) -> list[tuple[int, int]]:
     return [(s, min(s + size, length)) for s in range(0, length, size)]
 
 
-def _attend_block(q, k, v, start: int, stop: int, mask: Mask, extra: Extra | None, slopes):
+def _attend_block(
+    q, k, v, start: int, stop: int, mask: Mask, extra: Extra | None, slopes, rounded
+):
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     last = stop if mask.causal else k.shape[1]
+    queries = jnp.arange(start, stop)
     found = weights(
         q[:, start:stop], k[:, first:last], mask, extra=extra,
-        queries=jnp.arange(start, stop), first_key=first, slopes=slopes,
+        queries=queries, first_key=first, slopes=slopes,
     )
+    if rounded is not None:
+        found = found.rounded(rounded, queries)
     return found.mix(v[:, first:last], extra).astype(q.dtype)

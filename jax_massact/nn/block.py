@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts, Mask
-from jax_massact.nn.attention import attend
+from jax_massact.nn.attention import Rounded, attend
 from jax_massact.nn.config import INIT_STD, LAYER_SCALE, BlockConfig, ModelConfig
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP
@@ -18,7 +18,7 @@ from jax_massact.nn.norms import HeadNorm, Norm
 from jax_massact.nn.positions import Rotation
 from jax_massact.nn.variants import variant_of
 
-# The activations at a site, edited.
+# The activations at a site, edited and rounded.
 Edit = Callable[[str, jax.Array], jax.Array]
 
 
@@ -84,6 +84,7 @@ class Block(nnx.Module):
         mask: Mask,
         rotation: Rotation | None,
         edit: Edit,
+        rounded: Rounded | None = None,
     ) -> tuple[Float[Array, "B T D"], Acts]:
         """The residual stream after the block, and all that it computed.
 
@@ -92,14 +93,19 @@ class Block(nnx.Module):
           mask: the geometry of its attention.
           rotation: of queries and keys.
           edit: (site, activations) to edited activations.
+          rounded: simulated quantization of the softmax.
         """
         attn = self.attn
         pre = edit("resid_pre", x)
         attn_in = edit("attn_in", _normed(self.attn_norm, pre))
-        q, k, v = attn.qkv(attn_in, kind.attention.clip, rotation)
+        qkv = attn.qkv(attn_in, kind.attention.clip, rotation)
+        q, k, v = (edit(site, x) for site, x in zip("qkv", qkv, strict=True))
         extra = attn.variant.extra()
-        z = attend(q, k, v, mask, extra=extra, implementation=kind.attention.implementation)
-        z = attn.variant.heads(z, attn_in)
+        z = attend(
+            q, k, v, mask, extra=extra, implementation=kind.attention.implementation,
+            rounded=rounded,
+        )
+        z = edit("z", attn.variant.heads(z, attn_in))
         out = _normed(self.attn_out_norm, _kept(project(z, attn.out, "nhd", attn.out_bias)))
         attn_out = edit("attn_out", _scaled(out, kind.residual_scale, self.attn_gain))
         mid = edit("resid_mid", pre + attn_out)

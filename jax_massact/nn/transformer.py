@@ -1,5 +1,6 @@
 """A transformer whose one forward pass serves training, probing and intervention."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from jax_massact.nn.norms import Norm
 from jax_massact.nn.patches import ModelInput, embed_images, grid_of, places_of
 from jax_massact.nn.pool import POOLS, MapPool
 from jax_massact.nn.positions import POSITIONS
+from jax_massact.nn.rounding import Rounding
 from jax_massact.nn.variants import rows_in_front, variant_of
 
 # Reduces one block's activations on the device; its results are stacked over layers.
@@ -71,6 +73,7 @@ class Transformer(nnx.Module):
         *,
         tap: Tap | None = None,
         edits: Edit | Sequence[Edit] | None = None,
+        rounding: Rounding | None = None,
         unroll: int = 1,
         remat: bool = False,
     ) -> tuple[Float[Array, "B *T V"], Any]:
@@ -85,6 +88,8 @@ class Transformer(nnx.Module):
             (and of `edits`). Under `jax.jit`, logits that the caller does not use are never
             computed.
           edits: changes to activations in chosen blocks, made in order.
+          rounding: simulated quantization of activations, edited ones included; attention is then
+            computed by XLA.
           unroll: periods of blocks in one step of the scan; 1 compiles fastest.
           remat: keep only the residual stream between blocks for the gradient, and compute the
             rest again (Chen et al. 2016): less memory for a third more computation.
@@ -95,10 +100,12 @@ class Transformer(nnx.Module):
         Raises:
           WeightsError: the model has no head.
           ValueError: the shape, the dtype or a value of `tokens` is not one that the model can
-            take, or an edit is out of range. Values are checked where they are known: not inside
-            `jax.jit`.
+            take, or an edit or a rounding is out of range. Values are checked where they are
+            known: not inside `jax.jit`.
         """
-        x, taps = self.residual(tokens, tap=tap, edits=edits, unroll=unroll, remat=remat)
+        x, taps = self.residual(
+            tokens, tap=tap, edits=edits, rounding=rounding, unroll=unroll, remat=remat
+        )
         return self.logits(x), taps
 
     def residual(
@@ -107,6 +114,7 @@ class Transformer(nnx.Module):
         *,
         tap: Tap | None = None,
         edits: Edit | Sequence[Edit] | None = None,
+        rounding: Rounding | None = None,
         unroll: int = 1,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
@@ -125,20 +133,34 @@ class Transformer(nnx.Module):
             width = config.block.mlp.units if change.site == "mlp_hidden" else config.width
             change.check((x.shape[0], S, width), config.depth)
         masks = [self._mask(kind, prefix) for kind in pattern]
-        x = self._even(x, masks)
+        if rounding is None:
+            x = self._even(x, masks)
+        else:
+            rounding.check((x.shape[0], S), config.depth)
         positions = self._positions(x.shape[1], tokens.shape)
         turns = [
             POSITIONS[kind.attention.position](kind.attention, positions, config.first_position + S)
             for kind in pattern
         ]
 
+        def changer(index):
+            """The edits and the rounding of one block."""
+
+            def changed(site: str, x: jax.Array) -> jax.Array:
+                x = apply_edits(x, changes, site, index)
+                return x if rounding is None else rounding.apply(site, x, index)
+
+            return changed
+
         def period(x, layers):
             """One block of every kind; `layers` have a leading axis of as many."""
             outs = []
             for i in range(layers[0].shape[0]):
                 index, block = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-                edit = lambda site, x, index=index: apply_edits(x, changes, site, index)
-                x, acts = block(x, pattern[i], masks[i], turns[i], edit)
+                rounded = None
+                if rounding is not None:
+                    rounded = functools.partial(rounding.softmax, layer=index)
+                x, acts = block(x, pattern[i], masks[i], turns[i], changer(index), rounded)
                 outs.append(None if tap is None else tap(jax.lax.stop_gradient(acts.first(S))))
             return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
 

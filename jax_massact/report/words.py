@@ -6,7 +6,7 @@ never called massive without the word "relaxed".
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax_massact.results import (
     DataInfo,
@@ -215,6 +215,17 @@ def data_line(data: DataInfo) -> str:
     return (
         f"{count(data['sequences'], 'sequence')} of {count(data['sequence_length'], 'token')} "
         f"from {data['source']}, {begins} (bos={data['bos_setting']})"
+    )
+
+
+def held_out_line(data: Mapping[str, Any]) -> str:
+    """What was read where a part calibrates and the rest is held out: `InterveneData`."""
+    bos = "each beginning with BOS" if data["bos"] else "without BOS"
+    return (
+        f"{data['source']}, {bos} (bos={data['bos_setting']}): "
+        f"{count(data['calibration_sequences'], 'sequence')} for calibration, "
+        f"{data['sequences']} held out; windows of {data['window']} tokens, stride "
+        f"{data['stride']}, {data['scored_tokens']:,} tokens scored"
     )
 
 

@@ -48,7 +48,7 @@ from jax_massact.studies.interventions_result import (
     Verdict,
 )
 from jax_massact.studies.records import massive_records, remarks
-from jax_massact.studies.settings import InterveneConfig
+from jax_massact.studies.settings import InterveneConfig, RunConfig
 from jax_massact.studies.targets import (
     Means,
     Samples,
@@ -134,7 +134,7 @@ def intervene_checkpoint(
       DataError: the text gives fewer than two sequences.
     """
     watch = Stopwatch()
-    calibration, held_out = split(prepared, config)
+    calibration, held_out = split(prepared, config, config.calibration_sequences)
     batch = min(config.batch_size, len(calibration))
     total, window = len(calibration) + len(held_out), calibration.tokens.shape[1]
     step, model = compile_while_loading(
@@ -201,14 +201,16 @@ def intervene_checkpoint(
     )
 
 
-def split(prepared: Prepared, config: InterveneConfig) -> tuple[Inputs, Inputs]:
+def split(
+    prepared: Prepared, config: RunConfig, calibration_sequences: int
+) -> tuple[Inputs, Inputs]:
     """Calibration and held-out sequences; in proportion, where the text holds too few for both.
 
     Raises:
       DataError: there are fewer than two.
     """
     inputs = prepared.inputs
-    wanted = config.calibration_sequences, config.sequences
+    wanted = calibration_sequences, config.total - calibration_sequences
     if len(inputs) < 2:
         raise DataError(
             f"{prepared.text.description} fills {len(inputs)} sequence of "

@@ -179,10 +179,10 @@ def test_a_short_text_is_split_in_proportion():
         inputs = Inputs(np.zeros((6, T), np.int32), str)
 
     config = settings(calibration_sequences=10, sequences=20)
-    calibration, held_out = split(Few, config)
+    calibration, held_out = split(Few, config, config.calibration_sequences)
     assert (len(calibration), len(held_out)) == (2, 4)
     Few.inputs = Few.inputs[:2]
-    assert [len(x) for x in split(Few, config)] == [1, 1]
+    assert [len(x) for x in split(Few, config, config.calibration_sequences)] == [1, 1]
 
 
 def record(dim, strict, first, last):

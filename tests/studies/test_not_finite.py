@@ -27,6 +27,8 @@ def folder(tmp_path_factory):
     ("probe", ()), ("explain", ("--config.location_sequences=2", "--config.location_length=8")),
     ("intervene", ("--config.calibration_sequences=2",)),
     ("fold", ("--config.first_token=1", "--config.save=false")),
+    ("quantize", ("--config.calibration_sequences=2", "--config.variants=original",
+                  "--config.rows=linear:int8:tensor", "--config.sensitivity=")),
 ])
 def test_no_verdict(folder, command, more, tmp_path, capsys):
     with warnings.catch_warnings():

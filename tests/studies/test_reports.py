@@ -222,7 +222,9 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-CHARTS = {"probe": 3, "intervene": 2, "explain": 8, "fold": 0}  # on the page of what was found
+# On the page of what was found, and how many fewer where nothing was.
+CHARTS = {"probe": 3, "intervene": 2, "explain": 8, "fold": 0, "quantize": 4}
+FEWER = {"explain": 3, "fold": 0, "quantize": 0}
 
 
 @pytest.mark.browser
@@ -233,7 +235,7 @@ def test_pages_open_without_a_request_or_a_complaint(name, kind, browser, tmp_pa
     path = write_text(tmp_path / "page.html", study.report.page(*study.make(kind)))
     page = browser.open(path)
     page.wait_for("document.documentElement.dataset.drawn === 'true'")
-    charts = CHARTS[name] - (0 if kind != "none" else {"explain": 3, "fold": 0}.get(name, 1))
+    charts = CHARTS[name] - (0 if kind != "none" else FEWER.get(name, 1))
     assert page.evaluate("document.querySelectorAll('.chart').length") == charts
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == charts
     # What goes beyond the window could not be read on a laptop.

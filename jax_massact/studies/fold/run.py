@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_massact.data.tokenizer import Tokenizer
-from jax_massact.errors import DataError
 from jax_massact.measure.fold import fold
 from jax_massact.measure.loss import losses_of
 from jax_massact.measure.magnitudes import magnitudes_tap
@@ -20,6 +18,7 @@ from jax_massact.studies.collector import (
     Collector,
     reduce_batch,
 )
+from jax_massact.studies.first_token import find_first_token
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.frame import (
@@ -146,24 +145,3 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
             result["notices"].append(f"the model in {folder / MODEL} is of an earlier fold")
 
     return Outcome(result, save=save_model)
-
-
-def find_first_token(tokenizer: Tokenizer, name: str) -> int:
-    """The id that `FoldConfig.first_token` means.
-
-    Raises:
-      DataError: the tokenizer has no BOS token, or the text is not one token.
-    """
-    if name == "bos":
-        if tokenizer.bos_id is None:
-            raise DataError(
-                f"{tokenizer.source}: its tokenizer has no BOS token; name the first token with "
-                "first_token, by its id or text"
-            )
-        return tokenizer.bos_id
-    if name.isdecimal():
-        return int(name)
-    ids = tokenizer.encode(name, bos=False)
-    if len(ids) != 1:
-        raise DataError(f"first_token {name!r} is {len(ids)} tokens; expected: a text that is one")
-    return int(ids[0])

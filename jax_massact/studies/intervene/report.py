@@ -129,23 +129,11 @@ def _dims(dims: Sequence[int]) -> str:
     return f"dim {words.listed(dims)}"
 
 
-def data_line(result: InterveneResult) -> str:
-    """What was read, and how the perplexity is measured."""
-    d = result["data"]
-    bos = "each beginning with BOS" if d["bos"] else "without BOS"
-    return (
-        f"{d['source']}, {bos} (bos={d['bos_setting']}): "
-        f"{words.count(d['calibration_sequences'], 'sequence')} for calibration, {d['sequences']} "
-        f"held out; windows of {d['window']} tokens, stride {d['stride']}, "
-        f"{d['scored_tokens']:,} tokens scored"
-    )
-
-
 def show(result: InterveneResult, console: Console) -> None:
     """Prints the verdict, the perplexities, the targets, and what is large once they are zero."""
     sheet = Sheet(console)
     after, sequences = result["after_zero"], result["data"]["sequences"]
-    sheet.opening(result, data_line(result), findings(result))
+    sheet.opening(result, words.held_out_line(result["data"]), findings(result))
     sheet.title("Perplexity of the held-out text")
     head = ("intervention", "perplexity", "change", "loss", *(() if sequences == 1 else ("std",)))
     rows = _perplexities(result)
@@ -194,7 +182,7 @@ def sections(result: InterveneResult) -> list[Section]:
             for row in _perplexities(result)]
     note = Lines(["Perplexity is exp of the mean loss over all scored tokens."], "soft")
     found = [
-        found_section(findings(result), [("Data", data_line(result))], result),
+        found_section(findings(result), [("Data", words.held_out_line(result["data"]))], result),
         Section("perplexity", "Perplexity",
                 [perplexity_chart(result), Table(head, rows, text=head[:1]), note]),
     ]

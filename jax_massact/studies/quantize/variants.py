@@ -1,0 +1,176 @@
+"""The variants of a model that `massact quantize` compares: what runs on which tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from jax_massact.errors import ConfigError, DataError
+from jax_massact.measure.fold import check_foldable, fold
+from jax_massact.nn.edits import Edits
+from jax_massact.nn.transformer import Transformer
+from jax_massact.studies.changes import Met, set_to
+from jax_massact.studies.collector import Found
+from jax_massact.studies.first_token import find_first_token
+from jax_massact.studies.frame import Prepared
+from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.quantize.settings import QuantizeConfig
+from jax_massact.studies.targets import Means, TargetPlace, find_places
+
+HALF = 0.5  # of the mean, to which `halved` sets massive activations
+
+
+class Text(NamedTuple):
+    """Sequences of one variant.
+
+    Attributes:
+      inputs: what the model takes.
+      kept: tokens that stay in float.
+      massive: tokens with massive activations, whatever becomes of them.
+      edits: changes to all of the sequences; [E, S, P+T] masks.
+    """
+
+    inputs: Inputs
+    kept: Bool[np.ndarray, "S P+T"]
+    massive: Bool[np.ndarray, "S P+T"]
+    edits: Edits | None
+
+    def rows(self, rows: slice, size: int) -> tuple[Bool[np.ndarray, "B T"], Edits | None]:
+        """What is kept and changed in one batch, filled up like its tokens."""
+        index = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)
+        if self.edits is None:
+            return self.kept[index], None
+        take = lambda x: np.asarray(x)[:, index]
+        tokens, add = take(self.edits.tokens), take(self.edits.add)
+        return self.kept[index], dataclasses.replace(self.edits, tokens=tokens, add=add)
+
+
+class Variant(NamedTuple):
+    """One variant: a model, the text it is measured on, and the text its ranges are from.
+
+    Attributes:
+      skip: of the predicted tokens, the first ones that are not scored: those that the original,
+        without the token in front, does not predict.
+    """
+
+    name: str
+    model: Transformer
+    held_out: Text
+    calibration: Text
+    skip: int = 0
+
+
+class Read(NamedTuple):
+    """A text, and what one pass of the original model found in each of its sequences."""
+
+    inputs: Inputs
+    found: Sequence[Sequence[Found]]
+
+
+def make_variants(
+    model: Transformer,
+    held_out: Read,
+    calibration: Read,
+    targets: Sequence[TargetPlace],
+    means: Sequence[Means],
+    prepared: Prepared,
+    config: QuantizeConfig,
+    kept: tuple[Bool[np.ndarray, "S T"], Bool[np.ndarray, "C T"]],
+) -> tuple[list[Variant], str | None, list[str]]:
+    """The variants that there are, the first token's name, and what had to be left out, and why.
+
+    Args:
+      kept: the tokens of `config.keep`, in held-out and calibration text.
+    """
+    notices: list[str] = []
+    plain = [_text(part, targets, means) for part in (held_out, calibration)]
+    same = [text._replace(edits=_nothing(text.edits)) for text in plain]
+    of = lambda name, model, texts, **more: Variant(name, model, texts[0], texts[1], **more)
+    variants = [of("original", model, same)]
+    first, name = None, None
+    if {"first", "folded"} & set(config.names):
+        try:
+            check_foldable(model.config)
+            first = find_first_token(prepared.tokenizer, config.first_token)
+            name = held_out.inputs.name(first)
+        except (ConfigError, DataError) as error:
+            notices.append(f"variants first and folded are left out: {error}")
+    if first is not None:
+        bare = [part.inputs for part in (held_out, calibration)]
+        if prepared.bos:
+            bare = [dataclasses.replace(i, tokens=i.tokens[:, 1:]) for i in bare]
+            notices.append("every sequence begins with BOS: variant first is the original")
+        elif "first" in config.names:
+            variants.append(of("first", model, [_bare(_behind(first, i)) for i in bare], skip=1))
+        if "folded" in config.names:
+            folded = jax.jit(fold)(model, jnp.int32(first))
+            variants.append(of("folded", folded, [_bare(i) for i in bare]))
+    if "kept" in config.names:
+        texts = [text._replace(kept=mask) for text, mask in zip(same, kept, strict=True)]
+        variants.append(of("kept", model, texts))
+    if "halved" in config.names and targets:
+        variants.append(of("halved", model, plain))
+    return variants, name, notices
+
+
+def _behind(first: int, inputs: Inputs) -> Inputs:
+    """The sequences with this token in front."""
+    column = np.full((len(inputs), 1), first, inputs.tokens.dtype)
+    return dataclasses.replace(inputs, tokens=np.concatenate([column, inputs.tokens], axis=1))
+
+
+def _text(part: Read, targets: Sequence[TargetPlace], means: Sequence[Means]) -> Text:
+    shape = len(part.inputs), part.inputs.length
+    tokens, mean = find_places(targets, means, part.found, part.inputs.kind_at, shape)
+    none = np.zeros(shape, bool)
+    met = Met(targets, tokens, mean, np.zeros(len(targets), int), np.zeros_like(tokens))
+    edits = set_to(HALF)(met) if targets else None
+    return Text(part.inputs, none, massive_tokens(part.found, shape), edits)
+
+
+def _nothing(edits: Edits | None) -> Edits | None:
+    """Edits of the same shape, which share a compilation, at no token."""
+    return None if edits is None else dataclasses.replace(
+        edits, tokens=np.zeros_like(edits.tokens)
+    )
+
+
+def _bare(inputs: Inputs) -> Text:
+    none = np.zeros((len(inputs), inputs.length), bool)
+    return Text(inputs, none, none, None)
+
+
+def massive_tokens(
+    found: Sequence[Sequence[Found]], shape: tuple[int, int]
+) -> Bool[np.ndarray, "S T"]:
+    """Tokens with a massive activation after any block: strict, or relaxed where none is."""
+    strict = any(hit.strict for hits in found for hit in hits)
+    mask = np.zeros(shape, bool)
+    for sequence, hits in enumerate(found):
+        for hit in hits:
+            mask[sequence, hit.position] |= hit.strict or not strict
+    return mask
+
+
+def rotations_of(model: Transformer, seed: int) -> dict[str, np.ndarray]:
+    """A random rotation for each size of activations that can be rounded."""
+    c = model.config
+    a = c.block.attention
+    sizes = {c.width, a.heads * a.head_dim, a.kv_heads * a.head_dim, c.block.mlp.units}
+    return {str(size): _rotation(size, seed) for size in sizes}
+
+
+def _rotation(size: int, seed: int) -> np.ndarray:
+    """Uniform over all rotations (Mezzadri 2007)."""
+    q, r = np.linalg.qr(np.random.default_rng([seed, size]).standard_normal((size, size)))
+    return (q * np.sign(np.diag(r))).astype(np.float32)
+
+
+def first_tokens(shape: tuple[int, int]) -> Bool[np.ndarray, "S T"]:
+    """Position 0, which is a learned row in front where there is one."""
+    return np.broadcast_to(np.arange(shape[1]) == 0, shape)
+
