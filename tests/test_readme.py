@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity.family_cases import FAMILIES as FAMILY_CASES
 
 import jax_massact as ma
+from jax_massact.cli.listing import TABLES
 from jax_massact.cli.table import COMMANDS
+from jax_massact.families.checked import checked
 from jax_massact.families.table import FAMILIES
 from jax_massact.report import words
 from jax_massact.studies.changes import change_of
@@ -67,10 +70,23 @@ def test_the_readme_names_every_command_in_two_screens():
         assert f"massact {family}" in README or family == "completion"
 
 
-def test_the_readme_names_every_family_and_its_formats():
-    names = lambda families: ", ".join(f"`{family.model_type}`" for family in families)
-    assert f"| Hugging Face folder or id, safetensors | {names(FAMILIES)} |" in README
-    assert f"| GGUF | {names(family for family in FAMILIES if family.gguf)} |" in README
+def test_the_tables_of_readme_and_site_are_those_of_the_command():
+    for form, families in TABLES["formats"].rows():
+        names = ", ".join(f"`{name}`" for name in families.split(", "))
+        assert f"| {form} | {names} |" in README
+    for name in ("formats", "families"):
+        assert f'{{{{ listing("{name}") }}}}' in (ROOT / "docs" / "index.md").read_text()
+
+
+def test_how_closely_families_agree_is_recorded_for_all():
+    for family, row in zip(FAMILIES, TABLES["families"].rows(), strict=True):
+        found = checked(family)
+        assert 0 < found["logits"] <= 1e-4 and 0 < found["hidden"] <= 1e-4
+        assert (found["gguf"] > 0) >= (family.gguf is not None)
+        if family.model_type in FAMILY_CASES:
+            assert found["models"] == len(FAMILY_CASES[family.model_type].cases)
+        assert row[4] == str(found["models"]) and "transformers" in row[3]
+        assert float(row[5]) >= max(found["logits"], found["hidden"])
 
 
 def test_the_interventions_of_the_readme_are_those_of_the_recorded_result():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax_massact.cli.settings import find_file
 from jax_massact.errors import UserError
+from jax_massact.families.checked import checked
 from jax_massact.families.encoder_files import ENCODERS
 from jax_massact.families.table import FAMILIES
 from jax_massact.nn.variants import VARIANTS
@@ -48,11 +49,25 @@ class Listing(NamedTuple):
     rows: Callable[[], Rows]
 
 
-def _families() -> Rows:
+def _formats() -> Rows:
+    in_gguf = [f for f in FAMILIES if f.gguf is not None]
+    names = lambda families: ", ".join(f.model_type for f in families)
     return [
-        [f.model_type, f.about, "/".join((f.architecture, f.base)), "yes" if f.gguf else "-"]
-        for f in FAMILIES
+        ["Hugging Face folder or id, safetensors", names(FAMILIES)],
+        ["GGUF", names(in_gguf)],
     ]
+
+
+def _families() -> Rows:
+    """Every family, its name in GGUF files, and how closely it was found to agree with what."""
+    rows = []
+    for f in FAMILIES:
+        found = checked(f)
+        rows.append([
+            f.model_type, f.about, f.gguf.architecture if f.gguf else "-", found["oracle"],
+            str(found["models"]), f"{max(found['logits'], found['hidden']):.1e}",
+        ])
+    return rows
 
 
 def _configs() -> Iterator[tuple[str, str]]:
@@ -64,9 +79,13 @@ def _configs() -> Iterator[tuple[str, str]]:
 
 
 TABLES = {
+    "formats": Listing(
+        "Formats, and the families that are read from them", ("format", "families"), _formats,
+    ),
     "families": Listing(
-        "Families of models, as safetensors in a Hugging Face folder", ("model_type", "models",
-        "classes", "GGUF"), _families,
+        "Families of models. Compared: small random models; off by: logits and hidden states at "
+        "most, of the largest value, in float32",
+        ("model_type", "models", "GGUF", "compared with", "n", "off by"), _families,
     ),
     "encoders": Listing(
         "Families of image encoders, as safetensors in a folder of Hugging Face or timm",
@@ -95,6 +114,8 @@ TABLES = {
     ),
 }
 
+_NUMBERS = ("MB", "n", "off by")
+
 
 def show(names: Sequence[str]) -> None:
     """Prints these tables, or all.
@@ -110,5 +131,5 @@ def show(names: Sequence[str]) -> None:
     for name in names or TABLES:
         title, head, rows = TABLES[name]
         sheet.title(title)
-        sheet.table(head, rows(), left=[name for name in head if name != "MB"])
+        sheet.table(head, rows(), left=[name for name in head if name not in _NUMBERS])
     sheet.close()

@@ -326,7 +326,7 @@ axes leave. Ends with 0; 1: it does not fit into the memory; 2: something has to
         _bench_probe,
     ),
     "list": Command(
-        "what there is: families, variants, resources, sources, tokenizers, configs",
+        "what there is: formats, families, variants, resources, sources, tokenizers, configs",
         "massact list variants", "jax_massact.cli.run:listing", "", _list,
     ),
     "completion": Command(

@@ -82,8 +82,7 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     with reading(path) as file:
         settings = Settings(parse_json(file.read(), str(path)), path)
     family, own, has_head = _family_of(settings)
-    if settings.has("quantization_config"):
-        raise settings.error("quantization_config", "nothing; quantized weights only as GGUF")
+    _check_quantization(settings)
     for name, unused in _FOREIGN.items():
         if name not in family.defaults and settings.has(name) and settings.get(name) not in unused:
             expected = " or ".join(map(repr, unused)) or "nothing"
@@ -94,6 +93,16 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
     return family, config if has_head or config.head.tied else without_head(config)
+
+
+def _check_quantization(settings: Settings) -> None:
+    """Raises WeightsError where weights are quantized in a way that is not read."""
+    stated = settings.get("quantization_config")
+    method = stated.get("quant_method") if isinstance(stated, Mapping) else None
+    if stated is not None and method != "mxfp4":
+        raise settings.error(
+            "quantization_config", "nothing, or MXFP4; other quantized weights only as GGUF"
+        )
 
 
 def without_head(config: ModelConfig) -> ModelConfig:

@@ -88,6 +88,7 @@ def write_decoder(
 ) -> dict[str, Any]:
     """The inverse of `read_decoder`."""
     attention = config.block.attention
+    turned = [kind.attention for kind in config.pattern if kind.attention.position == "rope"]
     return {
         "vocab_size": config.embed.vocab_size,
         "hidden_size": config.width,
@@ -99,7 +100,7 @@ def write_decoder(
         activation: write_activation(config),
         "max_position_embeddings": config.context_length,
         eps: config.block.norm.eps,
-        **write_rope(attention, config.context_length),
+        **write_rope((turned or [attention])[0], config.context_length),
         "tie_word_embeddings": config.head.tied,
     }
 

@@ -76,12 +76,18 @@ def read_window(settings: Settings) -> int | None:
 
 
 def read_rope(
-    settings: Settings, file: GgufFile, head_dim: int, *, partial: bool = False
+    settings: Settings,
+    file: GgufFile,
+    head_dim: int,
+    *,
+    partial: bool = False,
+    truncate: bool = True,
 ) -> RopeConfig:
     """The rotary settings.
 
     Args:
       partial: whether the family turns a part of a head.
+      truncate: whether YaRN's first and last pair are rounded, which the file does not say.
 
     Raises:
       WeightsError: a kind of scaling is not supported, or a setting is missing or wrong.
@@ -93,18 +99,18 @@ def read_rope(
         base=settings.number("rope.freq_base", 10_000.0), dims=None if dims == head_dim else dims
     )
     if settings.get("rope.scaling.type") == "yarn":
-        return _yarn(settings, rope, dims)
+        return _yarn(settings, rope, dims, truncate)
     if LONG_FACTORS in file.tensors:
         return _longrope(settings, file, rope, dims)
     factors = _factors(settings, file.tensors.get(ROPE_FREQS), dims // 2)
     return dataclasses.replace(rope, factors=factors)
 
 
-def _yarn(settings: Settings, rope: RopeConfig, dims: int) -> RopeConfig:
+def _yarn(settings: Settings, rope: RopeConfig, dims: int, truncate: bool) -> RopeConfig:
     """YaRN as llama.cpp computes it: the scale follows from the factor, times what is stated."""
     context = settings.size("context_length")
     original = settings.size("rope.scaling.original_context_length", context)
-    stated = {
+    stated: dict[str, Any] = {"truncate": truncate} | {
         name: value
         for name, key in (
             ("factor", "factor"), ("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")

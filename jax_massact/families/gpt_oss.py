@@ -3,12 +3,14 @@ mixture of experts with biases."""
 
 from typing import Any
 
-from jax_massact.families import decoder, experts, gemma2, llama
+from jax_massact.families import decoder, experts, gemma2, gguf, llama
 from jax_massact.families.decoder import FULL, SLIDING, read_layer_types
-from jax_massact.families.family import Family, always
+from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields, in_all_norms, pattern
 from jax_massact.families.places import Place, in_blocks
+from jax_massact.families.rope import rope_fields
 from jax_massact.nn.config import ModelConfig, MoEConfig
+from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 
 DEFAULTS = llama.DEFAULTS | {
@@ -27,6 +29,14 @@ DEFAULTS = llama.DEFAULTS | {
     "num_experts_per_tok": 4,
 }
 _BASE = 150_000.0
+_ALWAYS = {
+    **in_all_norms(wide=True),
+    "block.attention.variant": "sink_logit",
+    "block.mlp.activation": "clamped_swiglu",
+    "block.mlp.bias": True,
+    "block.mlp.moe.score": "top_softmax",
+    "block.mlp.moe.router_bias": True,
+}
 
 
 def read(settings: Settings) -> Fields:
@@ -40,19 +50,14 @@ def read(settings: Settings) -> Fields:
     window, bias = settings.size("sliding_window"), settings.flag("attention_bias", True)
     return {
         **decoder.read_decoder(settings, base=_BASE),
-        **in_all_norms(wide=True),
-        **pattern({"attention.window": [window if t == SLIDING else None for t in types]}),
+        **_windows([window if kind == SLIDING else None for kind in types]),
         **experts.fields(MoEConfig(
             experts=settings.size("num_local_experts"),
             active=settings.size("num_experts_per_tok"),
-            score="top_softmax",
-            router_bias=True,
         )),
-        "block.attention.variant": "sink_logit",
+        **_ALWAYS,
         "block.attention.qkv_bias": bias,
         "block.attention.out_bias": bias,
-        "block.mlp.activation": "clamped_swiglu",
-        "block.mlp.bias": True,
     }
 
 
@@ -64,6 +69,23 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.block.attention.qkv_bias,
         "num_local_experts": max(moe.experts, 1),
         "num_experts_per_tok": moe.active,
+    }
+
+
+def _windows(windows: list[int | None]) -> dict[str, Any]:
+    return pattern({"attention.window": windows})
+
+
+def read_gguf(settings: Settings, file: GgufFile) -> Fields:
+    """The fields that a GGUF file states; every second window is a constant of its readers."""
+    fields = gguf.read_decoder(settings, file, known=experts.GGUF_KNOWN)
+    window, head_dim = fields["block.attention.window"], fields["block.attention.head_dim"]
+    return {
+        **fields,
+        **experts.read_gguf(settings, renormalize=True),
+        **_windows([None if layer % 2 else window for layer in range(fields["depth"])]),
+        **rope_fields(gguf.read_rope(settings, file, head_dim, truncate=False)),
+        **_ALWAYS,
     }
 
 
@@ -81,8 +103,16 @@ NAMES = experts.instead(decoder.NAMES, in_blocks("model.layers.{l}.", {
     "mlp.experts.down_bias": Place("mlp.experts.down_proj_bias", "ed->ed"),
 }))  # fmt: skip
 
+GGUF_NAMES = experts.instead(gguf.NAMES, experts.GGUF_ROWS | in_blocks("blk.{l}.", {
+    "attn.variant.logit": Place("attn_sinks.weight", "n->n"),
+    "mlp_norm.scale": Place("post_attention_norm.weight", "d->d"),
+    "mlp.experts.gate_bias": Place("ffn_gate_exps.bias", "ef->ef"),
+    "mlp.experts.up_bias": Place("ffn_up_exps.bias", "ef->ef"),
+    "mlp.experts.down_bias": Place("ffn_down_exps.bias", "ed->ed"),
+}))  # fmt: skip
+
 FAMILY = Family(
-    model_type="gpt_oss", about="gpt-oss in bfloat16", architecture="GptOssForCausalLM",
+    model_type="gpt_oss", about="gpt-oss, in bfloat16 or MXFP4", architecture="GptOssForCausalLM",
     base="GptOssModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
-    own_names=decoder.own_names, gguf=None,
+    own_names=decoder.own_names, gguf=Gguf("gpt-oss", read_gguf, always(GGUF_NAMES)),
 )  # fmt: skip

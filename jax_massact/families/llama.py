@@ -5,7 +5,6 @@ from typing import Any
 from jax_massact.families import decoder, experts, gguf
 from jax_massact.families.decoder import read_decoder, write_decoder
 from jax_massact.families.family import Family, Gguf, always
-from jax_massact.families.fields import Fields
 from jax_massact.families.places import Place
 from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.gguf import GgufFile
@@ -28,10 +27,10 @@ DEFAULTS = {
 }
 
 
-def read(settings: Settings) -> Fields:
-    """The fields that a `config.json` states."""
+def read(settings: Settings, **rope: Any) -> dict[str, Any]:
+    """The fields that a `config.json` states; `rope` of `read_rope`."""
     bias = settings.flag("attention_bias", False)
-    return read_decoder(settings) | {
+    return read_decoder(settings, **rope) | {
         "block.attention.qkv_bias": bias,
         "block.attention.out_bias": bias,
         "block.mlp.bias": settings.flag("mlp_bias", False),
@@ -47,9 +46,15 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config) | biases
 
 
-def read_gguf(settings: Settings, file: GgufFile) -> Fields:
-    """The fields that a GGUF file states; Mixtral has the name of LLaMA there."""
-    fields = gguf.read_decoder(settings, file, known=experts.GGUF_KNOWN)
+def read_gguf(
+    settings: Settings, file: GgufFile, *, known: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The fields that a GGUF file states; Mixtral has the name of LLaMA there.
+
+    Args:
+      known: of `gguf.read_decoder`.
+    """
+    fields = gguf.read_decoder(settings, file, known=(*experts.GGUF_KNOWN, *known))
     if not settings.get("expert_count", 0):
         return fields
     return fields | experts.read_gguf(settings, renormalize=True)

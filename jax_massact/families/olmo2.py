@@ -3,14 +3,19 @@
 from typing import Any
 
 from jax_massact.families import decoder, gguf, llama
+from jax_massact.families.decoder import FULL, SLIDING
 from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields, in_all_norms
+from jax_massact.families.gemma3 import layers_of
 from jax_massact.families.places import Names, Place, in_blocks
-from jax_massact.nn.config import ModelConfig
+from jax_massact.families.rope import rope_in
+from jax_massact.nn.config import ModelConfig, RopeConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 
 DEFAULTS = llama.DEFAULTS | {"vocab_size": 50_304, "rms_norm_eps": 1e-5}
+# Of OLMo 3: every so many blocks one has no window.
+PERIOD = 4
 ALWAYS = {**in_all_norms(wide=True), "block.norms": "out", "block.attention.qk_norm": "all"}
 
 
@@ -28,10 +33,18 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_gguf(settings: Settings, file: GgufFile) -> Fields:
-    """The fields that a GGUF file states."""
-    if settings.has("attention.sliding_window"):
-        raise settings.error("attention.sliding_window", "nothing: OLMo 3 is read from folders")
-    return {**gguf.read_decoder(settings, file), **ALWAYS}
+    """The fields that a GGUF file states; OLMo 3, which has windows, has this name there."""
+    fields = {**gguf.read_decoder(settings, file), **ALWAYS}
+    window = fields["block.attention.window"]
+    if window is None:
+        return fields
+    usual = [(layer + 1) % PERIOD != 0 for layer in range(fields["depth"])]
+    local = settings.get("attention.sliding_window_pattern", usual)
+    if not isinstance(local, list) or len(local) != fields["depth"]:
+        raise settings.error("attention.sliding_window_pattern", f"{fields['depth']} flags")
+    full = rope_in(fields)
+    types = [SLIDING if here else FULL for here in local]
+    return {**fields, **layers_of(types, window, full, RopeConfig(base=full.base))}
 
 
 def _behind(names: Names, prefix: str, rows: dict[str, str]) -> dict[str, Place]:

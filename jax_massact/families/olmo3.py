@@ -13,13 +13,13 @@ from jax_massact.nn.config import ModelConfig, RopeConfig
 from jax_massact.weights.settings import Settings
 
 DEFAULTS = olmo2.DEFAULTS | {"sliding_window": 4096}
-_BASE, _PERIOD = 5e5, 4
+_BASE = 5e5
 
 
 def read(settings: Settings) -> Fields:
     """The fields that a `config.json` states."""
     depth = decoder.read_depth(settings, "num_hidden_layers")
-    usual = [SLIDING if (layer + 1) % _PERIOD else FULL for layer in range(depth)]
+    usual = [SLIDING if (layer + 1) % olmo2.PERIOD else FULL for layer in range(depth)]
     types = read_layer_types(settings, usual)
     fields = olmo2.read(settings, base=_BASE, layers=FULL)
     sizes = fields["block.attention.head_dim"], fields["context_length"]

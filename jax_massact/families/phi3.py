@@ -43,20 +43,21 @@ def read_gguf(settings: Settings, file: GgufFile) -> Fields:
     return gguf.read_decoder(settings, file, partial=True)
 
 
-def _fused(names: Names, qkv: str, up: str) -> dict[str, Place]:
+def fused(names: Names, *, qkv: str = "", up: str = "") -> dict[str, Place]:
+    """Names in which one tensor holds queries, keys and values, or gate and up."""
     shares = {"q": "([n]h)d->dnh", "k": "([k]h)d->dkh", "v": "([k]h)d->dkh"}
     return {
         **names,
-        **{f"blocks.attn.{x}": Place(qkv, layout) for x, layout in shares.items()},
-        **{f"blocks.mlp.{x}": Place(up, "([1]f)d->df") for x in ("gate", "up")},
+        **{f"blocks.attn.{x}": Place(qkv, layout) for x, layout in shares.items() if qkv},
+        **{f"blocks.mlp.{x}": Place(up, "([1]f)d->df") for x in ("gate", "up") if up},
     }
 
 
-NAMES = _fused(
-    decoder.NAMES,
-    "model.layers.{l}.self_attn.qkv_proj.weight", "model.layers.{l}.mlp.gate_up_proj.weight",
-)  # fmt: skip
-GGUF_NAMES = _fused(gguf.NAMES, "blk.{l}.attn_qkv.weight", "blk.{l}.ffn_up.weight")
+NAMES = fused(
+    decoder.NAMES, qkv="model.layers.{l}.self_attn.qkv_proj.weight",
+    up="model.layers.{l}.mlp.gate_up_proj.weight",
+)
+GGUF_NAMES = fused(gguf.NAMES, qkv="blk.{l}.attn_qkv.weight", up="blk.{l}.ffn_up.weight")
 
 FAMILY = Family(
     model_type="phi3", about="Phi-3, Phi-3.5 and Phi-4", architecture="Phi3ForCausalLM",

@@ -4,6 +4,7 @@ A layout is an einsum-like rule from the axes of the file's array to those of th
 
     "(nh)d->dnh"      the first axis is split into heads, the second moves in front
     "(nij)d->dn(ji)"  within a head, pairs (i) of two coordinates (j) become two halves
+    "(nwij)d->dn(wji)"  where the first part of a head is turned: in each part of that size (w)
     "d([1]nh)->dnh"   a fused tensor: the parameters in it follow one another along the axis in
                       brackets, in the order of the table; this one takes 1 of it
 
@@ -76,6 +77,7 @@ def in_blocks(prefix: str, rows: Names) -> dict[str, Place]:
 def sizes_of(config: ModelConfig) -> dict[str, int]:
     """The size of each letter of a layout."""
     attention, patches = config.block.attention, config.embed.patches
+    turned = attention.rope.turned(attention.head_dim)
     return {
         "1": 1,
         "q": 1,
@@ -91,7 +93,8 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
         "k": attention.kv_heads,
         "g": attention.heads // attention.kv_heads,
         "h": attention.head_dim,
-        "i": attention.head_dim // 2,
+        "w": attention.head_dim // turned,
+        "i": turned // 2,
         "j": 2,
         "r": attention.extra_keys,
         "f": config.block.mlp.hidden,

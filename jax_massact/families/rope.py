@@ -6,7 +6,7 @@ of scaling does not have is refused: somebody meant it to change the numbers.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,6 +195,29 @@ def rope_fields(rope: RopeConfig) -> dict[str, Any]:
         f"block.attention.rope.{field.name}": getattr(rope, field.name)
         for field in dataclasses.fields(rope)
     }
+
+
+def rope_in(fields: Mapping[str, Any]) -> RopeConfig:
+    """The inverse of `rope_fields`."""
+    names = (field.name for field in dataclasses.fields(RopeConfig))
+    return RopeConfig(**{name: fields[f"block.attention.rope.{name}"] for name in names})
+
+
+def turned_in(fields: Mapping[str, Any], layers: Sequence[bool]) -> dict[str, list[Any]]:
+    """Settings for `fields.pattern` of a model in which some layers have no positions at all.
+
+    Args:
+      fields: of the model.
+      layers: whether each has rotary positions.
+    """
+    found: dict[str, list[Any]] = {
+        "attention.position": ["rope" if turned else "none" for turned in layers]
+    }
+    for field in dataclasses.fields(RopeConfig):
+        stated = fields[f"block.attention.rope.{field.name}"]
+        values = [stated if turned else field.default for turned in layers]
+        found[f"attention.rope.{field.name}"] = values
+    return found
 
 
 def write_rope(attention: AttentionConfig, context_length: int) -> dict[str, Any]:

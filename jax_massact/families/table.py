@@ -2,13 +2,19 @@
 
 from jax_massact.families import (
     bloom,
+    cohere,
+    cohere2,
     falcon,
     gemma,
     gemma2,
     gemma3,
+    glm,
+    glm4,
     gpt2,
     gpt_neox,
     gpt_oss,
+    gptj,
+    granite,
     llama,
     mistral,
     mixtral,
@@ -16,6 +22,7 @@ from jax_massact.families import (
     olmo,
     olmo2,
     olmo3,
+    olmoe,
     opt,
     phi,
     phi3,
@@ -23,6 +30,8 @@ from jax_massact.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    smollm3,
+    stablelm,
 )
 
 # A model is saved as the first of those that can state it.
@@ -49,6 +58,15 @@ FAMILIES = (
     qwen3_moe.FAMILY,
     qwen2_moe.FAMILY,
     gpt_oss.FAMILY,
+    smollm3.FAMILY,
+    granite.FAMILY,
+    stablelm.FAMILY,
+    cohere.FAMILY,
+    cohere2.FAMILY,
+    glm.FAMILY,
+    glm4.FAMILY,
+    gptj.FAMILY,
+    olmoe.FAMILY,
 )
 # The families that models trained by this package resemble.
 TRAINED = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, gpt2.FAMILY)

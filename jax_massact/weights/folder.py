@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jax_massact.errors import WeightsError
+from jax_massact.weights.mxfp4 import unpacked
 from jax_massact.weights.safetensors import open_safetensors, parse_json
 from jax_massact.weights.tensors import (
     Tensor,
@@ -23,9 +24,9 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
       WeightsError: there are none, a shard is missing, or index and shards disagree.
     """
     if (folder / WEIGHTS).exists():
-        return open_safetensors(folder / WEIGHTS)
+        return unpacked(open_safetensors(folder / WEIGHTS))
     if (folder / INDEX).exists():
-        return _open_shards(folder / INDEX)
+        return unpacked(_open_shards(folder / INDEX))
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise WeightsError(

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 def test_everything_is_listed(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in (*(f.model_type for f in FAMILIES), *VARIANTS, "siglip", *RESOURCES, *SOURCES, *TOKENIZERS,
-                 *(path.name for path in (ROOT / "configs").glob("*.py"))):
+    for name in (*(f.model_type for f in FAMILIES), *VARIANTS, "siglip", *RESOURCES, *SOURCES,
+                 *TOKENIZERS, *(path.name for path in (ROOT / "configs").glob("*.py"))):
         assert name in out
     assert main(["list", "variants", "tokenizers"]) == 0
     out = capsys.readouterr().out
@@ -34,8 +34,8 @@ def test_a_list_that_does_not_exist(capsys):
     assert main(["list", "nothing"]) == 2
     err = capsys.readouterr().err
     assert err == (
-        "massact: there is no list of 'nothing'; expected: one or more of families, encoders, "
-        "variants, resources, sources, tokenizers, configs\n"
+        "massact: there is no list of 'nothing'; expected: one or more of formats, families, "
+        "encoders, variants, resources, sources, tokenizers, configs\n"
     )
     assert main(["list", "--config.x=1"]) == 2
     assert capsys.readouterr().err == "massact: there is no option --config.x=1; see --help\n"

@@ -64,6 +64,21 @@ _WHOLE_HEADS: dict[str, Config] = {
     "tied": {"tie_word_embeddings": True},
     "one block": {"num_hidden_layers": 1},
 }
+# GLM: a part of each head is turned.
+_PARTS_OF_HEADS: dict[str, Config] = {
+    "plain": {},
+    "as many key heads": {"num_key_value_heads": 4},
+    "one key head": {"num_key_value_heads": 1},
+    "a quarter": {"partial_rotary_factor": 0.25},
+    "whole heads": {"partial_rotary_factor": 1.0},
+    "narrow heads": {"head_dim": 4},
+    "wide heads": {"head_dim": 16, "num_attention_heads": 3, "num_key_value_heads": 3},
+    "no biases": {"attention_bias": False},
+    "tied": {"tie_word_embeddings": True},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 3.0}},
+    "one block": {"num_hidden_layers": 1},
+    "by default": {"partial_rotary_factor": ..., "rms_norm_eps": ..., "rope_theta": ...},
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 
 LLAMA3 = {
@@ -415,6 +430,131 @@ FAMILIES: dict[str, Family] = {
             "no biases": {"attention_bias": False},
             "kinds of layers": {"layer_types": [WHOLE, WHOLE, LOCAL]},
             "truncated": {"rope_scaling": YARN},
+        },
+    ),
+    "smollm3": Family(
+        # The size of a head is not stated.
+        decoder("smollm3", "SmolLM3ForCausalLM", hidden_size=32, head_dim=..., num_hidden_layers=4),
+        _WHOLE_HEADS | {
+            "every second": {"no_rope_layer_interval": 2},
+            "chosen": {"no_rope_layers": [0, 1, 0, 1]},
+            "windows": {"use_sliding_window": True, "sliding_window": 5, "num_hidden_layers": 5},
+            "biases": {"attention_bias": True, "mlp_bias": True},
+            "yarn": {"rope_scaling": YARN},
+            "by default": {"rope_theta": ..., "rms_norm_eps": ..., "tie_word_embeddings": ...},
+        },
+    ),
+    "granite": Family(
+        decoder(
+            "granite", "GraniteForCausalLM", hidden_size=32, head_dim=..., embedding_multiplier=3.0,
+            attention_multiplier=0.25, residual_multiplier=0.5, logits_scaling=4.0,
+        ),
+        _WHOLE_HEADS | {
+            "other factors": {
+                "embedding_multiplier": 0.5, "attention_multiplier": 1.0, "logits_scaling": 3.0,
+                "residual_multiplier": 1.5,
+            },
+            "no factors": {
+                "embedding_multiplier": ..., "attention_multiplier": ..., "logits_scaling": ...,
+                "residual_multiplier": ...,
+            },
+            "biases": {"attention_bias": True, "mlp_bias": True},
+            "linear": {"rope_scaling": {"type": "linear", "factor": 3.0}},
+            "llama3": {"rope_scaling": LLAMA3},
+        },
+    ),
+    "stablelm": Family(
+        decoder(
+            "stablelm", "StableLmForCausalLM", hidden_size=32, head_dim=..., rms_norm_eps=...,
+            layer_norm_eps=EPS, use_qkv_bias=False, partial_rotary_factor=0.25,
+        ),
+        _WHOLE_HEADS | {
+            "narrow heads": {"num_attention_heads": 8, "partial_rotary_factor": 0.5},
+            "three to a group": {
+                "num_attention_heads": 6, "hidden_size": 36, "partial_rotary_factor": 0.34,
+            },
+            "biases": {"use_qkv_bias": True},
+            "12B": {"qk_layernorm": True, "use_parallel_residual": True},
+            "normed heads": {"qk_layernorm": True},
+            "whole heads": {"partial_rotary_factor": 1.0},
+            "by default": {"partial_rotary_factor": ..., "layer_norm_eps": ..., "rope_theta": ...},
+        },
+    ),
+    "cohere": Family(
+        decoder(
+            "cohere", "CohereForCausalLM", hidden_size=32, head_dim=..., rms_norm_eps=...,
+            layer_norm_eps=EPS, logit_scale=0.5, tie_word_embeddings=True,
+        ),
+        _WHOLE_HEADS | {
+            "untied": {"tie_word_embeddings": False},
+            "normed heads": {"use_qk_norm": True},
+            "normed and grouped": {"use_qk_norm": True, "num_key_value_heads": 1},
+            "biases": {"attention_bias": True},
+            "linear": {"rope_scaling": {"type": "linear", "factor": 3.0}},
+            "by default": {
+                "rope_theta": ..., "layer_norm_eps": ..., "logit_scale": ...,
+                "tie_word_embeddings": ...,
+            },
+        },
+    ),
+    "cohere2": Family(
+        decoder(
+            "cohere2", "Cohere2ForCausalLM", hidden_size=32, head_dim=..., rms_norm_eps=...,
+            layer_norm_eps=EPS, logit_scale=0.5, tie_word_embeddings=True, sliding_window=5,
+            num_hidden_layers=4,
+        ),
+        _WHOLE_HEADS | {
+            "untied": {"tie_word_embeddings": False},
+            "biases": {"attention_bias": True},
+            "two periods": {"num_hidden_layers": 6},
+            "kinds of layers": {
+                "num_hidden_layers": 3, "layer_types": [WHOLE, LOCAL, LOCAL], "sliding_window": 3,
+            },
+            "period of two": {"sliding_window_pattern": 2},
+        },
+    ),
+    "glm": Family(
+        decoder("glm", "GlmForCausalLM", partial_rotary_factor=0.5),
+        _PARTS_OF_HEADS,
+    ),
+    "glm4": Family(
+        decoder("glm4", "Glm4ForCausalLM", partial_rotary_factor=0.5),
+        _PARTS_OF_HEADS,
+    ),
+    "gptj": Family(
+        {
+            "architectures": ["GPTJForCausalLM"], "model_type": "gptj", "vocab_size": VOCAB,
+            "n_embd": 24, "n_layer": 3, "n_head": 3, "n_positions": 32, "rotary_dim": 4,
+            "n_inner": 28, "layer_norm_epsilon": EPS, "activation_function": "gelu_new",
+            "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+        },
+        {
+            "plain": {},
+            "whole heads": {"rotary_dim": 8},
+            "one pair": {"rotary_dim": 2},
+            "one head": {"n_head": 1, "rotary_dim": 8},
+            "a third of a head": {"n_head": 2},
+            "narrow heads": {"n_head": 12, "rotary_dim": 2},
+            "erf": {"activation_function": "gelu"},
+            "relu": {"activation_function": "relu"},
+            "one block": {"n_layer": 1},
+            "five blocks": {"n_layer": 5},
+            "wide": {"n_inner": 50},
+            "tied": {"tie_word_embeddings": True},
+            "by default": {"n_inner": ..., "layer_norm_epsilon": ..., "activation_function": ...},
+        },
+    ),
+    "olmoe": Family(
+        decoder(
+            "olmoe", "OlmoeForCausalLM", hidden_size=32, head_dim=..., num_experts=4,
+            num_experts_per_tok=2, intermediate_size=12,
+        ),
+        _WHOLE_HEADS | {
+            "renormalized": {"norm_topk_prob": True},
+            "all experts": {"num_experts_per_tok": 4},
+            "one of three": {"num_experts": 3, "num_experts_per_tok": 1},
+            "biases": {"attention_bias": True},
+            "yarn": {"rope_scaling": YARN},
         },
     ),
 }

@@ -193,6 +193,92 @@ def qwen2_moe(writer: gguf.GGUFWriter, c: Config) -> None:
     writer.add_expert_shared_feed_forward_length(c["shared_expert_intermediate_size"])
 
 
+def factors(writer: gguf.GGUFWriter, c: Config) -> None:
+    of_whole_heads(writer, c)
+    for name, add in (
+        ("attention_multiplier", writer.add_attention_scale),
+        ("embedding_multiplier", writer.add_embedding_scale),
+        ("residual_multiplier", writer.add_residual_scale),
+        ("logits_scaling", writer.add_logit_scale),
+    ):
+        if name in c:
+            add(c[name])
+
+
+def stablelm(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, c)
+    head_dim = c["hidden_size"] // c["num_attention_heads"]
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_rope_freq_base(c.get("rope_theta", 10_000.0))
+    writer.add_rope_dimension_count(int(c.get("partial_rotary_factor", 0.25) * head_dim))
+    writer.add_parallel_residual(c.get("use_parallel_residual", True))
+
+
+def cohere(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, c)
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_rope_freq_base(c.get("rope_theta", 500_000.0))
+    writer.add_logit_scale(c.get("logit_scale", 0.0625))
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if "sliding_window" in c:
+        writer.add_sliding_window(c["sliding_window"])
+        writer.add_vocab_size(c["vocab_size"])
+        writer.add_rope_dimension_count(c["hidden_size"] // c["num_attention_heads"])
+
+
+def glm4(writer: gguf.GGUFWriter, c: Config) -> None:
+    scaled(writer, {"rms_norm_eps": 0.00000015625, **c})
+    writer.add_rope_dimension_count(int(c.get("partial_rotary_factor", 0.5) * c["head_dim"]))
+
+
+def olmo3(writer: gguf.GGUFWriter, c: Config) -> None:
+    of_whole_heads(writer, c)
+    writer.add_sliding_window(c["sliding_window"])
+    usual = ["full_attention" if n % 4 == 3 else "" for n in range(c["num_hidden_layers"])]
+    types = c.get("layer_types", usual)
+    writer.add_sliding_window_pattern([kind != "full_attention" for kind in types])
+
+
+def olmoe(writer: gguf.GGUFWriter, c: Config) -> None:
+    experts(writer, {**c, "head_dim": c["hidden_size"] // c["num_attention_heads"]})
+
+
+def gpt_oss(writer: gguf.GGUFWriter, c: Config) -> None:
+    experts(writer, c)
+    writer.add_sliding_window(c["sliding_window"])
+    writer.add_expert_feed_forward_length(c["intermediate_size"])
+
+
+def one_by_one(c: Config, arrays: Arrays) -> Arrays:
+    """Gate and up, which alternate, by themselves, and outputs first."""
+    del c
+    found = {}
+    for name, x in arrays.items():
+        start, is_both, rest = name.partition("gate_up_proj")
+        kind = ".bias" if rest or name.endswith("down_proj_bias") else ".weight"
+        if is_both:
+            x = x if rest else x.swapaxes(1, 2)
+            found |= {f"{start}gate_proj{kind}": x[:, ::2], f"{start}up_proj{kind}": x[:, 1::2]}
+        elif "down_proj" in name:
+            x = x if name.endswith("bias") else x.swapaxes(1, 2)
+            found[name.removesuffix("_bias") + kind] = x
+        else:
+            found[f"{name}.weight" if "sinks" in name else name] = x
+    return found
+
+
+def stacked(c: Config, arrays: Arrays) -> Arrays:
+    """The scales of the heads' own norms in one tensor."""
+    found = {name: x for name, x in arrays.items() if ".norms." not in name}
+    for name in arrays:
+        start, is_first, rest = name.partition("norms.0.")
+        if is_first:
+            count = sum(other.startswith(f"{start}norms.") for other in arrays)
+            found[start + rest] = np.stack([arrays[f"{start}norms.{n}.{rest}"]
+                                            for n in range(count)])
+    return found
+
+
 def interleaved(c: Config, arrays: Arrays) -> Arrays:
     """Queries and keys with the coordinates of a pair side by side."""
     heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
@@ -216,6 +302,15 @@ def merged(c: Config, arrays: Arrays) -> Arrays:
 
 
 CONVERSIONS = {
+    "gpt_oss": Conversion("gpt-oss", gpt_oss, one_by_one),
+    "smollm3": Conversion("smollm3", of_whole_heads, interleaved),
+    "granite": Conversion("granite", factors, interleaved),
+    "stablelm": Conversion("stablelm", stablelm, stacked),
+    "cohere": Conversion("command-r", cohere),
+    "cohere2": Conversion("cohere2", cohere),
+    "glm4": Conversion("glm4", glm4),
+    "olmo3": Conversion("olmo2", olmo3),
+    "olmoe": Conversion("olmoe", olmoe, merged),
     "olmo": Conversion("olmo", olmo, interleaved),
     "olmo2": Conversion("olmo2", of_whole_heads),
     "mixtral": Conversion("llama", experts, lambda c, x: merged(c, interleaved(c, x))),
@@ -236,6 +331,13 @@ CONVERSIONS = {
 _OTHER_SCALES = ("narrow heads", "wide heads", "three to a group")
 # Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
 UNSTATED = {
+    "gpt_oss": ("kinds of layers", "truncated"),
+    "smollm3": ("every second", "chosen", "windows", "biases", "by default"),
+    "granite": ("biases", "llama3", "no factors"),
+    "cohere": ("linear", "untied"),
+    "cohere2": ("untied", "biases", "kinds of layers", "period of two"),
+    "olmo3": ("groups",),
+    "olmoe": ("renormalized", "biases"),
     "qwen2_moe": ("renormalized", "no biases"),
     "olmo": ("biases",),
     "olmo2": ("biases", "llama3"),
@@ -258,13 +360,24 @@ UNSTATED = {
 }
 
 
-def write(config: Config, arrays: Arrays, path: Path) -> Path:
-    """The GGUF file of a model."""
+def write(
+    config: Config,
+    arrays: Arrays,
+    path: Path,
+    quantized: Callable[[str, np.ndarray], Any] = lambda name, x: None,
+) -> Path:
+    """The GGUF file of a model.
+
+    Args:
+      quantized: the type of a tensor of this name; None: float32.
+    """
     conversion = CONVERSIONS[config["model_type"]]
     writer = gguf.GGUFWriter(path, conversion.arch)
     conversion.metadata(writer, config)
     for name, array in _named(conversion, config, arrays):
-        writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
+        array, kind = np.ascontiguousarray(array, np.float32), quantized(name, array)
+        array = array if kind is None else gguf.quantize(array, kind)
+        writer.add_tensor(name, array, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

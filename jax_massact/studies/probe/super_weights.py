@@ -31,8 +31,7 @@ def super_weight_records(
     dims = np.array([r["dim"] for r in written])
     firsts = [probed.where[r["dim"]].first for r in written]
     tokens = prepared.inputs.tokens
-    if not _depends_on_length(model):
-        # What comes later changes nothing before it.
+    if not _depends_on_what_follows(model):
         last = max(position for _, position in firsts)
         tokens = tokens[:, : max(1, last + 1 - prepared.inputs.prefix)]
     compute = jax.jit(super_weights)
@@ -47,10 +46,10 @@ def super_weight_records(
     ]
 
 
-def _depends_on_length(model: Transformer) -> bool:
-    """Whether a token's activations depend on how long its sequence is."""
-    ropes = (kind.attention.rope for kind in model.config.pattern)
-    return any(rope.original_context is not None for rope in ropes)
+def _depends_on_what_follows(model: Transformer) -> bool:
+    """Whether a token's activations depend on the tokens behind it, or on how many these are."""
+    kinds = (kind.attention for kind in model.config.pattern)
+    return any(not kind.causal or kind.rope.original_context is not None for kind in kinds)
 
 
 def _record(
