@@ -1,6 +1,7 @@
 """JAX's own switches, which users set in the environment, and those that cannot be used."""
 
-import jax
+import os
+from collections.abc import Mapping
 
 from jax_massact.errors import ConfigError
 
@@ -13,10 +14,11 @@ _UNUSABLE = {
 }
 
 
-def check_switches() -> None:
+def check_switches(environment: Mapping[str, str] = os.environ) -> None:
     """Raises ConfigError where a switch of JAX is on under which nothing here can run."""
     for name, why in _UNUSABLE.items():
-        if getattr(jax.config, name):
+        # As JAX reads them; a process that only waits for another need not import it.
+        if environment.get(name.upper(), "").lower() in ("y", "yes", "t", "true", "on", "1"):
             raise ConfigError(f"{name.upper()} is on; expected: off, because {why}")
 
 
@@ -26,6 +28,8 @@ def missing_device(error: BaseException) -> ConfigError | None:
     Returns:
       None where `error` is another one.
     """
+    import jax
+
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     # Where a platform's package is not installed at all, JAX has an assertion that fails.
     is_ours = isinstance(error, AssertionError) and not str(error)

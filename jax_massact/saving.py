@@ -105,7 +105,7 @@ def _check_parameters(model: Transformer) -> str:
             raise WeightsError(
                 f"{name} is spread over several processes; expected: arrays of this process"
             )
-        if not jnp.isfinite(array).all():
+        if not _is_finite(array):
             raise WeightsError(f"{name} has numbers that are infinite or NaN; expected: finite")
         sizes[dtype] = sizes.get(dtype, 0) + array.size
     return max(sizes, key=lambda dtype: sizes[dtype])
@@ -220,3 +220,8 @@ def _temporary(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@jax.jit
+def _is_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()

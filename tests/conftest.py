@@ -5,10 +5,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 # The tests compile thousands of small programs and run each once or twice. Without LLVM's
-# optimizations XLA compiles them in half the time, and with its older emitters of fusions, which
-# jax 0.10 still has, in a sixth. What the programs compute stays, to rounding; processes that
-# the tests start inherit it. `XLA_FLAGS= pytest` runs the tests as users run the package.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# optimizations XLA compiles them in half the time, with its older emitters of fusions, which
+# jax 0.10 still has, in a sixth, and in one piece rather than 32 in half of that. What the programs
+# compute stays, to rounding; processes that the tests start inherit it. `XLA_FLAGS= pytest` runs
+# the tests as users run the package.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 if version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK)
@@ -17,6 +21,9 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# The processes that the tests start need not compile the package's Python each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402

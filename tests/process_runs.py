@@ -1,15 +1,18 @@
 """Runs of `massact train` as real processes, small enough to start many of them."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jax_massact.cli import main
 from jax_massact.train.metrics import read_rows
 
 CONFIG = '''
@@ -45,7 +48,7 @@ class Place:
 
     def start(
         self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None,
-        disk: str | None = None, **variables,
+        disk: str | None = None,
     ) -> subprocess.Popen:
         """One process.
 
@@ -56,13 +59,9 @@ class Place:
         """
         environment = os.environ | {
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "MASSACT_CACHE": str(self.folder / "massact"),
             "TF_CPP_MIN_LOG_LEVEL": "3",
-        } | {name: str(value) for name, value in variables.items()}
-        command = [sys.executable, "-m", "jax_massact", "train",
-                   f"--config={self.folder / 'config.py'}",
-                   f"--config.data.source={self.folder / 'ids.npy'}",
-                   f"--workdir={self.folder / workdir}", *arguments]
+        }
+        command = [sys.executable, "-m", "jax_massact", *self._words(workdir, arguments)]
         if limit is not None:
             command = ["sh", "-c", f'ulimit -f {limit} && exec "$@"', "sh", *command]
         if disk is not None:
@@ -92,9 +91,17 @@ class Place:
             for i in range(count)
         ]
 
-    def run(self, workdir: str, *arguments: str, **options) -> tuple[int, str]:
-        """Exit code and what it said."""
-        return finish(self.start(workdir, *arguments, **options))
+    def run(self, workdir: str, *arguments: str) -> tuple[int, str]:
+        """Exit code and what it said, of the command in this process."""
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            return main(self._words(workdir, arguments)), said.getvalue()
+
+    def _words(self, workdir: str, arguments: Sequence[str]) -> list[str]:
+        return [
+            "train", f"--config={self.folder / 'config.py'}",
+            f"--config.data.source={self.folder / 'ids.npy'}",
+            f"--workdir={self.folder / workdir}", *arguments,
+        ]
 
     def rows(self, workdir: str) -> list[dict]:
         """What was measured, without what depends on the clock."""

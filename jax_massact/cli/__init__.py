@@ -120,8 +120,6 @@ def _fill(
             add(command, item)
     if not row.settings:
         return
-    from jax_massact.cli.settings import describe, names
-
     command.add_argument(
         "--config",
         required=needed and row.needs_config,
@@ -132,7 +130,11 @@ def _fill(
     command.add_argument(
         PRINT_CONFIG, action="store_true", help="print the settings as JSON, and do nothing else"
     )
-    settings = load(row.settings)
-    command.epilog = describe(settings)
-    for name in names(settings) if argv is None else ():
-        command.add_argument(f"--config.{name}", help="setting")
+    # Importing the settings takes longer than anything else here.
+    if argv is None or not {"-h", "--help"}.isdisjoint(argv):
+        from jax_massact.cli.settings import describe, names
+
+        settings = load(row.settings)
+        command.epilog = describe(settings)
+        for name in names(settings) if argv is None else ():
+            command.add_argument(f"--config.{name}", help="setting")

@@ -22,17 +22,23 @@ def study(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
     """`massact train`."""
-    from jax_massact.cluster.joining import find_cluster
-    from jax_massact.train.command import train_command
+    from jax_massact.cluster.processes import find_cluster
+    from jax_massact.cluster.supervise import find_parent, supervise
 
     cluster = find_cluster(args.coordinator, args.processes, args.process)
     check_int("--timeout", args.timeout, 1, 86_400)
     check_int("--heartbeat", args.heartbeat, 2, 86_400)
+    parent = None if cluster is None else find_parent()
+    if cluster is not None and parent is None:
+        # The child reads the settings; what that imports, the parent need not.
+        return supervise(args.argv, cluster, args.timeout, args.heartbeat)
+    from jax_massact.train.command import train_command
+
     return train_command(
         _settings(args, overrides),
         Path(args.workdir).expanduser(),
-        argv=args.argv,
         cluster=cluster,
+        parent=parent,
         timeout=args.timeout,
         heartbeat=args.heartbeat,
     )

@@ -143,7 +143,7 @@ def _study(name: str, study: Study) -> Command:
 
 
 def _train() -> tuple[Option | Group, ...]:
-    from jax_massact.cluster.joining import HEARTBEAT, TIMEOUT
+    from jax_massact.cluster.processes import HEARTBEAT, TIMEOUT
 
     seconds = {"type": int, "metavar": "SECONDS"}
     return (

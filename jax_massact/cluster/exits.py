@@ -1,12 +1,10 @@
-"""Exit codes: what a launcher that starts a run again can act on."""
+"""Exit codes of errors: what a launcher that starts a run again can act on."""
 
 import jax
 
 from jax_massact.cluster import store
+from jax_massact.cluster.processes import FAILURE, TEMPFAIL, USER_ERROR
 from jax_massact.errors import UserError
-
-# As BSD's sysexits.h: the next try may succeed. Launchers start such a run again.
-TEMPFAIL, USER_ERROR, FAILURE = 75, 2, 1
 
 
 def exit_code(error: BaseException) -> int:

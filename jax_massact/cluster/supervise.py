@@ -2,7 +2,7 @@
 
 When another process of a run is gone, JAX aborts this one from a thread of C++ (SIGABRT), whatever
 Python is doing, so that nothing inside could choose the exit code. The parent does nothing but
-wait and pass on signals; it never starts JAX.
+wait and pass on signals; it never imports JAX.
 """
 
 import contextlib
@@ -15,8 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jax_massact.cluster.exits import TEMPFAIL, USER_ERROR
-from jax_massact.cluster.joining import Cluster
+from jax_massact.cluster.processes import TEMPFAIL, USER_ERROR, Cluster
 
 _VARIABLE = "MASSACT_SUPERVISED"
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -349,9 +349,12 @@ def _names(model: Transformer) -> list[str]:
     return [".".join(key.name for key in path if key.name != "value") for path in paths]
 
 
+@functools.lru_cache(maxsize=16)
 def abstract(config: ModelConfig) -> Transformer:
     """A model of shapes: `jax.ShapeDtypeStruct` in place of every array, no memory used."""
-    return jax.eval_shape(lambda key: Transformer(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: Transformer(config, key), jax.random.key(0))
+    # The same under every mesh: without the layout of the current one.
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
 
 def parameters(model: Transformer) -> dict[str, Any]:

@@ -6,16 +6,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import rich.console
 
-from jax_massact.cluster.exits import TEMPFAIL, exit_code, is_loss
-from jax_massact.cluster.joining import Cluster, join
+from jax_massact.cluster.exits import exit_code, is_loss
+from jax_massact.cluster.joining import join
+from jax_massact.cluster.processes import TEMPFAIL, Cluster
 from jax_massact.cluster.sharing import is_first
-from jax_massact.cluster.supervise import find_parent, supervise
+from jax_massact.cluster.supervise import Parent
 from jax_massact.errors import UserError
 from jax_massact.jax_switches import missing_device
 from jax_massact.report.console import make_console
@@ -31,27 +31,24 @@ def train_command(
     config: TrainConfig,
     workdir: Path,
     *,
-    argv: Sequence[str],
     cluster: Cluster | None,
+    parent: Parent | None,
     timeout: int,
     heartbeat: int,
 ) -> int:
-    """Runs `massact train`, in a child process where the run has several; returns the exit code.
+    """Runs `massact train`; returns the exit code.
 
     Args:
-      argv: the command's arguments, for the child.
       cluster: None for a run of one process.
+      parent: the one that supervises this process of several.
       timeout, heartbeat: seconds, as for `joining.join`.
 
     Raises:
       UserError: as `run_train`.
     """
-    if cluster is None:
+    if cluster is None or parent is None:
         with exit_on_sigterm():
             return code_of(run_train(config, workdir))
-    parent = find_parent()
-    if parent is None:
-        return supervise(argv, cluster, timeout, heartbeat)
     try:
         with (
             exit_on_sigterm(),

@@ -78,7 +78,7 @@ def _check_schedule(config: TrainConfig, before: Mapping[str, Any], step: int, w
 
 def _rates(config: TrainConfig, step: int) -> np.ndarray:
     """The learning rates of steps 0 to `step`, the last being the one that comes next."""
-    return np.asarray(jax.device_get(schedule(config)(jnp.arange(step + 1))))
+    return np.asarray(jax.jit(schedule(config))(jnp.arange(step + 1)))
 
 
 def check_data(now: Mapping[str, str], before: Mapping[str, str], where: str) -> None:

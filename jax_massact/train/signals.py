@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax_massact.cluster.exits import TEMPFAIL
+from jax_massact.cluster.processes import TEMPFAIL
 
 
 @contextlib.contextmanager

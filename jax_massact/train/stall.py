@@ -6,7 +6,7 @@ import threading
 import time
 from types import TracebackType
 
-from jax_massact.cluster.exits import TEMPFAIL
+from jax_massact.cluster.processes import TEMPFAIL
 
 
 class StallGuard:

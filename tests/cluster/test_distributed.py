@@ -10,8 +10,8 @@ import pytest
 
 from jax_massact.cluster import joining, sharing, store
 from jax_massact.cluster.exits import exit_code
-from jax_massact.cluster.joining import Cluster, find_cluster
 from jax_massact.cluster.lock import FILE, lock
+from jax_massact.cluster.processes import Cluster, find_cluster
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.train.checksum import checksums
 from jax_massact.train.config import MeshConfig
