@@ -176,10 +176,25 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|module)(?=\.)")
 
 
+# How the names of a text part begin: as transformers saves it, and as it is called in memory.
+_TEXT = re.compile(r"(language_model\.(?=model\.|lm_head\.)|model\.language_model\.)(.*)")
+
+
+def _of_text(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors, or those of the text part of a model that also takes images."""
+    found = {}
+    for name, tensor in tensors.items():
+        if match := _TEXT.fullmatch(name):
+            found[match[2] if match[1].startswith("l") else f"model.{match[2]}"] = tensor
+    if found and "lm_head.weight" in tensors:
+        found["lm_head.weight"] = tensors["lm_head.weight"]
+    return found or tensors
+
+
 def _with_names(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """The tensors by the names of a table, whatever wrapped the model when it was saved."""
     found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in _of_text(tensors).items():
         name = _WRAPPERS.sub("", name).removeprefix(".")
         if name in found:
             raise tensor.error(f"has the same place as {found[name].name!r}", "one of the two")

@@ -43,6 +43,8 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     "use_qk_norm": (False,),
 }
 _OWN_CLASS = "Massact"
+# Models that also take images, and the family of what computes text in them.
+_TEXT_PARTS = {"gemma3": "gemma3_text"}
 # What other families need that is not computed yet, by their `model_type` and in GGUF files.
 _MISSING = {
     **dict.fromkeys(
@@ -80,7 +82,7 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     """
     check_digest(path)
     with reading(path) as file:
-        settings = Settings(parse_json(file.read(), str(path)), path)
+        settings = _of_text(Settings(parse_json(file.read(), str(path)), path))
     family, own, has_head = _family_of(settings)
     _check_quantization(settings)
     for name, unused in _FOREIGN.items():
@@ -93,6 +95,20 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
     return family, config if has_head or config.head.tied else without_head(config)
+
+
+def _of_text(settings: Settings) -> Settings:
+    """The settings of a model, or of the text part of one that also takes images."""
+    family = _TEXT_PARTS.get(str(settings.get("model_type")))
+    if family is None:
+        return settings
+    text = settings.get("text_config", {})
+    if not isinstance(text, Mapping):
+        raise settings.error("text_config", "an object, the settings of the text part")
+    outer = {name: settings.get(name) for name in ("quantization_config", "tie_word_embeddings")}
+    return Settings(
+        {**outer, **text, "model_type": family, "architectures": None}, settings.file
+    )
 
 
 def _check_quantization(settings: Settings) -> None:
