@@ -103,4 +103,5 @@ FAMILY = Family(
     base="BloomModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names_behind("transformer.", "transformer.h.{l}."),
     gguf=Gguf("bloom", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

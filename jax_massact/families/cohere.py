@@ -113,4 +113,5 @@ FAMILY = Family(
     model_type="cohere", about="Command R, Aya", architecture="CohereForCausalLM",
     base="CohereModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names, gguf=Gguf("command-r", read_gguf, always(GGUF_NAMES)),
+    bos=True,
 )  # fmt: skip

@@ -55,4 +55,5 @@ FAMILY = Family(
     base="Cohere2Model", defaults=DEFAULTS, read=read, write=write,
     names=always(cohere.with_pairs(decoder.NAMES)), own_names=decoder.own_names,
     gguf=Gguf("cohere2", read_gguf, always(cohere.with_pairs(gguf.NAMES))),
+    bos=True,
 )  # fmt: skip

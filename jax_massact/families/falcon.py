@@ -152,4 +152,5 @@ FAMILY = Family(
     defaults=DEFAULTS, read=read, write=write, names=names,
     own_names=decoder.own_names_behind("transformer.", "transformer.h.{l}."),
     gguf=Gguf("falcon", read_gguf, gguf_names),
+    bos=False,
 )  # fmt: skip

@@ -39,6 +39,7 @@ class Family:
       names: where the parameters of a model lie in Hugging Face's files.
       own_names: where further ones lie that only models of this package have.
       gguf: the family in GGUF files; None: llama.cpp does not have it under a name of its own.
+      bos: whether its models were trained with BOS in front of every sequence; None: some were.
     """
 
     model_type: str
@@ -51,6 +52,7 @@ class Family:
     names: Callable[[ModelConfig], Names]
     own_names: Callable[[ModelConfig], Names]
     gguf: Gguf | None
+    bos: bool | None = None
 
 
 def always(names: Names) -> Callable[[ModelConfig], Names]:

@@ -80,4 +80,5 @@ FAMILY = Family(
     model_type="gemma", about="Gemma 1", architecture="GemmaForCausalLM", base="GemmaModel",
     defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
     own_names=decoder.own_names, gguf=Gguf("gemma", read_gguf, always(with_one(gguf.NAMES))),
+    bos=True,
 )  # fmt: skip

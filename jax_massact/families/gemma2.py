@@ -118,4 +118,5 @@ FAMILY = Family(
     model_type="gemma2", about="Gemma 2", architecture="Gemma2ForCausalLM", base="Gemma2Model",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=decoder.own_names,
     gguf=Gguf("gemma2", read_gguf, always(GGUF_NAMES)),
+    bos=True,
 )  # fmt: skip

@@ -108,4 +108,5 @@ FAMILY = Family(
     model_type="gemma3_text", about="Gemma 3", architecture="Gemma3ForCausalLM",
     base="Gemma3TextModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names, gguf=Gguf("gemma3", read_gguf, always(GGUF_NAMES)),
+    bos=True,
 )  # fmt: skip

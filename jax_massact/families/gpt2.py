@@ -166,4 +166,5 @@ FAMILY = Family(
     model_type="gpt2", about="GPT-2", architecture="GPT2LMHeadModel", base="GPT2Model",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=own_names,
     gguf=Gguf("gpt2", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

@@ -92,4 +92,5 @@ FAMILY = Family(
     base="GPTNeoXModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names_behind("gpt_neox.", "gpt_neox.layers.{l}."),
     gguf=Gguf("gptneox", read_gguf, always(gguf.FUSED_NAMES)),
+    bos=False,
 )  # fmt: skip

@@ -115,4 +115,5 @@ FAMILY = Family(
     model_type="gpt_oss", about="gpt-oss, in bfloat16 or MXFP4", architecture="GptOssForCausalLM",
     base="GptOssModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names, gguf=Gguf("gpt-oss", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

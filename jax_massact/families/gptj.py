@@ -96,4 +96,5 @@ FAMILY = Family(
     model_type="gptj", about="GPT-J", architecture="GPTJForCausalLM", base="GPTJModel",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names_behind("transformer.", "transformer.h.{l}."), gguf=None,
+    bos=False,
 )  # fmt: skip

@@ -63,4 +63,5 @@ FAMILY = Family(
     model_type="granite", about="Granite 3", architecture="GraniteForCausalLM",
     base="GraniteModel", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
     own_names=decoder.own_names, gguf=Gguf("granite", read_gguf, always(llama.GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

@@ -37,4 +37,5 @@ FAMILY = Family(
     model_type="mistral", about="Mistral 7B", architecture="MistralForCausalLM",
     base="MistralModel", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
     own_names=decoder.own_names, gguf=None,
+    bos=True,
 )  # fmt: skip

@@ -45,4 +45,5 @@ FAMILY = Family(
     model_type="mixtral", about="Mixtral", architecture="MixtralForCausalLM", base="MixtralModel",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=decoder.own_names,
     gguf=None,
+    bos=True,
 )  # fmt: skip

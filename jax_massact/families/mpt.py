@@ -118,4 +118,5 @@ FAMILY = Family(
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names_behind("transformer.", "transformer.blocks.{l}."),
     gguf=Gguf("mpt", read_gguf, always(gguf.FUSED_NAMES)),
+    bos=False,
 )  # fmt: skip

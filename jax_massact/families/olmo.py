@@ -63,4 +63,5 @@ FAMILY = Family(
     defaults=DEFAULTS, read=read, write=write, names=always(_without_norms(decoder.NAMES)),
     own_names=_own_names,
     gguf=Gguf("olmo", read_gguf, always(_without_norms(llama.GGUF_NAMES))),
+    bos=False,
 )  # fmt: skip

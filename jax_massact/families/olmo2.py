@@ -73,4 +73,5 @@ FAMILY = Family(
     model_type="olmo2", about="OLMo 2", architecture="Olmo2ForCausalLM", base="Olmo2Model",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=decoder.own_names,
     gguf=Gguf("olmo2", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

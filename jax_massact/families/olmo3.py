@@ -43,4 +43,5 @@ FAMILY = Family(
     model_type="olmo3", about="OLMo 3", architecture="Olmo3ForCausalLM", base="Olmo3Model",
     defaults=DEFAULTS, read=read, write=write, names=always(olmo2.NAMES),
     own_names=decoder.own_names, gguf=None,
+    bos=False,
 )  # fmt: skip

@@ -76,4 +76,5 @@ FAMILY = Family(
     model_type="olmoe", about="OLMoE", architecture="OlmoeForCausalLM", base="OlmoeModel",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=decoder.own_names,
     gguf=Gguf("olmoe", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

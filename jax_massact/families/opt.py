@@ -98,4 +98,5 @@ FAMILY = Family(
     model_type="opt", about="OPT, but for OPT-350M", architecture="OPTForCausalLM",
     base="OPTModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names_behind("model.decoder.", "model.decoder.layers.{l}."), gguf=None,
+    bos=True,
 )  # fmt: skip

@@ -76,4 +76,5 @@ FAMILY = Family(
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names_behind("model.", "model.layers.{l}."),
     gguf=Gguf("phi2", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

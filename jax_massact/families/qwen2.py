@@ -78,4 +78,5 @@ FAMILY = Family(
     model_type="qwen2", about="Qwen2 and Qwen2.5", architecture="Qwen2ForCausalLM",
     base="Qwen2Model", defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
     own_names=decoder.own_names, gguf=Gguf("qwen2", read_gguf, always(gguf.NAMES)),
+    bos=False,
 )  # fmt: skip

@@ -88,4 +88,5 @@ FAMILY = Family(
     model_type="qwen2_moe", about="Qwen1.5-MoE and Qwen2-MoE", architecture="Qwen2MoeForCausalLM",
     base="Qwen2MoeModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names, gguf=Gguf("qwen2moe", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

@@ -51,4 +51,5 @@ FAMILY = Family(
     model_type="qwen3", about="Qwen3", architecture="Qwen3ForCausalLM", base="Qwen3Model",
     defaults=DEFAULTS, read=read, write=write, names=always(NAMES), own_names=decoder.own_names,
     gguf=Gguf("qwen3", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

@@ -62,4 +62,5 @@ FAMILY = Family(
     model_type="qwen3_moe", about="Qwen3-MoE", architecture="Qwen3MoeForCausalLM",
     base="Qwen3MoeModel", defaults=DEFAULTS, read=read, write=write, names=always(NAMES),
     own_names=decoder.own_names, gguf=Gguf("qwen3moe", read_gguf, always(GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

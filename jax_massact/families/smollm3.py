@@ -69,4 +69,5 @@ FAMILY = Family(
     model_type="smollm3", about="SmolLM3", architecture="SmolLM3ForCausalLM", base="SmolLM3Model",
     defaults=DEFAULTS, read=read, write=write, names=always(decoder.NAMES),
     own_names=decoder.own_names, gguf=Gguf("smollm3", read_gguf, always(llama.GGUF_NAMES)),
+    bos=False,
 )  # fmt: skip

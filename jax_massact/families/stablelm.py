@@ -95,4 +95,5 @@ FAMILY = Family(
     base="StableLmModel", defaults=DEFAULTS, read=read, write=write,
     names=lambda config: _of(config, decoder.NAMES, _NORMS), own_names=decoder.own_names,
     gguf=Gguf("stablelm", read_gguf, lambda config: _of(config, gguf.NAMES, _GGUF_NORMS)),
+    bos=False,
 )  # fmt: skip

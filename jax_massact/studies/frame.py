@@ -27,6 +27,7 @@ from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.families.run_checkpoint import RunCheckpoint, is_run
+from jax_massact.families.table import FAMILIES
 from jax_massact.loading import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
@@ -209,10 +210,25 @@ def announce(prepared: Prepared, config: RunConfig, console: rich.console.Consol
         f"{prepared.name}: {found} x {length} tokens of {prepared.text.description}, {bos}"
     )
     twice = tokenizer.second_bos(prepared.inputs.tokens) if prepared.bos else None
-    for note in filter(None, (*tokenizer.notes, twice)):
+    for note in filter(None, (*tokenizer.notes, twice, _without_bos(prepared, config))):
         console.print(f"note: {note}")
     if found < config.total and not prepared.text.literal:
         console.print(f"the text holds {found} of the {config.total} sequences asked for")
+
+
+def _without_bos(prepared: Prepared, config: RunConfig) -> str | None:
+    """A warning where a tokenizer leaves out what a family's models were trained with."""
+    checkpoint = prepared.checkpoint
+    of_run = isinstance(checkpoint, RunCheckpoint) or is_run(checkpoint.path.parent)
+    if config.bos != "auto" or prepared.bos or of_run:
+        return None
+    family = next((f for f in FAMILIES if f.model_type == checkpoint.family), None)
+    if family is None or not family.bos:
+        return None
+    return (
+        f"{family.about} was trained with BOS in front of every sequence, and this tokenizer puts "
+        "none there (--config.bos=true does)"
+    )
 
 
 @contextlib.contextmanager

@@ -46,6 +46,16 @@ def test_a_second_bos_is_said(folder: Path) -> None:
     assert len(announced(folder, bos="false", text=f"text:<s><s>{TEXT}")) == 1
 
 
+def test_bos_that_a_family_was_trained_with_is_missed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    stated = json.loads((folder / "config.json").read_text())
+    stated |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(stated))
+    (_, note) = announced(folder)
+    assert note.startswith("note: Mistral 7B was trained with BOS in front") and "bos=true" in note
+    assert len(announced(folder, bos="true")) == len(announced(folder, bos="false")) == 1
+
+
 def test_what_contradicts_in_a_tokenizer_is_said(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     config = {"bos_token": "<s>", "add_bos_token": True}
