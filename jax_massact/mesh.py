@@ -53,6 +53,8 @@ LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "h": (None,),
     # of a mixture
     "bte": (BATCH, None, None),
+    "btk": (BATCH, None, None),
+    "btkf": (BATCH, None, None, "model"),
     "bt1": (BATCH, None, None),
     "de": ("fsdp", None),
     "d1": ("fsdp", None),

@@ -80,11 +80,11 @@ class MoE(nnx.Module):
                 _grouped(rows, gate, sizes, gate_bias, served),
                 _grouped(rows, up, sizes, up_bias, served),
             )
-            return _in_order(units, order).reshape(*x.shape[:2], -1)
+            return _in_order(units, order).reshape(*experts.shape, -1)
 
-        units = sharded.per_sequence(
-            local, (x, router.experts), (e.gate, e.up, e.gate_bias, e.up_bias)
-        )
+        operands = (x, router.experts, e.gate, e.up, e.gate_bias, e.up_bias)
+        units = sharded.per_unit(local, operands, ("btd", "btk", "edf", "edf", "ef", "ef"))
+        units = sharded.by_sequence(units).reshape(*x.shape[:2], -1)
         if self.shared is None:
             return units, router
         shared, _ = self.shared.hidden(x, activation)
@@ -101,17 +101,22 @@ class MoE(nnx.Module):
         assert router is not None
         k, e = self.config.active, self.experts
 
-        def local(units, experts, weights, down, down_bias):
+        def local(units, experts, weights, down):
             order, sizes, served = _by_expert(experts, down.shape[0])
-            rows = units.reshape(-1, units.shape[-1] // k)[order]
-            out = _in_order(_grouped(rows, down, sizes, down_bias, served), order)
+            rows = units.reshape(-1, units.shape[-1])[order]
+            out = _in_order(_grouped(rows, down, sizes, None, served), order)
             out = out.reshape(*experts.shape, -1) * weights[..., None].astype(out.dtype)
             return out.sum(2)
 
-        routed = hidden[..., : k * self.units]
-        out = sharded.per_sequence(
-            local, (routed, router.experts, router.weights), (e.down, e.down_bias)
-        )
+        routed = sharded.by_sequence(hidden)[..., : k * self.units]
+        routed = routed.reshape(*hidden.shape[:2], k, self.units)
+        operands = (routed, router.experts, router.weights, e.down)
+        out = sharded.per_unit(local, operands, ("btkf", "btk", "btk", "efd"), summed=True)
+        if e.down_bias is not None:
+            # Here, since each device would add it to its own part of the sum.
+            one_hot = jax.nn.one_hot(router.experts, self.config.experts, dtype=out.dtype)
+            shares = (one_hot * router.weights[..., None].astype(out.dtype)).sum(2)
+            out = out + project(shares, e.down_bias, "ed")
         out = sharded.constrain(out, "btd")
         if self.shared is None:
             return out

@@ -165,25 +165,44 @@ def per_query_head(x: jax.Array, num_heads: int) -> jax.Array:
     return constrain(x, "nh")
 
 
-def per_sequence(
+def per_unit(
     function: Callable[..., jax.Array],
-    operands: Sequence[jax.Array],
-    parameters: Sequence[Any],
+    operands: Sequence[Any],
+    kinds: Sequence[str],
+    *,
+    summed: bool = False,
 ) -> jax.Array:
-    """Runs `function(*operands, *parameters)` where each device has its own sequences, the first
-    axis of all operands and of the result, and the parameters are whole."""
-    arrays = [None if p is None else p[...] for p in parameters]
+    """Runs `function(*operands)` where each device has its own sequences and hidden units.
+
+    Args:
+      kinds: of the operands, activations or parameters, of which those that are absent are None.
+      summed: whether the result is a sum over units, [B T D]; else it has them, [B T k F].
+    """
+    arrays = [None if x is None else x[...] for x in operands]
     sizes = explicit_sizes()
     if not sizes:
-        return function(*operands, *arrays)
-    operands = [by_sequence(x) for x in operands]
-    arrays = [None if x is None else whole(x) for x in arrays]
-    specs = [jax.typeof(x).sharding.spec for x in operands]
-    rest = [None if x is None else PartitionSpec() for x in arrays]
+        return function(*arrays)
+
+    def spec(x: jax.Array, kind: str) -> PartitionSpec:
+        # Activations are spread over `fsdp`, parameters are gathered from it.
+        without = () if kind.startswith("b") else ("fsdp",)
+        return fit(LAYOUTS[kind], x.shape, sizes, without)
+
+    specs = [None if x is None else spec(x, k) for x, k in zip(arrays, kinds, strict=True)]
+    of_units = [s for s, k in zip(specs, kinds, strict=True) if s is not None and "f" in k]
+    split = any("model" in _names(s) for s in of_units)
+
+    def local(*parts: Any) -> jax.Array:
+        result = function(*parts)
+        return jax.lax.psum(result, "model") if split and summed else result
+
+    batch = specs[0][0] if specs[0] is not None else None
+    units = () if summed else (None, "model" if split else None)
     run = jax.shard_map(
-        function, in_specs=(*specs, *rest), out_specs=PartitionSpec(specs[0][0]), check_vma=False
+        local, in_specs=tuple(specs), out_specs=PartitionSpec(batch, None, *units), check_vma=False
     )
-    return run(*operands, *arrays)
+    return run(*(None if x is None else jax.reshard(x, s)
+                 for x, s in zip(arrays, specs, strict=True)))
 
 
 def _names(spec: PartitionSpec) -> set[str]:

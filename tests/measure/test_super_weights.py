@@ -86,9 +86,9 @@ def test_the_writer_of_a_mixture_is_named_down_to_the_expert():
 
 
 def test_under_a_mesh():
-    model, tokens, _ = mixture("gpt_oss")
+    model, tokens, _ = mixture("qwen2_moe")
     with jax.set_mesh(make_mesh(data=2, model=2)):
-        check("gpt_oss", jax.device_get(jax.jit(super_weights)(model, tokens, LAYERS, DIMS)))
+        check("qwen2_moe", jax.device_get(jax.jit(super_weights)(model, tokens, LAYERS, DIMS)))
 
 
 def test_records_are_of_what_an_mlp_writes_in_the_first_sequence_that_has_it():
