@@ -99,7 +99,12 @@ def result(name):
 def charts(name):
     """The charts of a recorded result that need its JSON file alone."""
     makers, found = results()[name]["charts"], result(name)
-    return [load(f"jax_massact.studies.{name}.figures:{maker}")(found) for maker in makers]
+    return [load(f"jax_massact.studies.{study(name)}.figures:{m}")(found) for m in makers]
+
+
+def study(name):
+    """The study of a recorded result, whose name it has unless it says otherwise."""
+    return results()[name].get("study", name)
 
 
 def made(name):
@@ -113,7 +118,7 @@ def made(name):
 def output(name):
     """What the command prints of a recorded result."""
     console = Console(file=io.StringIO(), width=78, legacy_windows=False)
-    load(f"jax_massact.studies.{name}.report:show")(result(name), console)
+    load(f"jax_massact.studies.{study(name)}.report:show")(result(name), console)
     return f"```text\n{console.file.getvalue().rstrip()}\n```\n\n{made(name)}"
 
 

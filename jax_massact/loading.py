@@ -5,17 +5,20 @@ import difflib
 import functools
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from jax_massact.cache import cache_folder, make_once
 from jax_massact.data.gguf_tokenizer import gguf_tokenizer
 from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.errors import WeightsError
+from jax_massact.families import focus
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.config_files import read_config, read_gguf_config
 from jax_massact.families.encoder_files import encoder_of, open_encoder
@@ -31,7 +34,9 @@ from jax_massact.weights.tensors import Tensor, check_digest
 
 # Where a training run and `massact fold` put the model, beside what they measured.
 RUN_MODEL = "model"
-_MODELS = [n for n, r in RESOURCES.items() if (r.single_file or "").endswith(".gguf")]
+_MODELS = [
+    n for n, r in RESOURCES.items() if (r.single_file or "").endswith((".gguf", ".onnx"))
+]
 
 
 def load(
@@ -118,7 +123,7 @@ def _locate(source: str | Path) -> Path:
     if name and os.path.exists(path):
         return in_cache_folder(path)
     if name in _MODELS:
-        return fetch(name)
+        return _resource(name)
     looks_like_path = path.suffix in (".gguf", ".safetensors") or name.startswith((".", "~"))
     model = None if looks_like_path or isinstance(source, Path) else hub_model(name)
     if model is not None:
@@ -132,6 +137,19 @@ def _locate(source: str | Path) -> Path:
     raise WeightsError(
         f"no model is called {name!r}.{hint} Expected: a named resource ({', '.join(_MODELS)}), "
         f"a .gguf file, a folder with {CONFIG}, or a Hugging Face id such as organisation/model"
+    )
+
+
+def _resource(name: str) -> Path:
+    """The file or folder of a named model; what lies in an ONNX file is written anew once."""
+    path = fetch(name)
+    if path.suffix != ".onnx":
+        return path
+    say = lambda line: print(line, file=sys.stderr, flush=True)
+    folder = f"{path.parent.name}-safetensors"
+    return make_once(
+        cache_folder(), folder, lambda new: focus.write_folder(path, new), say,
+        needed_bytes=2 * path.stat().st_size,
     )
 
 

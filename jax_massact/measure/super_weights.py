@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts
+from jax_massact.nn.patches import ModelInput
 from jax_massact.nn.transformer import Transformer, parameters
 
 # The expert of units that serve every token.
@@ -61,7 +61,7 @@ class _Part(NamedTuple):
 
 def super_weights(
     model: Transformer,
-    tokens: Int[Array | np.ndarray, "B T"],
+    tokens: ModelInput,
     layer: Int[Array, " E"] | list[int],
     dim: Int[Array, " E"] | list[int],
 ) -> SuperWeights:
@@ -72,7 +72,7 @@ def super_weights(
     part of what the MLP adds, so the weight's input and output are both large, as in the paper.
 
     Args:
-      tokens: ids in [0, V).
+      tokens: ids in [0, V), or images.
       layer: blocks, from 0; `find_massive` says which one writes a dimension.
       dim: one dimension of the residual stream for each.
 

@@ -60,8 +60,7 @@ def embed_images(
     """
     patches = config.embed.patches
     assert patches is not None
-    x = normalized(patches, sharded.by_sequence(jnp.asarray(images))).astype(config.dtype)
-    x = project(_cut(x, patches.size), weight, "xd", bias)
+    x = project_patches(config, images, weight, bias)
     if positions is not None:
         grid = grid_of(patches, images.shape)
         rows = resampled(sharded.gathered(positions[...], "pd"), patches, grid)
@@ -73,6 +72,16 @@ def embed_images(
         front = sharded.constrain(jnp.broadcast_to(front.astype(x.dtype), shape), "btd")
         x = jnp.concatenate([front, x], axis=1)
     return x if norm is None else norm(x)
+
+
+def project_patches(
+    config: ModelConfig, images: Images, weight: nnx.Param, bias: nnx.Param | None
+) -> Float[Array, "B N D"]:
+    """The patches before anything is added to them."""
+    patches = config.embed.patches
+    assert patches is not None
+    x = normalized(patches, sharded.by_sequence(jnp.asarray(images))).astype(config.dtype)
+    return project(_cut(x, patches.size), weight, "xd", bias)
 
 
 def normalized(patches: PatchConfig, images: Array) -> Float[Array, "B Y X C"]:

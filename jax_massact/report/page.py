@@ -73,7 +73,23 @@ class Tokens(NamedTuple):
     tokens: Sequence[Token]
 
 
-Part = Findings | Lines | Facts | Table | Tokens | Chart | Surface
+class Picture(NamedTuple):
+    """A picture of the page itself: a data address, what stands below it, and what it shows."""
+
+    source: str
+    caption: str
+    about: str
+
+
+class Pictures(NamedTuple):
+    """Pictures beside each other, each `width` pixels wide; `sharp`: their pixels stay squares."""
+
+    items: Sequence[Picture]
+    width: int
+    sharp: bool = False
+
+
+Part = Findings | Lines | Facts | Table | Tokens | Pictures | Chart | Surface
 
 
 class Section(NamedTuple):

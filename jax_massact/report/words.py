@@ -17,7 +17,10 @@ from jax_massact.results import (
 )
 
 SAID_IN_FULL = 3  # records that get a sentence of their own; the others are counted and listed
-KINDS = {"first": "the first token", "delimiter": "delimiter tokens", "other": "other tokens"}
+KINDS = {
+    "first": "the first token", "delimiter": "delimiter tokens", "other": "other tokens",
+    "cls": "CLS", "register": "registers", "patch": "patches",
+}
 SUBLAYERS = {"attn": "attention", "mlp": "MLP"}
 
 

@@ -33,7 +33,7 @@ from jax_massact.results import (
     Prompt,
     TopEntry,
 )
-from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.inputs import ImageInputs, Inputs
 
 PROMPT_TOKENS = 512
 # One number of each sequence, which has its name in both and is averaged. NaN and infinity are
@@ -126,12 +126,13 @@ class Probed(NamedTuple):
     where: dict[int, Whereabouts]
     prompt: Prompt
     map: ActivationMap
+    kinds: Sequence[str]
 
 
 def probe_inputs(
     step: Callable[..., BatchProbe],
     model: Transformer,
-    inputs: Inputs,
+    inputs: Inputs | ImageInputs,
     *,
     batch_size: int,
     definition: Definition,
@@ -167,7 +168,7 @@ class Collector:
       inputs: the sequences of the run, whose batches are added in order.
     """
 
-    def __init__(self, definition: Definition, inputs: Inputs) -> None:
+    def __init__(self, definition: Definition, inputs: Inputs | ImageInputs) -> None:
         self.sequences = 0
         self._definition, self._inputs = definition, inputs
         self._total: Tally | None = None
@@ -201,7 +202,9 @@ class Collector:
             jax.tree.map(np.float32, total), self._definition
         )
         massive = jax.device_get(verdict)
-        return Probed(self._layers.means(), massive, total, self._where, prompt, picture)
+        return Probed(
+            self._layers.means(), massive, total, self._where, prompt, picture, self._inputs.kinds
+        )
 
     def _keep_first(self, batch: BatchProbe, found: list[Found]) -> None:
         places = {(f.position, f.dim) for f in found if f.position < PROMPT_TOKENS}
@@ -241,7 +244,7 @@ def _found(batch: BatchProbe, b: int) -> list[Found]:
 class _LayerTotals:
     """Running sums of the per-sequence numbers, in float64."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs | ImageInputs) -> None:
         self.inputs = inputs
         self.sequences = 0
         self.sums: dict[str, Any] = {}

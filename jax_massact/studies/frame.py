@@ -1,6 +1,7 @@
 """What every study does once: prepare, announce, compile while loading, run, write and print.
 
-A study is a folder with a `run` module, whose `run(prepared, config, progress)` gives an `Outcome`,
+A study is a folder with a `run` module, whose `run(prepared, config, progress)` gives an `Outcome`
+(`run_images`, if it has one, for encoders of images),
 and a `report` module, whose `show(result, console)` prints it and whose `page` and `charts`, if
 it has them, make further files (see `output`); and one row of `cli.table`.
 """
@@ -21,10 +22,12 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from jax_massact.data.images import pictures
+from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.data.text import HELP, Documents, documents
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.windows import windows
-from jax_massact.errors import DataError
+from jax_massact.errors import ConfigError, DataError, WeightsError
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.families.run_checkpoint import RunCheckpoint, is_run
 from jax_massact.families.table import FAMILIES
@@ -39,7 +42,7 @@ from jax_massact.results import (
     DefinitionInfo,
     ModelInfo,
 )
-from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.inputs import ImageInputs, Inputs
 from jax_massact.studies.output import finish, make_folder
 from jax_massact.studies.settings import AUTO, DEFAULT_LENGTH, RunConfig
 
@@ -91,14 +94,41 @@ class Prepared(NamedTuple):
     bos: bool
 
 
+class PreparedImages(NamedTuple):
+    """As `Prepared`, of an encoder of images."""
+
+    name: str
+    checkpoint: Checkpoint
+    inputs: ImageInputs
+
+
 def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared:
     """Opens a checkpoint and cuts the text into sequences, `config.total` of them.
 
     Raises:
-      WeightsError, ResourceError: the checkpoint cannot be used.
+      WeightsError, ResourceError: the checkpoint cannot be used, or takes images.
       DataError: the text or the tokenizer cannot be, or the sequences are too long for the model.
     """
+    prepared = prepare_any(source, config, step)
+    if isinstance(prepared, PreparedImages):
+        raise WeightsError(f"{source} is an encoder of images; expected: a model of text")
+    return prepared
+
+
+def prepare_any(
+    source: str, config: RunConfig, step: int | None = None
+) -> Prepared | PreparedImages:
+    """As `prepare`, and for encoders of images: pictures in place of a text.
+
+    Raises:
+      DataError: also where there are no pictures.
+      ConfigError: pictures cannot have the size that is asked for.
+    """
     checkpoint = open_checkpoint(source, step)
+    if checkpoint.pictures is not None:
+        return _prepare_images(source, checkpoint, checkpoint.pictures, config)
+    if config.images:
+        raise ConfigError(f"images is {config.images!r}; {source} takes text; expected: text=...")
     limit = checkpoint.config.context_length - checkpoint.config.first_position - config.spare
     length = config.sequence_length
     chosen = length != DEFAULT_LENGTH
@@ -137,6 +167,21 @@ def prepare(source: str, config: RunConfig, step: int | None = None) -> Prepared
     return Prepared(source, checkpoint, tokenizer, text, inputs, bos)
 
 
+def _prepare_images(
+    source: str, checkpoint: Checkpoint, rule: Preprocessing, config: RunConfig
+) -> PreparedImages:
+    model, patches = checkpoint.config, checkpoint.config.embed.patches
+    assert patches is not None
+    rule = rule.resized(config.image_size or rule.crop, patches.size)
+    config.check(model)
+    side = rule.crop // patches.size
+    inputs = ImageInputs(
+        pictures(config.images, config.total), rule, (side, side), patches.cls,
+        rows_in_front(model) - patches.cls,
+    )
+    return PreparedImages(source, checkpoint, inputs)
+
+
 def compile_while_loading(
     checkpoint: Checkpoint, dtype: DType, compile: Callable[[Any], T]
 ) -> tuple[T, Transformer]:
@@ -153,8 +198,13 @@ def compile_while_loading(
         return compiling.result(), model
 
 
-def data_info(prepared: Prepared, config: RunConfig) -> DataInfo:
+def data_info(prepared: Prepared | PreparedImages, config: RunConfig) -> DataInfo:
     """What was run, in plain words and numbers."""
+    if isinstance(prepared, PreparedImages):
+        return DataInfo(
+            source=prepared.inputs.pictures.description, sequences=len(prepared.inputs),
+            sequence_length=prepared.inputs.length, bos=False, bos_setting="false", bos_token=None,
+        )
     return DataInfo(
         source=prepared.text.description,
         sequences=len(prepared.inputs),
@@ -165,7 +215,7 @@ def data_info(prepared: Prepared, config: RunConfig) -> DataInfo:
     )
 
 
-def model_info(prepared: Prepared, dtype: DType, model: Transformer) -> ModelInfo:
+def model_info(prepared: Prepared | PreparedImages, dtype: DType, model: Transformer) -> ModelInfo:
     """Which model was run."""
     c = prepared.checkpoint.config
     attention = c.block.attention
@@ -180,7 +230,7 @@ def model_info(prepared: Prepared, dtype: DType, model: Transformer) -> ModelInf
         num_kv_heads=attention.kv_heads,
         head_dim=attention.head_dim,
         mlp_dim=c.block.mlp.hidden,
-        vocab_size=c.embed.vocab_size,
+        vocab_size=c.embed.vocab_size if c.head.present or c.embed.patches is None else 0,
         dtype=dtype,
     )
 
@@ -192,11 +242,22 @@ def definition_info(definition: Definition) -> DefinitionInfo:
     return DefinitionInfo(**(values | {"outlier": values["outlier"] | {"share": share}}))
 
 
-def announce(prepared: Prepared, config: RunConfig, console: rich.console.Console) -> None:
+def announce(
+    prepared: Prepared | PreparedImages, config: RunConfig, console: rich.console.Console
+) -> None:
     """Says what will be run: the sequences, their source, the choice of BOS and where it is from.
 
     What is doubtful about the tokenizer or the beginning of the sequences is noted.
     """
+    if isinstance(prepared, PreparedImages):
+        inputs = prepared.inputs
+        rule, (rows, columns) = inputs.prepare, inputs.grid
+        resize = "squashed to" if rule.resize == "squash" else "shorter side to"
+        console.print(
+            f"{prepared.name}: {len(inputs)} pictures of {inputs.pictures.description}, {resize} "
+            f"{rule.edge} ({rule.filter}), cut to {rule.crop} px: {rows} x {columns} patches"
+        )
+        return
     found, length = prepared.inputs.tokens.shape
     tokenizer = prepared.tokenizer
     if prepared.text.texts:
@@ -268,10 +329,13 @@ def run_study(
     """
     console = make_console(stderr=True)
     folder = make_folder(workdir, source if step is None else f"{source}-{step}", console)
-    prepared = prepare(source, config, step)
-    announce(prepared, config, console)
+    prepared = prepare_any(source, config, step)
     study = importlib.import_module(f"jax_massact.studies.{name}.run")
+    if isinstance(prepared, PreparedImages) and not hasattr(study, "run_images"):
+        raise WeightsError(f"{source} is an encoder of images; expected: a model of text, or probe")
+    announce(prepared, config, console)
     # What is not finite is reported by its layer; NumPy would warn of every sum over it.
     with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):
-        outcome = study.run(prepared, config, progress)
+        run = study.run_images if isinstance(prepared, PreparedImages) else study.run
+        outcome = run(prepared, config, progress)
     return finish(name, outcome, folder, console)

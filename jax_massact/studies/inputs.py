@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
+from jax_massact.data.images import Pictures, decoded
 from jax_massact.data.pieces import token_kind
+from jax_massact.data.preprocessing import Preprocessing
 
 KINDS = ("first", "delimiter", "other")
 SINK = "<sink>"  # the name of a learned row in front
@@ -27,6 +30,7 @@ class Inputs:
     strings: Callable[[Iterable[int]], list[str]]
     prefix: int = 0
     kind: Callable[[str], str] = token_kind
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -62,15 +66,106 @@ class Inputs:
         row = position - self.prefix
         return "other" if row < 0 else self.kind(self.name(self.tokens[sequence, row]))
 
+    def one(self, sequence: int, length: int | None = None) -> Int[np.ndarray, "1 T"]:
+        """What the model takes for one sequence, or for its first positions."""
+        stop = None if length is None else max(1, length - self.prefix)
+        return self.tokens[sequence : sequence + 1, :stop]
+
     def batches(
         self, size: int
     ) -> Iterator[tuple[slice, Int[np.ndarray, "B T"], Bool[np.ndarray, " B"]]]:
-        """(rows, their tokens filled up to `size`, which of these to keep), in order.
+        """(rows, their tokens filled up to `size`, which of these to keep), in order."""
+        starts = range(0, len(self), size)
+        return _filled(size, (self.tokens[start : start + size] for start in starts))
 
-        The last batch is filled up, so that one compilation serves all.
-        """
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            part = self.tokens[rows]
-            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            yield rows, filled, np.arange(size) < len(part)
+
+def _filled(size: int, parts: Iterable[np.ndarray]) -> Iterator[tuple[slice, Any, Any]]:
+    """The last batch is filled up, so that one compilation serves all."""
+    start = 0
+    for part in parts:
+        n = len(part)
+        filled = np.concatenate([part, np.repeat(part[-1:], size - n, axis=0)])
+        yield slice(start, start + n), filled, np.arange(size) < n
+        start += n
+
+
+CLS, REGISTER, PATCH = "cls", "register", "patch"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInputs:
+    """Pictures for an encoder of images, as `Inputs` are sequences; a position has its own name.
+
+    Attributes:
+      pictures: not decoded yet.
+      prepare: how they are.
+      grid: rows and columns of patches.
+      cls: whether CLS stands in front.
+      registers: how many follow it.
+    """
+
+    pictures: Pictures
+    prepare: Preprocessing
+    grid: tuple[int, int]
+    cls: bool
+    registers: int
+    kinds: ClassVar[tuple[str, ...]] = (CLS, REGISTER, PATCH)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, rows: slice) -> "ImageInputs":
+        """Some of the pictures."""
+        return dataclasses.replace(self, pictures=self.pictures[rows])
+
+    @property
+    def front(self) -> int:
+        """How many tokens stand in front of the patches."""
+        return self.cls + self.registers
+
+    @property
+    def length(self) -> int:
+        """Tokens of a picture."""
+        return self.front + self.grid[0] * self.grid[1]
+
+    def ids(self, rows: slice) -> Int[np.ndarray, "b S"]:
+        """Every position is its own id."""
+        count = len(range(*rows.indices(len(self))))
+        return np.broadcast_to(np.arange(self.length), (count, self.length))
+
+    def kind_of(self, position: int) -> str:
+        """ "cls", "register" or "patch"."""
+        if position >= self.front:
+            return PATCH
+        return CLS if self.cls and position == 0 else REGISTER
+
+    def kind_at(self, sequence: int, position: int) -> str:
+        """The same, whatever the picture."""
+        del sequence
+        return self.kind_of(position)
+
+    def name(self, position: int) -> str:
+        """`CLS`, `register 2`, or `patch 3,7`: row and column."""
+        kind = self.kind_of(position)
+        if kind == CLS:
+            return "CLS"
+        if kind == REGISTER:
+            return f"register {position - self.cls}"
+        row, column = divmod(int(position) - self.front, self.grid[1])
+        return f"patch {row},{column}"
+
+    def names(self, sequence: int, limit: int | None = None) -> list[str]:
+        """What the first positions are called, one by one."""
+        del sequence
+        return [self.name(position) for position in range(self.length)[:limit]]
+
+    def one(self, sequence: int, length: int | None = None) -> UInt8[np.ndarray, "1 Y X 3"]:
+        """What the model takes for one picture, which is whole: every patch sees every other."""
+        del length
+        return self.prepare(self.pictures.items[sequence : sequence + 1])
+
+    def batches(
+        self, size: int
+    ) -> Iterator[tuple[slice, UInt8[np.ndarray, "B Y X 3"], Bool[np.ndarray, " B"]]]:
+        """(rows, their images filled up to `size`, which of these to keep), in order."""
+        return _filled(size, decoded(self.pictures, self.prepare, size))

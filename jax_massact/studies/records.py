@@ -9,7 +9,6 @@ from jax_massact.measure.massive import SUBLAYERS
 from jax_massact.report import words
 from jax_massact.results import LayerStats, MassiveRecord, OutlierFeature, Remarks, Writer
 from jax_massact.studies.collector import Probed
-from jax_massact.studies.inputs import KINDS
 
 MAX_LISTED = 16
 FLOAT16_MAX = 65_504.0
@@ -44,7 +43,7 @@ def _record(probed: Probed, d: int) -> MassiveRecord:
             {"token": t, "kind": kind, "sequences": n}
             for (t, kind), n in where.tokens.most_common(MAX_LISTED)
         ],
-        kinds={k: where.kinds[k] / hits for k in KINDS},
+        kinds={k: where.kinds[k] / hits for k in probed.kinds},
         written_by=Writer(
             layer=int(m.writer_layer[d]),
             sublayer=SUBLAYERS[m.writer_sublayer[d]],

@@ -23,7 +23,11 @@ class RunConfig:
       text_field: the field of a JSONL file, or the feature of a data set, that holds the text.
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
-      sequences: how many to run.
+      images: of an encoder of images, what it runs on in place of a text: a folder of pictures, or
+        of a folder for each class; one picture; or `tfds:NAME[:SPLIT]`.
+      image_size: side of the square that pictures are cut to, a multiple of a patch's; 0: as the
+        model's own rule has it.
+      sequences: how many to run; of pictures, too.
       sequence_length: tokens in each, BOS included. The default is shortened to the context of a
         model that takes fewer, and to the rows of a training run.
       batch_size: sequences in one forward pass.
@@ -33,6 +37,8 @@ class RunConfig:
 
     text: str = AUTO
     text_field: str = "text"
+    images: str = ""
+    image_size: int = 0
     bos: str = "auto"
     sequences: int = 10
     sequence_length: int = DEFAULT_LENGTH
@@ -45,6 +51,9 @@ class RunConfig:
             raise ConfigError(f"text is {self.text!r}; expected: a text, a file, a named source")
         if not isinstance(self.text_field, str):
             raise ConfigError(f"text_field is {self.text_field!r}; expected: the name of a field")
+        if not isinstance(self.images, str):
+            raise ConfigError(f"images is {self.images!r}; expected: a folder, or tfds:NAME")
+        check_int("image_size", self.image_size, 0, 1 << 14)
         object.__setattr__(self, "bos", str(self.bos).lower())
         check_in("bos", self.bos, ("auto", "true", "false"))
         check_int("sequences", self.sequences, 1, 1_000_000)

@@ -49,7 +49,7 @@ def test_probe_writes_a_whole_result(run, folder, tmp_path):
     code, out, err = run("probe", folder, *SMALL, f"--workdir={out_folder}", "--config.top_k=2")
     assert code == 0
     result = json.loads((out_folder / "probe.json").read_text())
-    assert result.keys() == ProbeResult.__annotations__.keys()
+    assert result.keys() == ProbeResult.__required_keys__
     assert result["model"] | {"depth": 0} == result["model"] | {
         "name": "tiny", "family": "llama", "vocab_size": 97, "dtype": "float32", "depth": 0,
     }

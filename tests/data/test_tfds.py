@@ -1,5 +1,6 @@
 """Data sets that tensorflow_datasets really prepared, small ones of texts."""
 
+import io
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
+from jax_massact.data.images import pictures
 from jax_massact.data.stream import open_stream
 from jax_massact.data.text import documents
 from jax_massact.errors import DataError
@@ -19,13 +22,21 @@ FEATURES = {
     "tales": {"text": TEXT, "title": TEXT, "n": NUMBER},
     "bodies": {"body": TEXT, "n": NUMBER},
     "numbers": {"n": NUMBER, "tags": tfds.features.Sequence(TEXT)},
+    "digits": {
+        "image": tfds.features.Image(shape=(4, 4, 1), encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["even", "odd"]),
+    },
 }
 SIZES = {"train": 5, "test": 2}
 
 
 def record(name: str, split: str, i: int) -> dict[str, Any]:
     values = {"text": f"{split} tale {i} \u00e9", "title": f"title {i}", "body": f"body {i}"}
-    values |= {"n": i, "tags": ["a", "b"]}
+    values |= {"n": i, "tags": ["a", "b"], "label": i % 2}
+    if name == "digits":  # as a file: TFDS itself encodes with TensorFlow
+        values["image"] = io.BytesIO()
+        Image.fromarray(np.full((4, 4), 10 * i, np.uint8)).save(values["image"], "PNG")
+        values["image"].seek(0)
     return {feature: values[feature] for feature in FEATURES[name]}
 
 
@@ -78,6 +89,17 @@ def test_a_data_set_by_name_and_split(here: Path) -> None:
     assert test.stamp == documents("tfds:tales:test").stamp
 
 
+def test_images_and_their_labels(here: Path) -> None:
+    found = pictures("tfds:digits", 4)
+    assert (len(found), found.description, found.classes) == (4, "digits (train)", ["even", "odd"])
+    values = [int(image[0, 0, 0]) // 10 for image in found.items]
+    assert [v % 2 for v in values] == list(found.labels) and len(set(values)) == 4
+    assert list(found[1:3].labels) == list(found.labels)[1:3]
+    assert len(pictures("tfds:digits:test", 9)) == 2
+    with pytest.raises(DataError, match="has the features n, text, title; expected: image"):
+        pictures("tfds:tales", 1)
+
+
 @pytest.mark.parametrize("place", ["tales", "tales/1.0.0"])
 def test_a_data_set_by_its_folder(data: Path, place: str) -> None:
     assert set(documents(f"tfds:{data / place}").texts) == expected("train")
@@ -105,7 +127,7 @@ def test_a_data_set_is_trained_on(data: Path) -> None:
         ("tfds:none", "text source tfds:none: Dataset none not found"),
         ("tfds:{data}/tales:dev", "no split 'dev'; expected: one of test, train$"),
         ("tfds:{data}/numbers", "no text in a feature 'text'; .* hold a text: there are none$"),
-        ("tfds:{data}", "3 prepared data sets in this folder .*; expected: a folder with one"),
+        ("tfds:{data}", "4 prepared data sets in this folder .*; expected: a folder with one"),
         ("tfds:{data}/tales/1.0.0/..", None),
     ],
 )

@@ -1,6 +1,7 @@
 """The charts of a probe: the activation map, the largest magnitudes, and who writes what."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,22 @@ from jax_massact.report.chart import (
     value_axis,
 )
 from jax_massact.results import ActivationMap, LayerStats, MassiveRecord
+from jax_massact.studies.probe.images_report import norm_chart
 from jax_massact.studies.probe.result import ProbeResult
 
-FIGURES = ("activation_map", "top_magnitudes", "writers")
+FIGURES = ("activation_map", "top_magnitudes", "writers", "token_norms")
 TOPS = ((ORANGE, "o"), (AMBER, "s"), (PINK, "D"))  # top-1, top-2, top-3
 MAX_TRAJECTORIES = 24  # of these, as many as there are colours are shown at first
 
 
-def charts(result: ProbeResult, activation_map: ActivationMap) -> list[Chart | Surface]:
-    """All of them, in reading order."""
-    return [map_chart(result, activation_map), magnitude_chart(result), writer_chart(result)]
+def charts(
+    result: ProbeResult, activation_map: ActivationMap, pictured: Sequence[Any] = ()
+) -> list[Chart | Surface]:
+    """All of them, in reading order; of images, the norms of their tokens come last."""
+    del pictured
+    found = [map_chart(result, activation_map), magnitude_chart(result), writer_chart(result)]
+    images = result.get("images")
+    return found if images is None else [*found, norm_chart(result, images)]
 
 
 def map_chart(result: ProbeResult, activation_map: ActivationMap) -> Surface:

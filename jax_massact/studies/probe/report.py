@@ -1,6 +1,6 @@
 """The report of `massact probe`: what is said, printed and written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -11,7 +11,9 @@ from jax_massact.report.sections import found_section, massive_tables, render_re
 from jax_massact.report.terminal import MAX_ROWS, Sheet
 from jax_massact.report.words import Findings
 from jax_massact.results import ActivationMap, LayerStats, MassiveRecord, OutlierFeature
+from jax_massact.studies.probe import images_report
 from jax_massact.studies.probe.figures import FIGURES, MAX_TRAJECTORIES, charts
+from jax_massact.studies.probe.images import PicturedImage
 from jax_massact.studies.probe.result import ProbeResult, SuperWeight
 
 __all__ = ["FIGURES", "PAGE", "charts", "page", "show"]
@@ -40,6 +42,8 @@ def findings(result: ProbeResult) -> Findings:
     else:
         lines += words.sentences(relaxed, "relaxed only")
     lines += [_written_through(w) for w in result["super_weights"][:1]]
+    if images := result.get("images"):
+        lines += images_report.sentences(images)
     if outliers := result["outlier_features"]:
         n = words.count(len(outliers), "outlier feature")
         lines.append(
@@ -133,7 +137,7 @@ def _outlier_rows(features: list[OutlierFeature]) -> list[list[str]]:
 def show(result: ProbeResult, console: Console) -> None:
     """Prints model, data, verdict, the massive activations and one row for every layer."""
     sheet = Sheet(console)
-    sheet.opening(result, words.data_line(result["data"]), findings(result))
+    sheet.opening(result, _data_line(result), findings(result))
     sheet.massive(result["massive"])
     if found := result["super_weights"]:
         sheet.title("Super weights (the one weight through which a dimension is written)")
@@ -145,21 +149,37 @@ def show(result: ProbeResult, console: Console) -> None:
         sheet.table(head, _outlier_rows(features), most=MAX_ROWS)
     sheet.title("Layers (means over sequences; residual stream after each block)")
     sheet.table(*_layer_table(result["layers"], glance=True))
+    if images := result.get("images"):
+        images_report.show(sheet, result, images)
     sheet.close(words.definition(result["definition"]))
 
 
-def page(result: ProbeResult, activation_map: ActivationMap) -> str:
+def _data_line(result: ProbeResult) -> str:
+    images = result.get("images")
+    if images is None:
+        return words.data_line(result["data"])
+    return images_report.data_line(result, images)
+
+
+def page(
+    result: ProbeResult, activation_map: ActivationMap, pictured: Sequence[PicturedImage] = ()
+) -> str:
     """The page, as HTML."""
     title = f"Massive activations in {result['model']['name']}"
-    return render_report(title, result, sections(result, activation_map))
+    return render_report(title, result, sections(result, activation_map, pictured))
 
 
-def sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section]:
+def sections(
+    result: ProbeResult, activation_map: ActivationMap, pictured: Sequence[PicturedImage] = ()
+) -> list[Section]:
     """The sections of the page, in reading order."""
-    facts = [("Read from", result["model"]["source"]), ("Data", words.data_line(result["data"]))]
-    surface, magnitudes, writers = charts(result, activation_map)
+    facts = [("Read from", result["model"]["source"]), ("Data", _data_line(result))]
+    surface, magnitudes, writers, *_ = charts(result, activation_map)
+    images = result.get("images")
+    of_images = [] if images is None else images_report.sections(result, images, pictured)
     found = [
         found_section(findings(result), facts, result),
+        *of_images,
         Section("massive", "Massive activations",
                 massive_tables(result["massive"])),
         Section("surface", "Activation map",
@@ -177,9 +197,10 @@ def sections(result: ProbeResult, activation_map: ActivationMap) -> list[Section
         "Magnitudes; means over sequences, except the largest of all. q0.9 is the quantile that "
         "90% of the activations stay below; counts are activations of one sequence."
     )
+    prompt = [] if images else [Section("prompt", "First sequence", _prompt(result))]
     return [
         *found,
-        Section("prompt", "First sequence", _prompt(result)),
+        *prompt,
         Section("outliers", "Outlier features", _outliers(result["outlier_features"])),
         Section("layers", "Every layer", [Table(head, rows), Lines([note], "soft")]),
     ]

@@ -16,10 +16,13 @@ from jax_massact.studies.frame import (
     versions,
 )
 from jax_massact.studies.output import Outcome
+from jax_massact.studies.probe.images import run_images
 from jax_massact.studies.probe.result import ProbeResult
 from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.studies.probe.super_weights import super_weight_records
 from jax_massact.studies.records import massive_records, outlier_records, remarks
+
+__all__ = ["run", "run_images"]
 
 
 def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) -> Outcome:

@@ -10,14 +10,17 @@ from jax_massact.measure.super_weights import EVERY_TOKEN, SuperWeights, super_w
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import MassiveRecord
 from jax_massact.studies.collector import Probed
-from jax_massact.studies.frame import Prepared
+from jax_massact.studies.frame import Prepared, PreparedImages
 from jax_massact.studies.probe.result import SuperWeight
 
 MOST = 16
 
 
 def super_weight_records(
-    prepared: Prepared, model: Transformer, probed: Probed, massive: Sequence[MassiveRecord]
+    prepared: Prepared | PreparedImages,
+    model: Transformer,
+    probed: Probed,
+    massive: Sequence[MassiveRecord],
 ) -> list[SuperWeight]:
     """One record for each of the largest dimensions that an MLP writes, strict ones if any are.
 
@@ -30,13 +33,10 @@ def super_weight_records(
     layers = np.array([r["written_by"]["layer"] for r in written])
     dims = np.array([r["dim"] for r in written])
     firsts = [probed.where[r["dim"]].first for r in written]
-    tokens = prepared.inputs.tokens
-    if not _depends_on_what_follows(model):
-        last = max(position for _, position in firsts)
-        tokens = tokens[:, : max(1, last + 1 - prepared.inputs.prefix)]
+    last = None if _depends_on_what_follows(model) else 1 + max(p for _, p in firsts)
     compute = jax.jit(super_weights)
     found = {
-        sequence: jax.device_get(compute(model, tokens[sequence : sequence + 1], layers, dims))
+        sequence: jax.device_get(compute(model, prepared.inputs.one(sequence, last), layers, dims))
         for sequence, _ in sorted(set(firsts))
     }
     of = lambda sequence, i: SuperWeights(*(x[0, i] for x in found[sequence]))

@@ -1,0 +1,79 @@
+"""The tokens of an image: their norms, the attention they get, how much patches are like others."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_massact.nn import sharded
+from jax_massact.nn.acts import Acts
+from jax_massact.nn.attention import weights
+from jax_massact.nn.patches import Images, grid_of, project_patches
+from jax_massact.nn.transformer import Transformer
+
+# Patches whose attention is measured, evenly spread over the image: all would take as long as the
+# attention itself.
+QUERIES = 128
+
+
+class TokenStats(NamedTuple):
+    """One layer's tokens, in float32.
+
+    Attributes:
+      norm: L2 norm of resid_post over the dimensions, before the final norm.
+      front: attention of each token in front (CLS, registers) to every token, mean over heads.
+      patches: attention to every token, mean over heads and over QUERIES patches.
+      extra: attention to extra keys, mean over heads: of each token in front, then of the patches.
+    """
+
+    norm: Float[Array, "L B S"]
+    front: Float[Array, "L B F S"]
+    patches: Float[Array, "L B S"]
+    extra: Float[Array, "L B F+1"]
+
+
+def token_tap(acts: Acts):
+    """Reduces one block's activations to its `TokenStats`, without the layer axis."""
+    front, S = acts.mask.prefix, acts.resid_post.shape[1]
+    chosen = np.linspace(front, S - 1, min(S - front, QUERIES)).round().astype(int)
+    index = jnp.asarray(np.concatenate([np.arange(front), chosen]))
+    q, k = sharded.by_sequence(acts.q), sharded.by_sequence(acts.k)
+    extra = jax.tree.map(sharded.whole, acts.extra)
+    found = weights(q[:, index], k, acts.mask, extra=extra, queries=index)
+    keys = found.keys.mean((1, 2))
+    rest = jnp.zeros(keys.shape[:2]) if found.extra is None else found.extra.sum(-1).mean((1, 2))
+    own = lambda x: (x[:, :front], x[:, front:].mean(1))
+    (front_keys, patch_keys), (front_rest, patch_rest) = own(keys), own(rest)
+    return TokenStats(
+        norm=jnp.linalg.norm(acts.resid_post.astype(jnp.float32), axis=-1),
+        front=front_keys,
+        patches=patch_keys,
+        extra=jnp.concatenate([front_rest, patch_rest[:, None]], axis=1),
+    )
+
+
+def neighbour_cosine(model: Transformer, images: Images) -> Float[Array, "B N"]:
+    """Mean cosine of each embedded patch to those above, below, left and right of it.
+
+    Before positions are added. Patches that look like their neighbours tell little of the image:
+    outliers sit there (Darcet et al. 2024, section 2.1).
+    """
+    patches = model.config.embed.patches
+    assert patches is not None and model.patches is not None
+    x = project_patches(model.config, images, model.patches, model.patches_bias)
+    rows, columns = grid_of(patches, images.shape)
+    x = x.astype(jnp.float32).reshape(x.shape[0], rows, columns, -1)
+    x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    total = jnp.zeros(x.shape[:3])
+    number = jnp.zeros((rows, columns))
+    for axis in (1, 2):
+        size = x.shape[axis]
+        first, last = slice(0, size - 1), slice(1, size)
+        at = lambda part, axis=axis: (slice(None),) * axis + (part,)
+        cosine = (x[at(first)] * x[at(last)]).sum(-1)
+        for part in (first, last):
+            total = total.at[at(part)].add(cosine)
+            number = number.at[at(part)[1:]].add(1)
+    return (total / jnp.maximum(number, 1)).reshape(x.shape[0], -1)
