@@ -445,5 +445,7 @@ def test_the_table_is_well_formed(name: str) -> None:
     for wheel in resource.wheels:
         file = f"{wheel.package.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
         assert fnmatch.fnmatchcase(file, wheel.pattern)
-    assert (resource.single_file is not None) == (name in ("smollm2-135m", "gemma3-270m"))
+    assert (resource.single_file is not None) == (
+        name in ("smollm2-135m", "gemma3-270m", "dinov2-s-focus")
+    )
     assert bool(resource.notice) == (name == "gemma3-270m")

@@ -120,10 +120,10 @@ def run_bench_probe(
     check_int("--repeat", repeat, 1, 100)
     _check_writable(json_file)
     if model.startswith(PREFIX):
-        if reference is not None:
-            raise ConfigError("--reference reads a checkpoint; of random weights there is none")
         shape, devices = model.removeprefix(PREFIX), MeshConfig.from_text(mesh)
-        return _run_device_probe(shape, config, repeat, devices, json_file)
+        if reference is not None and not shape.startswith("vit"):
+            raise ConfigError("--reference reads a checkpoint; of random weights there is none")
+        return _run_device_probe(shape, config, repeat, devices, json_file, reference)
     if MeshConfig.from_text(mesh) != MeshConfig():
         raise ConfigError("--mesh is for random weights: the command runs on one device")
     result = bench_probe(model, config, reference=reference, repeat=repeat)
@@ -143,9 +143,10 @@ def run_bench_probe(
 
 
 def _run_device_probe(
-    name: str, config: ProbeConfig, repeat: int, mesh: MeshConfig, json_file: str | None
+    name: str, config: ProbeConfig, repeat: int, mesh: MeshConfig, json_file: str | None,
+    reference: str | None,
 ) -> int:
-    result = bench_device_probe(name, config, repeat=repeat, mesh=mesh)
+    result = bench_device_probe(name, config, repeat=repeat, mesh=mesh, reference=reference)
     table = rich.table.Table(
         "", "ms", "temporary MiB",
         title=f"{name}, random weights, {result['sequences']} x {result['sequence_length']} "

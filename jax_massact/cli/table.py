@@ -251,7 +251,8 @@ def _bench_probe() -> tuple[Option | Group, ...]:
         _BENCH_JSON,
         option(
             "--reference", "a Python with torch, transformers, accelerate and gguf: also time the "
-            "authors' way (GGUF files only) and compare its numbers", metavar="PYTHON",
+            "authors' way (GGUF files only) and compare its numbers; of random:vit-l14 one with "
+            "torch and timm, whose model is timed under torch.compile", metavar="PYTHON",
         ),
         option(
             "--mesh", "random weights: the devices that share the model, such as model=2 (one "

@@ -10,6 +10,7 @@ from jax_massact.nn.config import (
     MLPConfig,
     ModelConfig,
     NormConfig,
+    PatchConfig,
     RopeConfig,
 )
 from jax_massact.settings import check_int
@@ -78,6 +79,26 @@ def llama(
     )
 
 
+def dinov2(*, depth: int, width: int, heads: int, registers: int = 0) -> ModelConfig:
+    """A DINOv2 with patches of 14 pixels, its positions learned for 37 x 37 of them."""
+    norm = NormConfig(kind="layer", bias=True, eps=1e-6)
+    attention = AttentionConfig(
+        heads=heads, kv_heads=heads, head_dim=width // heads, position="none", causal=False,
+        qkv_bias=True, out_bias=True,
+    )
+    return ModelConfig(
+        depth=depth, width=width, context_length=37 * 37, registers=registers, final_norm=norm,
+        embed=EmbedConfig(
+            vocab_size=1, positions="learned", patches=PatchConfig(size=14, grid=(37, 37))
+        ),
+        block=BlockConfig(
+            attention=attention, norm=norm, layer_scale=True,
+            mlp=MLPConfig(hidden=4 * width, activation="gelu", gated=False, bias=True),
+        ),
+        head=HeadConfig(present=False, pool="cls"),
+    )
+
+
 SHAPES = {
     "llama2-7b": llama(
         vocab_size=32000, depth=32, width=4096, heads=32, kv_heads=32, head_dim=128,
@@ -88,4 +109,6 @@ SHAPES = {
         context_length=8192, rope_base=1e5, tied=True,
     ),
     "gpt2-124m": gpt2(),
+    # timm's vit_large_patch14_dinov2.
+    "vit-l14": dinov2(depth=24, width=1024, heads=16),
 }

@@ -202,6 +202,7 @@ def test_an_attention_that_is_wrong_is_seen(monkeypatch):
 
 
 def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
+    from nn.test_images import VIT
     from tiny_models import LLAMA
 
     from jax_massact.bench import device_probe
@@ -213,6 +214,20 @@ def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
     assert list(rows) == ["forward", "probe", "authors' way"]
     assert found["ratios"]["time of the probe, against the forward pass"] == pytest.approx(
         rows["probe"]["seconds"] / rows["forward"]["seconds"]
+    )
+    monkeypatch.setitem(device_probe.SHAPES, "vit", VIT)
+    script = tmp_path / "timm_stand_in.py"
+    script.write_text("import sys, json\nassert json.loads(sys.argv[1])['image_size'] == 6\n"
+                      "print('{\"seconds\": {\"forward\": 5, \"probe\": 7}}')")
+    monkeypatch.setattr(device_probe.reference_images, "__file__", str(script))
+    monkeypatch.setitem(device_probe._TIMM, "vit", "a model of timm")
+    images = ["--config.batch_size=2", "--config.image_size=6", "--repeat=1"]
+    python = f"--reference={sys.executable}"
+    pixels = _found(capsys, tmp_path, "probe", "random:vit", *images, python)
+    assert list(pixels["rows"]) == ["forward", "probe", "timm, forward", "timm, probe"]
+    assert (pixels["sequences"], pixels["sequence_length"]) == (2, 3 + 9)
+    assert pixels["ratios"]["time of timm's probe under torch.compile, against ours"] == (
+        pytest.approx(7 / pixels["rows"]["probe"]["seconds"])
     )
     split = _found(capsys, tmp_path, "probe", "random:tiny", *flags, "--mesh=model=2")
     assert split["devices"] == 2 and found["devices"] == 1
