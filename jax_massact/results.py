@@ -152,6 +152,62 @@ class OutlierFeature(TypedDict):
     magnitude: float  # mean magnitude over its large tokens, at the layer where that is largest
 
 
+class LoadsIn(TypedDict):
+    """Which programs read a model that was saved."""
+
+    programs: list[str]
+    # What any other program would lose that read it as the nearest family: settings and values.
+    lost: list[str]
+
+
+class MediumDim(TypedDict):
+    """Activations of medium scale in one dimension, over the blocks where they are of one kind."""
+
+    dim: int
+    # feature: over the lower bound at more than half of the tokens; token: at fewer than 2%; mixed.
+    kind: str
+    first_layer: int
+    last_layer: int
+    peak_layer: int  # of those, where the squares of these activations add up to most
+    activations: int  # over the sequences and these layers
+    share: float  # of tokens over the lower bound, at the peak
+    mean: float  # signed; over all tokens at the peak, of kind token over these activations
+    # (E h)^2 / E h^2 over tokens, the smallest and the largest of these layers: 1 is a constant.
+    # None of kind token.
+    constancy: tuple[float, float] | None
+    spread: float | None  # of kind token: std over mean of these activations at the peak
+    tokens: list[TokenCount]  # of kind token, the most frequent first: activations, not sequences
+    written_by: list[Writer]  # what most of the mean is from, 3 at most
+    # The MLP unit that gives most of what the first MLP among `written_by` adds; None: there is no
+    # such MLP, or it is a mixture.
+    unit: int | None
+    unit_share: float | None
+
+
+class MediumLayer(TypedDict):
+    layer: int
+    activations: int
+    energy: float  # share of the stream's mean square in outlier features (kind feature)
+    constant: float  # share of it in their means alone
+    divided: float  # by how much more a norm divides the stream because of these activations
+
+
+class MediumResult(TypedDict):
+    """Activations between `low` and `high`, after all blocks but the last."""
+
+    low: float
+    high: float
+    sequences: int  # that the statistics are from
+    activations: int
+    kinds: dict[str, float]  # {"feature", "mixed", "token"}: shares of the activations
+    dims: list[MediumDim]  # most activations first, 24 at most
+    layers: list[MediumLayer]
+    held_out: int  # sequences of the interventions
+    # Keys: original, zero, mean (by layer and dimension), clip (to `low`), control (as many others,
+    # next above the median of their token, set to zero).
+    perplexity: dict[str, float]
+
+
 class Prompt(TypedDict):
     """The first probed sequence, for the page: at most 512 tokens."""
 

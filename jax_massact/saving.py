@@ -16,8 +16,11 @@ from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import WeightsError
 from jax_massact.families import own_encoder
 from jax_massact.families.config_files import describe
+from jax_massact.families.own import GROUP
 from jax_massact.families.places import Names, fused, join, places_of, sizes_of
-from jax_massact.nn.transformer import Transformer, parameters
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.transformer import Transformer, abstract, parameters
+from jax_massact.results import LoadsIn
 from jax_massact.weights.folder import CONFIG, INDEX, WEIGHTS
 
 # More would not fit into memory beside the model, and not onto every file system.
@@ -45,7 +48,8 @@ def save(
     A model that transformers has becomes what it expects, under the name of the first family in
     `families.table` that can state the configuration. Any other model (another attention, a first
     position, ...) gets a `model_type` beginning with `massact-`, which transformers refuses, and
-    its settings in the group `massact`. So does every encoder of images.
+    its settings in the group `massact`. So does every encoder of images. `read_by` says what a
+    program would lose that took a language model for one of the nearest family.
 
     Args:
       folder: made if need be. One that this function wrote before is overwritten; other files in
@@ -71,6 +75,11 @@ def save(
         names = {**family.names(model.config), **family.own_names(model.config)}
         places = places_of(names, model.config, f"a file of a {family.model_type} model")
         config = settings | _tokens(tokenizer)
+        if lost := loads_in(model.config)["lost"]:
+            config["read_by"] = (
+                f"jax_massact alone. A program that took it for {family.model_type} would lose: "
+                + "; ".join(lost)
+            )
     config |= _MARK
     config["torch_dtype"] = _check_parameters(model)
     files = {} if tokenizer is None else tokenizer.files()
@@ -86,6 +95,20 @@ def save(
         return [*written, _write_json(folder / CONFIG, config)]
     except OSError as error:
         raise WeightsError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def loads_in(config: ModelConfig) -> LoadsIn:
+    """Which programs read the folder of a language model that `save` writes, and what any other
+    would lose; none do where no file can state the configuration."""
+    try:
+        group = describe(config)[1].get(GROUP, {})
+    except WeightsError as error:
+        return LoadsIn(programs=[], lost=[str(error)])
+    lost = [f"{name}={value}" for name, value in group.items()]
+    names = parameters(abstract(config)) if group else ()
+    own = [name for name in names if name.startswith(("blocks.attn.variant", "prefix"))]
+    lost += [f"the tensors {', '.join(own)}"] if own else []
+    return LoadsIn(programs=["jax_massact"] + ["transformers"] * (not group), lost=lost)
 
 
 def _tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:

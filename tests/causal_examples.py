@@ -188,7 +188,9 @@ def fold_result(kind="strict", unchanged=True) -> FoldResult:
         "logit_difference": 4e-6 if unchanged else 0.3, "allowed_difference": 1e-4,
         "unchanged": unchanged, "perplexity_original": 15.5, "perplexity_folded": 15.6,
         "massive_before": massive, "massive_after": [], "largest_before": 900.0,
-        "largest_after": 30.0, "saved_to": "model",
+        "largest_after": 30.0, "saved_to": "model", "massive_sequences_after": 0,
+        "massive_first_after": 0, "medium": None, "outliers": None,
+        "loads_in": {"programs": ["jax_massact"], "lost": ["variant=kv_bias"]},
     }
 
 

@@ -196,6 +196,55 @@ class MaxMoves:
         )
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["layers", "low", "high", "value", "limit", "ordinary"], meta_fields=["site"],
+)
+@dataclasses.dataclass(frozen=True)
+class BandEdits:
+    """Sets every activation of medium size: x = value + sign(x) * limit where low < |x| < high.
+
+    Attributes:
+      layers: in which blocks.
+      low, high: between which magnitudes.
+      value: what to set to, by block and dimension.
+      limit: 0, or the magnitude that is left, with the sign of the activation: `low` to clip.
+      ordinary: a control: at each token as many others are set, those next above the median.
+    """
+
+    layers: Bool[Array, " L"]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    value: Float[Array, "L D"]
+    limit: Float[Array, ""]
+    ordinary: Bool[Array, ""]
+    site: str = "resid_post"
+
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
+        size = jnp.abs(x)
+        band = (size > self.low) & (size < self.high)
+
+        def control(band):
+            rank = jnp.argsort(jnp.argsort(size, axis=-1), axis=-1) - x.shape[-1] // 2
+            return (rank >= 0) & (rank < band.sum(-1, keepdims=True))
+
+        here = jax.lax.cond(jnp.asarray(self.ordinary), control, lambda band: band, band)
+        new = jnp.asarray(self.value)[layer] + jnp.sign(x) * self.limit
+        return jnp.where(here & jnp.asarray(self.layers)[layer], new.astype(x.dtype), x)
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        found = self.layers.shape, self.value.shape
+        if found != ((depth,), (depth, shape[2])):
+            raise ValueError(
+                f"layers and value have shapes {found[0]} and {found[1]}; expected: {(depth,)} and "
+                f"{(depth, shape[2])}, blocks and dimensions of {self.site}"
+            )
+
+    def reordered(self, order_of: OrderOf) -> "BandEdits":
+        del order_of
+        return self
+
+
 def apply_edits(
     x: jax.Array, edits: Sequence[Edit], site: str, layer: int | Int[Array, ""]
 ) -> jax.Array:

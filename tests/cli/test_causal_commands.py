@@ -70,10 +70,15 @@ def test_explain(run, folders, tmp_path):
 
 
 def test_fold_saves_a_model_that_every_command_reads(run, folders, tmp_path):
-    code, out, err = run("fold", folders["loud"], *SIZE, "--workdir=out")
+    code, out, err = run("fold", folders["loud"], *SIZE, "--workdir=out",
+                         "--config.medium.sequences=1", "--config.medium.low=3")
     assert code == 0
     result = read(tmp_path / "out" / "fold.json")
     assert violations(result, FoldResult) == []
+    assert result["massive_sequences_after"] == result["massive_first_after"] == 0
+    assert result["loads_in"]["programs"] == ["jax_massact"] and "read by jax_massact alone" in out
+    assert "attention=kv_bias" in result["loads_in"]["lost"]
+    assert result["outliers"]["stream_difference"] < 1e-5 and result["medium"]["held_out"] == 1
     assert result["unchanged"] and result["logit_difference"] < 1e-5 and "unchanged" in out
     assert [m["dim"] for m in result["massive_before"]] == [DIM] and result["massive_after"] == []
     assert result["largest_after"] < 0.1 * result["largest_before"]

@@ -13,12 +13,14 @@ from jax_massact.measure.fold import fold
 from jax_massact.measure.loss import losses_of
 from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.results import SCHEMA_VERSION
-from jax_massact.saving import save
+from jax_massact.saving import loads_in, save
 from jax_massact.studies.collector import (
     Collector,
+    Found,
     reduce_batch,
 )
 from jax_massact.studies.first_token import find_first_token
+from jax_massact.studies.fold.outliers import study_outliers
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.frame import (
@@ -31,8 +33,9 @@ from jax_massact.studies.frame import (
     silent,
     versions,
 )
+from jax_massact.studies.medium import measure_medium
 from jax_massact.studies.output import Outcome
-from jax_massact.studies.records import massive_records, remarks
+from jax_massact.studies.records import massive_records, outlier_records, remarks
 
 MODEL = "model"  # the subfolder that holds the folded model
 # Of logits in float32, relative to the largest.
@@ -70,6 +73,7 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     difference = largest = 0.0
     losses: dict[str, list[np.ndarray]] = {"original": [], "folded": []}
     tops = {"original": 0.0, "folded": 0.0}
+    found: dict[str, list[list[Found]]] = {"original": [], "folded": []}
 
     @jax.jit
     def forward(model, tokens, keep):
@@ -103,7 +107,7 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
             ("original", whole_batch, before), ("folded", own_batch, after)
         ):
             host: Any = jax.device_get(batch)
-            collector.add(host)
+            found[name] += collector.add(host)
             tops[name] = max(tops[name], float(np.abs(host.sequences.top.value[:, :n]).max()))
         progress(rows.stop, len(inputs))
     seconds["compare"] = watch.lap()
@@ -111,6 +115,17 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     perplexity = {name: float(np.exp(np.mean(x))) for name, x in losses.items()}
     info = model_info(prepared, config.dtype, folded)
     original, remaining = before.probed(), after.probed()
+    massive, left = massive_records(original), massive_records(remaining)
+    medium = measure_medium(folded, inputs, config.medium, batch_size=size)
+    outliers = None
+    if medium is not None:
+        last = slice(len(inputs) - config.medium.sequences, len(inputs))
+        outliers = study_outliers(
+            model, folded, whole_inputs[last], inputs[last], found["original"][last], massive,
+            outlier_records(original), outlier_records(remaining),
+        )
+    seconds["medium_scale"] = watch.lap()
+    again = [hits for hits in found["folded"] if any(hit.strict for hit in hits)]
     numbers = {"difference of the logits": relative} | {
         f"loss of the {name} model": float(np.mean(x)) for name, x in losses.items()
     }
@@ -127,10 +142,15 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
         perplexity_original=perplexity["original"],
         perplexity_folded=perplexity["folded"],
         definition=definition_info(config.definition),
-        massive_before=massive_records(original),
-        massive_after=massive_records(remaining),
+        massive_before=massive,
+        massive_after=left,
         largest_before=tops["original"],
         largest_after=tops["folded"],
+        massive_sequences_after=len(again),
+        massive_first_after=sum(any(h.strict and h.position == 0 for h in hits) for hits in again),
+        medium=medium,
+        outliers=outliers,
+        loads_in=loads_in(folded.config),
         saved_to=None,
         config=dataclasses.asdict(config),
         seconds=seconds,

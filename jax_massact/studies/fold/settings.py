@@ -7,6 +7,7 @@ from jax_massact.measure.fold import check_foldable
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import check_head
 from jax_massact.settings import check_in, check_int
+from jax_massact.studies.medium import MediumConfig, check_medium
 from jax_massact.studies.settings import RunConfig
 
 
@@ -18,12 +19,15 @@ class FoldConfig(RunConfig):
       first_token: which token always stands first: `bos`, the id of a token, or a text that is one
         token.
       save: whether to write the folded model.
+      medium: the section on activations of medium scale, and on outlier features, of the folded
+        model.
     """
 
     sequences: int = 4
     bos: str = "false"
     first_token: str = "bos"
     save: bool = True
+    medium: MediumConfig = MediumConfig()
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
@@ -35,6 +39,7 @@ class FoldConfig(RunConfig):
         object.__setattr__(self, "bos", "false")
         check_int("sequence_length", self.sequence_length, 3)
         check_in("save", self.save, (True, False))
+        check_medium(self.medium, self.sequences)
         object.__setattr__(self, "first_token", str(self.first_token))
 
     @property

@@ -11,6 +11,7 @@ from jax_massact.report.sections import found_section, massive_tables, render_re
 from jax_massact.report.terminal import MAX_ROWS, Sheet
 from jax_massact.report.words import Findings
 from jax_massact.results import ActivationMap, LayerStats, MassiveRecord, OutlierFeature
+from jax_massact.studies import medium_report
 from jax_massact.studies.probe import images_report
 from jax_massact.studies.probe.figures import FIGURES, MAX_TRAJECTORIES, charts
 from jax_massact.studies.probe.images import PicturedImage
@@ -49,6 +50,7 @@ def findings(result: ProbeResult) -> Findings:
         lines.append(
             f"{n}, large at most tokens and so not massive activations: dim {_dims(outliers)}."
         )
+    lines += medium_report.sentences(result["medium"])
     return Findings(lines, words.strength(records))
 
 
@@ -147,6 +149,7 @@ def show(result: ProbeResult, console: Console) -> None:
         sheet.title("Outlier features (large at most tokens: not massive activations)")
         head = ("dim", "layers", "magnitude", "tokens", "seqs")
         sheet.table(head, _outlier_rows(features), most=MAX_ROWS)
+    medium_report.show(sheet, result["medium"])
     sheet.title("Layers (means over sequences; residual stream after each block)")
     sheet.table(*_layer_table(result["layers"], glance=True))
     if images := result.get("images"):
@@ -202,6 +205,7 @@ def sections(
         *found,
         *prompt,
         Section("outliers", "Outlier features", _outliers(result["outlier_features"])),
+        *medium_report.sections(result["medium"]),
         Section("layers", "Every layer", [Table(head, rows), Lines([note], "soft")]),
     ]
 

@@ -7,6 +7,7 @@ from jax_massact.results import (
     DefinitionInfo,
     LayerStats,
     MassiveRecord,
+    MediumResult,
     ModelInfo,
     OutlierFeature,
     Prompt,
@@ -86,6 +87,7 @@ class ProbeResult(Remarks):
     # Of the strict dimensions that an MLP writes, or else of the relaxed ones; 16 at most.
     super_weights: list[SuperWeight]
     outlier_features: list[OutlierFeature]
+    medium: MediumResult | None  # None: not asked for
     prompt: Prompt
     images: NotRequired[ImageFindings]  # of an encoder of images
     config: dict  # the settings of the run, resolved

@@ -15,6 +15,7 @@ from jax_massact.studies.frame import (
     silent,
     versions,
 )
+from jax_massact.studies.medium import measure_medium
 from jax_massact.studies.output import Outcome
 from jax_massact.studies.probe.images import run_images
 from jax_massact.studies.probe.result import ProbeResult
@@ -57,6 +58,8 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         progress=lambda done: progress(done, len(inputs)),
     )
     massive = massive_records(probed)
+    probed_in = watch.lap()
+    medium = measure_medium(model, inputs, config.medium, batch_size=batch)
     result = ProbeResult(
         schema=SCHEMA_VERSION,
         **remarks(probed.layers),
@@ -67,9 +70,11 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         massive=massive,
         super_weights=super_weight_records(prepared, model, probed, massive),
         outlier_features=outlier_records(probed),
+        medium=medium,
         prompt=probed.prompt,
         config=dataclasses.asdict(config),
-        seconds={"load_and_compile": loaded, "run": watch.lap()},
+        seconds={"load_and_compile": loaded, "run": probed_in}
+        | ({} if medium is None else {"medium_scale": watch.lap()}),
         versions=versions(),
     )
     return Outcome(result, (probed.map,))

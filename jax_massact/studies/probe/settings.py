@@ -3,6 +3,7 @@
 import dataclasses
 
 from jax_massact.settings import check_int
+from jax_massact.studies.medium import MediumConfig, check_medium
 from jax_massact.studies.settings import RunConfig
 
 
@@ -12,10 +13,13 @@ class ProbeConfig(RunConfig):
 
     Attributes:
       top_k: how many of the largest magnitudes of each layer to report.
+      medium: the section on activations of medium scale.
     """
 
     top_k: int = 5
+    medium: MediumConfig = MediumConfig()
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         check_int("top_k", self.top_k, 1, 100)
+        check_medium(self.medium, self.sequences)
