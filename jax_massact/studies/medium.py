@@ -261,7 +261,7 @@ def _interventions(
         )
 
     changes = {
-        "original": edits(none, on=False), "zero": edits(none), "mean": edits(mean),
+        "original": edits(none, on=False), "zero": edits(none), "mean": edits(np.asarray(mean)),
         "clip": edits(none, low), "control": edits(none, ordinary=True),
     }
     step = jax.jit(lambda model, tokens, edits: token_losses(model, tokens, edits=edits))

@@ -42,7 +42,7 @@ def findings(result: FoldResult) -> Findings:
             f"What remains (strict), by dimension and layer: {places}. It sits at tokens that stay "
             "in the sequence; folding does not touch them."
         )
-        if number := result["massive_sequences_after"]:
+        if number := result.get("massive_sequences_after"):
             first = result["massive_first_after"]
             where = f", in {first} of them the first that is left" if first else ""
             lines.append(
@@ -55,7 +55,7 @@ def findings(result: FoldResult) -> Findings:
                for key in ("massive_before", "massive_after")]
     if any(relaxed):
         lines.append(f"Relaxed only: {_dims(relaxed[0])} before, {_dims(relaxed[1])} after.")
-    lines += medium_report.sentences(result["medium"]) + _outliers(result["outliers"])
+    lines += medium_report.sentences(result.get("medium")) + _outliers(result.get("outliers"))
     warning = None if result["unchanged"] else (
         "The folded model is not the same: its logits differ by more than is allowed."
     )
@@ -129,16 +129,17 @@ def show(result: FoldResult, console: Console) -> None:
     sheet.table(MODELS, _numbers(result), left=("",))
     titles = ("What remains: massive (strict)", "What remains: relaxed only")
     sheet.massive(result["massive_after"], titles)
-    medium_report.show(sheet, result["medium"])
+    medium_report.show(sheet, result.get("medium"))
     sheet.close([f"The folded model is read by {_programs(result)}.",
                  *words.definition(result["definition"])])
 
 
 def _programs(result: FoldResult) -> str:
-    programs, lost = result["loads_in"]["programs"], result["loads_in"]["lost"]
-    if not lost:
-        return ", ".join(programs)
-    return f"{', '.join(programs)} alone; elsewhere would be lost: {'; '.join(lost)}"
+    found = result.get("loads_in", {"programs": ["jax_massact"], "lost": []})  # of older files
+    programs = ", ".join(found["programs"]) or "none"
+    if not found["lost"]:
+        return programs
+    return f"{programs} alone; elsewhere would be lost: {'; '.join(found['lost'])}"
 
 
 def page(result: FoldResult) -> str:
@@ -160,8 +161,8 @@ def sections(result: FoldResult) -> list[Section]:
         Section("massive-before", "Before", massive_tables(result["massive_before"])),
         Section("massive-after", "What remains",
                 massive_tables(result["massive_after"])),
-        *medium_report.sections(result["medium"]),
-        *_outlier_sections(result["outliers"]),
+        *medium_report.sections(result.get("medium")),
+        *_outlier_sections(result.get("outliers")),
     ]
 
 

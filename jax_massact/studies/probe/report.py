@@ -50,7 +50,7 @@ def findings(result: ProbeResult) -> Findings:
         lines.append(
             f"{n}, large at most tokens and so not massive activations: dim {_dims(outliers)}."
         )
-    lines += medium_report.sentences(result["medium"])
+    lines += medium_report.sentences(result.get("medium"))
     return Findings(lines, words.strength(records))
 
 
@@ -149,7 +149,7 @@ def show(result: ProbeResult, console: Console) -> None:
         sheet.title("Outlier features (large at most tokens: not massive activations)")
         head = ("dim", "layers", "magnitude", "tokens", "seqs")
         sheet.table(head, _outlier_rows(features), most=MAX_ROWS)
-    medium_report.show(sheet, result["medium"])
+    medium_report.show(sheet, result.get("medium"))
     sheet.title("Layers (means over sequences; residual stream after each block)")
     sheet.table(*_layer_table(result["layers"], glance=True))
     if images := result.get("images"):
@@ -205,7 +205,7 @@ def sections(
         *found,
         *prompt,
         Section("outliers", "Outlier features", _outliers(result["outlier_features"])),
-        *medium_report.sections(result["medium"]),
+        *medium_report.sections(result.get("medium")),
         Section("layers", "Every layer", [Table(head, rows), Lines([note], "soft")]),
     ]
 
