@@ -189,7 +189,7 @@ def fold_result(kind="strict", unchanged=True) -> FoldResult:
         "unchanged": unchanged, "perplexity_original": 15.5, "perplexity_folded": 15.6,
         "massive_before": massive, "massive_after": [], "largest_before": 900.0,
         "largest_after": 30.0, "saved_to": "model", "massive_sequences_after": 0,
-        "massive_first_after": 0, "medium": None, "outliers": None,
+        "massive_first_after": 0,
         "loads_in": {"programs": ["jax_massact"], "lost": ["variant=kv_bias"]},
     }
 

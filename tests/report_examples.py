@@ -112,7 +112,6 @@ def result(
         massive=records,
         super_weights=[super_weight(r) for r in words.by_size(records, strict=True)],
         outlier_features=outliers or [],
-        medium=None,
         prompt={
             "tokens": tokens,
             "massive": [(p, r["dim"]) for r in records for p in (0, 4) if p < len(tokens)],

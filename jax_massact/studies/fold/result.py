@@ -1,6 +1,6 @@
 """The schema of `fold.json`."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from jax_massact.results import (
     DataInfo,
@@ -74,8 +74,9 @@ class FoldResult(Remarks):
     # and in how many of these it is the first token that is left which becomes massive.
     massive_sequences_after: int
     massive_first_after: int
-    medium: MediumResult | None  # of the folded model; None: not asked for
-    outliers: OutlierStudy | None  # likewise
+    # Of the folded model, and of both, where `medium.sequences` asks for it.
+    medium: NotRequired[MediumResult]
+    outliers: NotRequired[OutlierStudy]
     loads_in: LoadsIn  # which programs read the folded model
     saved_to: str | None
     config: dict

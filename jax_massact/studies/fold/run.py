@@ -116,15 +116,6 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     info = model_info(prepared, config.dtype, folded)
     original, remaining = before.probed(), after.probed()
     massive, left = massive_records(original), massive_records(remaining)
-    medium = measure_medium(folded, inputs, config.medium, batch_size=size)
-    outliers = None
-    if medium is not None:
-        last = slice(len(inputs) - config.medium.sequences, len(inputs))
-        outliers = study_outliers(
-            model, folded, whole_inputs[last], inputs[last], found["original"][last], massive,
-            outlier_records(original), outlier_records(remaining),
-        )
-    seconds["medium_scale"] = watch.lap()
     again = [hits for hits in found["folded"] if any(hit.strict for hit in hits)]
     numbers = {"difference of the logits": relative} | {
         f"loss of the {name} model": float(np.mean(x)) for name, x in losses.items()
@@ -148,14 +139,21 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
         largest_after=tops["folded"],
         massive_sequences_after=len(again),
         massive_first_after=sum(any(h.strict and h.position == 0 for h in hits) for hits in again),
-        medium=medium,
-        outliers=outliers,
         loads_in=loads_in(folded.config),
         saved_to=None,
         config=dataclasses.asdict(config),
         seconds=seconds,
         versions=versions(),
     )
+    medium = measure_medium(folded, inputs, config.medium, batch_size=size)
+    if medium is not None:
+        last = slice(len(inputs) - config.medium.sequences, len(inputs))
+        result["medium"] = medium
+        result["outliers"] = study_outliers(
+            model, folded, whole_inputs[last], inputs[last], found["original"][last], massive,
+            outlier_records(original), outlier_records(remaining),
+        )
+        seconds["medium_scale"] = watch.lap()
 
     def save_model(folder: Path) -> None:
         if config.save:

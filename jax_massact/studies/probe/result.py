@@ -87,7 +87,7 @@ class ProbeResult(Remarks):
     # Of the strict dimensions that an MLP writes, or else of the relaxed ones; 16 at most.
     super_weights: list[SuperWeight]
     outlier_features: list[OutlierFeature]
-    medium: MediumResult | None  # None: not asked for
+    medium: NotRequired[MediumResult]  # where `medium.sequences` asks for it
     prompt: Prompt
     images: NotRequired[ImageFindings]  # of an encoder of images
     config: dict  # the settings of the run, resolved

@@ -58,8 +58,6 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         progress=lambda done: progress(done, len(inputs)),
     )
     massive = massive_records(probed)
-    probed_in = watch.lap()
-    medium = measure_medium(model, inputs, config.medium, batch_size=batch)
     result = ProbeResult(
         schema=SCHEMA_VERSION,
         **remarks(probed.layers),
@@ -70,11 +68,13 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         massive=massive,
         super_weights=super_weight_records(prepared, model, probed, massive),
         outlier_features=outlier_records(probed),
-        medium=medium,
         prompt=probed.prompt,
         config=dataclasses.asdict(config),
-        seconds={"load_and_compile": loaded, "run": probed_in}
-        | ({} if medium is None else {"medium_scale": watch.lap()}),
+        seconds={"load_and_compile": loaded, "run": watch.lap()},
         versions=versions(),
     )
+    medium = measure_medium(model, inputs, config.medium, batch_size=batch)
+    if medium is not None:
+        result["medium"] = medium
+        result["seconds"]["medium_scale"] = watch.lap()
     return Outcome(result, (probed.map,))
