@@ -83,8 +83,7 @@ def test_how_closely_families_agree_is_recorded_for_all():
         found = checked(family)
         assert 0 < found["logits"] <= 1e-4 and 0 < found["hidden"] <= 1e-4
         assert (found["gguf"] > 0) >= (family.gguf is not None)
-        if family.model_type in FAMILY_CASES:
-            assert found["models"] == len(FAMILY_CASES[family.model_type].cases)
+        assert found["models"] == len(FAMILY_CASES[family.model_type].cases)
         assert row[4] == str(found["models"]) and "transformers" in row[3]
         assert float(row[5]) >= max(found["logits"], found["hidden"])
 

@@ -39,7 +39,7 @@ def configs_of(family):
         for path, stated in STATED.items()
         if stated["model_type"] == family.model_type
     ]
-    return found or [config for _, config in read_cases(family.model_type)]
+    return found + [config for _, config in read_cases(family.model_type)]
 
 
 @functools.cache

@@ -109,7 +109,107 @@ _CAPS: dict[str, Config] = {
     "two periods and a part": {"num_hidden_layers": 5},
 }
 
+# YaRN as a file may state it.
+_BANDS = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
+
+
+def _group(**settings: Any) -> Config:
+    """Rotary settings in the words of transformers 5."""
+    return {"rope_theta": ..., "rope_parameters": {"rope_theta": 100.0, **settings}}
+
+
 FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        decoder("llama", "LlamaForCausalLM", num_hidden_layers=2),
+        SHAPES | {
+            "biases": {"attention_bias": True, "mlp_bias": True},
+            "linear beside the new group": _group(rope_type="default") | {
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+            },
+            "yarn beside the new group": _group(rope_type="default") | {
+                "rope_scaling": {"type": "yarn"} | _BANDS,
+            },
+            "theta of the group that is used": _group(rope_type="default") | {
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 3000.0,
+            },
+            "empty scaling": _group(rope_type="linear", factor=3.0) | {"rope_scaling": {}},
+            "yarn": {"rope_scaling": _BANDS | {
+                "beta_fast": 4.0, "beta_slow": 0.5, "finetuned": True,
+            }},
+            "yarn, two scales": _group(**_BANDS, mscale=0.7, mscale_all_dim=0.4),
+            "yarn, as it is stated": _group(**_BANDS, attention_factor=1.3, truncate=False),
+            "yarn, original context of the model": _group(**_BANDS) | {
+                "original_max_position_embeddings": 16,
+            },
+            "yarn, one band": _group(rope_type="yarn", factor=2.0) | {"num_hidden_layers": 1},
+            "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+            "llama3": {"rope_scaling": LLAMA3},
+            "longrope": {"rope_scaling": {
+                "type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [1.0, 1.5, 2.0, 3.0], "original_max_position_embeddings": 16,
+            }},
+            "by default": {
+                "rope_theta": ..., "rms_norm_eps": ..., "tie_word_embeddings": ..., "head_dim": ...,
+                "num_key_value_heads": ...,
+            },
+        },
+    ),
+    "mistral": Family(
+        decoder("mistral", "MistralForCausalLM", num_hidden_layers=2, sliding_window=5),
+        SHAPES | {
+            "no window": {"sliding_window": None},
+            "a window of one": {"sliding_window": 1},
+            "yarn": {"rope_scaling": YARN},
+            "by default": {
+                "rope_theta": ..., "rms_norm_eps": ..., "tie_word_embeddings": ...,
+                "sliding_window": ..., "max_position_embeddings": 64,
+            },
+        },
+    ),
+    "qwen2": Family(
+        decoder(
+            "qwen2", "Qwen2ForCausalLM", hidden_size=32, head_dim=..., num_hidden_layers=2,
+            use_sliding_window=False, sliding_window=5, max_window_layers=1,
+        ),
+        _WHOLE_HEADS | {
+            "windows from a layer on": {"use_sliding_window": True},
+            "windows in some layers": {
+                "use_sliding_window": True, "num_hidden_layers": 3,
+                "layer_types": [LOCAL, WHOLE, LOCAL],
+            },
+            "yarn": {"rope_scaling": YARN},
+            "by default": {
+                "rope_theta": ..., "rms_norm_eps": ..., "tie_word_embeddings": ...,
+                "use_sliding_window": ..., "sliding_window": ..., "max_window_layers": ...,
+            },
+        },
+    ),
+    "gpt2": Family(
+        {
+            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": VOCAB,
+            "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 32, "layer_norm_epsilon": EPS,
+            "activation_function": "gelu_new", "bos_token_id": 1, "eos_token_id": 2,
+        },
+        {
+            "plain": {},
+            "one head": {"n_head": 1},
+            "narrow heads": {"n_head": 12},
+            "uneven heads": {"n_head": 8},
+            "untied": {"tie_word_embeddings": False},
+            "erf": {"activation_function": "gelu"},
+            "relu": {"activation_function": "relu"},
+            "one block": {"n_layer": 1},
+            "five blocks": {"n_layer": 5},
+            "as long as the context": {"n_positions": 16},
+            "wide": {"n_inner": 50},
+            "scaled by layer": {"scale_attn_by_inverse_layer_idx": True},
+            "not scaled": {"scale_attn_weights": False},
+            "scaled by layer alone": {
+                "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+            },
+            "by default": {"layer_norm_epsilon": ..., "activation_function": ...},
+        },
+    ),
     "gemma": Family(
         decoder(
             "gemma", "GemmaForCausalLM", hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True,

@@ -243,6 +243,22 @@ def olmoe(writer: gguf.GGUFWriter, c: Config) -> None:
     experts(writer, {**c, "head_dim": c["hidden_size"] // c["num_attention_heads"]})
 
 
+def gpt2(writer: gguf.GGUFWriter, c: Config) -> None:
+    writer.add_context_length(c["n_positions"])
+    writer.add_embedding_length(c["n_embd"])
+    writer.add_feed_forward_length(4 * c["n_embd"])
+    writer.add_block_count(c["n_layer"])
+    writer.add_head_count(c["n_head"])
+    writer.add_layer_norm_eps(c.get("layer_norm_epsilon", 1e-5))
+
+
+def outputs_first(c: Config, arrays: Arrays) -> Arrays:
+    """Matrices that GPT-2 has with inputs first."""
+    del c
+    turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {name: x.T if name.endswith(turned) else x for name, x in arrays.items()}
+
+
 def gpt_oss(writer: gguf.GGUFWriter, c: Config) -> None:
     experts(writer, c)
     writer.add_sliding_window(c["sliding_window"])
@@ -302,6 +318,9 @@ def merged(c: Config, arrays: Arrays) -> Arrays:
 
 
 CONVERSIONS = {
+    "llama": Conversion("llama", scaled, interleaved),
+    "qwen2": Conversion("qwen2", of_whole_heads),
+    "gpt2": Conversion("gpt2", gpt2, outputs_first),
     "gpt_oss": Conversion("gpt-oss", gpt_oss, one_by_one),
     "smollm3": Conversion("smollm3", of_whole_heads, interleaved),
     "granite": Conversion("granite", factors, interleaved),
@@ -331,6 +350,14 @@ CONVERSIONS = {
 _OTHER_SCALES = ("narrow heads", "wide heads", "three to a group")
 # Models that the converter refuses, or whose metadata leave out what llama.cpp does not have.
 UNSTATED = {
+    "llama": (
+        "linear beside the new group", "yarn beside the new group", "empty scaling", "yarn",
+        "theta of the group that is used", "yarn, two scales", "yarn, as it is stated",
+        "yarn, original context of the model", "yarn, one band", "llama3", "longrope",
+        "by default",
+    ),
+    "qwen2": ("windows from a layer on", "windows in some layers"),
+    "gpt2": ("erf", "relu", "wide", "scaled by layer", "not scaled", "scaled by layer alone"),
     "gpt_oss": ("kinds of layers", "truncated"),
     "smollm3": ("every second", "chosen", "windows", "biases", "by default"),
     "granite": ("biases", "llama3", "no factors"),

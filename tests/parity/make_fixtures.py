@@ -1,4 +1,6 @@
-"""Makes the reference numbers of the parity tests with PyTorch and transformers.
+"""Makes models in files of every kind, and their reference numbers, with PyTorch and transformers.
+
+What families have of their own is for `make_family_fixtures.py`.
 
     pip install -e '.[parity]'
     python tests/parity/make_fixtures.py
@@ -12,9 +14,6 @@ Writes under `fixtures/`, next to this file:
 * `gguf/<case>.gguf`: the same weights under llama.cpp's names and conventions;
 * `gguf/smollm2-q8.gguf` with `gguf/smollm2-q8.npz`: a quantized model, which has no folder because
   its reference is computed from the dequantized weights;
-* `settings.npz`: the logits of the last token of every sequence, [B, V], for folders whose
-  `config.json` is changed as `settings.json`, beside this file, says: (case, settings that are
-  replaced, settings that are left out);
 * `README.md`, the table of the cases.
 
 Every file is read back by transformers and must give the stored logits, and every detail that a
@@ -52,7 +51,6 @@ from transformers import (
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SETTINGS = Path(__file__).parent / "settings.json"
 TORCH = "2.13.0"
 VOCAB, DEPTH, BATCH, LENGTH = 97, 3, 2, 24
 # Large enough for a wrong detail to stand far above float32 rounding, small enough for the softmax
@@ -554,24 +552,6 @@ def make_quantized(case: Case, out: Path) -> None:
             raise AssertionError(f"{path.name}: {name} is off by {difference:g}")
 
 
-def make_settings(out: Path) -> None:
-    """Writes the logits of cases under other settings."""
-    found = {}
-    for name, (case, changes, *left_out) in json.loads(SETTINGS.read_text()).items():
-        reference = np.load(out / case / "reference.npz")
-        stated = json.loads((out / case / "config.json").read_text()) | changes
-        for setting in left_out[0] if left_out else ():
-            stated.pop(setting, None)
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(out / case, folder, dirs_exist_ok=True)
-            (Path(folder) / "config.json").write_text(json.dumps(stated))
-            logits = run(read_folder(Path(folder)), reference["tokens"])[0]
-        moved = float(np.abs(logits - reference["logits"]).max())
-        print(f"{name}: the logits of {case} moved by {moved:.1e}")
-        found[name] = logits[:, -1]
-    np.savez_compressed(out / "settings.npz", **found)
-
-
 README = """\
 # Reference numbers
 
@@ -584,9 +564,6 @@ with {versions}, gguf {gguf} and NumPy {numpy},
 in float32 on the CPU, on {date}. Random models of {vocab} tokens and {depth} blocks; the script's
 docstring says what each file holds. The tests only read them. The `logits` are within {same:g} of
 the same in float64; a wrong setting moves them by {wrong:g} or more.
-
-`settings.npz` holds the logits of the last tokens of folders whose `config.json` is changed as
-`../settings.json` says.
 
 | case | what it exercises | config.json in the words of | GGUF |
 |---|---|---|---|
@@ -634,7 +611,6 @@ def main() -> None:
     for case in CASES:
         make_case(case, args.out)
     make_quantized(QUANTIZED, args.out)
-    make_settings(args.out)
     write_readme(args.out, args.date)
 
 

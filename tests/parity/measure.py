@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from parity import gguf_writer
-from parity.family_cases import FAMILIES, TOKENS, VOCAB
+from parity.family_cases import TOKENS, VOCAB
 from parity.random_weights import draw, tokens
 from safetensors.numpy import save_file
 
@@ -38,7 +38,7 @@ def run(model, ids):
 
 
 def of_family(name: str, folder: Path) -> Checked:
-    """A family with fixtures of `make_family_fixtures.py`."""
+    """How closely one family agrees."""
     with np.load(HERE / "families" / f"{name}.npz") as file:
         stored = json.loads(str(file["cases"]))
         versions, pairs = str(file["versions"]), []
@@ -60,23 +60,6 @@ def of_family(name: str, folder: Path) -> Checked:
     )
 
 
-def of_folders(name: str) -> Checked:
-    """A family with fixtures of `make_fixtures.py`."""
-    pairs, in_gguf, oracle = [], 0, ""
-    for path in sorted((HERE / "fixtures").glob("*/config.json")):
-        if json.loads(path.read_text())["model_type"] != name:
-            continue
-        with np.load(path.with_name("reference.npz")) as file:
-            logits, hidden = run(open_checkpoint(path.parent).load_model(), file["tokens"])
-            pairs.append((off(logits, file["logits"]), off(hidden, file["hidden"])))
-            oracle = next(v for v in str(file["versions"]).split(", ") if "transformers" in v)
-        in_gguf += (HERE / "fixtures" / "gguf" / f"{path.parent.name}.gguf").exists()
-    logits, hidden = (max(values) for values in zip(*pairs, strict=True))
-    return Checked(
-        oracle=oracle, models=len(pairs), gguf=in_gguf, logits=logits, hidden=hidden
-    )
-
-
 def main() -> None:
     """Records the families that are named, or all."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
@@ -85,7 +68,7 @@ def main() -> None:
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            record[name] = of_family(name, Path(folder)) if name in FAMILIES else of_folders(name)
+            record[name] = of_family(name, Path(folder))
         print(name, record[name], flush=True)
         ordered = {f.model_type: record[f.model_type] for f in TABLE if f.model_type in record}
         RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
