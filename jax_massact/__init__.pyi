@@ -19,6 +19,7 @@ from .measure.mechanism import (
     massive_tokens,
     sink_rate,
 )
+from .measure.registers import fix_registers, fold_registers, register_means
 from .measure.super_weights import SuperWeights, super_weights
 from .nn.acts import Acts
 from .nn.config import ModelConfig
@@ -49,12 +50,15 @@ __all__ = [
     "attention_stats",
     "explain",
     "find_massive",
+    "fix_registers",
     "fold",
+    "fold_registers",
     "load",
     "load_encoder",
     "magnitudes",
     "massive_tokens",
     "perplexity",
+    "register_means",
     "residual_streams",
     "save",
     "sink_rate",
