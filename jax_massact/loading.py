@@ -22,6 +22,7 @@ from jax_massact.families import focus
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.config_files import read_config, read_gguf_config
 from jax_massact.families.encoder_files import encoder_of, open_encoder
+from jax_massact.families.own import names_of
 from jax_massact.families.places import Names
 from jax_massact.families.run_checkpoint import is_run, open_run
 from jax_massact.nn.config import DType, HeadConfig, ModelConfig
@@ -174,7 +175,7 @@ def _open_folder_checkpoint(folder: Path) -> Checkpoint:
     if (encoder := encoder_of(stated_in)) is not None:
         return open_encoder(folder, stated_in, encoder)
     family, config = read_config(stated_in)
-    names = {**family.names(config), **family.own_names(config)}
+    names = names_of(family, config)
     tensors = _with_names(open_folder(folder), names)
     tensors = _with_one_head(config, tensors, names, stated_in)
     if names["head"].template in tensors and not config.head.present:

@@ -33,6 +33,7 @@ LAYOUTS: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {
     "btn": (BATCH, None, "model"),
     "btv": (BATCH, None, "model"),
     # parameters
+    "": (),
     "v": ("model",),
     "vd": ("model", "fsdp"),
     "dv": ("fsdp", "model"),

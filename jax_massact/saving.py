@@ -16,7 +16,7 @@ from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import WeightsError
 from jax_massact.families import own_encoder
 from jax_massact.families.config_files import describe
-from jax_massact.families.own import GROUP
+from jax_massact.families.own import GROUP, names_of
 from jax_massact.families.places import Names, fused, join, places_of, sizes_of
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import Transformer, abstract, parameters
@@ -72,7 +72,7 @@ def save(
         places = places_of(places, model.config, "a file of an encoder")
     else:
         family, settings = describe(model.config)
-        names = {**family.names(model.config), **family.own_names(model.config)}
+        names = names_of(family, model.config)
         places = places_of(names, model.config, f"a file of a {family.model_type} model")
         config = settings | _tokens(tokenizer)
         if lost := loads_in(model.config)["lost"]:

@@ -32,6 +32,9 @@ def named_norm(x, params, name, config):
     """The norm of this name; without parameters of that name, which must then be optional, x."""
     if f"{name}.scale" not in params and config.scale:
         return x
+    if config.kind == "dyt":
+        y = np.tanh(params[f"{name}.alpha"] * x) * (params[f"{name}.scale"] + config.offset)
+        return y + params.get(f"{name}.bias", 0)
     return norm(x, params.get(f"{name}.scale", 1), params.get(f"{name}.bias", 0), config)
 
 
@@ -201,6 +204,11 @@ def attention(config, block, b, h, positions):
         if c.variant == "clipped":
             gamma = -4 / config.context_length
             weights[n] = np.clip((1 - gamma) * weights[n] + gamma, 0, 1)
+        if c.variant == "sigmoid":
+            weights[n] = 1 / (1 + config.context_length * np.exp(-scores[n]))
+        if c.variant == "softpick":
+            rise = np.where(np.isinf(scores[n]), 0, np.expm1(scores[n]))
+            weights[n] = np.maximum(rise, 0) / (np.abs(rise).sum(-1, keepdims=True) + 1e-6)
         z[:, n] = weights[n] @ np.concatenate([v[:, kv], extra_values[:, kv]])
         if "attn.variant.v_bias" in b:
             z[:, n] += b["attn.variant.v_bias"][kv]

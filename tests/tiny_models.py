@@ -107,6 +107,7 @@ SWITCHES = {
     "phi": varied(
         _LAYER, head_bias=True, activation="relu", gated=False, mlp_bias=True, qk_norm="per_head",
     ),
+    "dyt": varied(LLAMA, norm_kind="dyt", norm_bias=True, norms="both"),
     "longrope": varied(
         LLAMA, rope=RopeConfig(factors=(1.0,) * 4, long_factors=FAR, original_context=6, scale=1.2)
     ),

@@ -26,7 +26,7 @@ from jax_massact.nn.config import (
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.fused.vendor import KERNELS
 from jax_massact.nn.variants import VARIANTS
-from jax_massact.nn.weigh import Clipped, Softmax
+from jax_massact.nn.weigh import Clipped, Sigmoid, Softmax, Softpick
 from jax_massact.settings import check_in, check_int
 
 
@@ -182,9 +182,6 @@ def dense(
     K = k.shape[2]
     extra = operands.keys() > {"q", "k", "v"}
     value = operands.get("value", np.zeros((1, K, H)))[0]
-    slope, shift = 1.0, 0.0
-    if isinstance(weigh, Clipped):
-        slope, shift = weigh.zeta - weigh.gamma, weigh.gamma
     grads = {name: np.zeros_like(x) for name, x in operands.items()}
     out = np.zeros_like(q)
     hidden = np.triu(np.ones((T, T), bool), 1)
@@ -197,15 +194,11 @@ def dense(
             if extra:
                 own = q[b, :, n] @ operands["key"][0, h] / H**0.5 if "key" in operands else 0.0
                 logits[:, T] = own + (operands["logit"][0, n] if "logit" in operands else 0.0)
-            softmax = np.exp(logits - logits.max(1, keepdims=True))
-            softmax /= softmax.sum(1, keepdims=True)
-            stretched = slope * softmax + shift
-            weights = np.clip(stretched, 0, 1)
+            weights, pull = _WEIGHED[type(weigh)](weigh, logits)
             out[b, :, n] = weights @ values
             g = cotangent[b, :, n]
             d_values = weights.T @ g
-            d_softmax = slope * (weights == stretched) * (g @ values.T)
-            d_logits = softmax * (d_softmax - (softmax * d_softmax).sum(1, keepdims=True))
+            d_logits = pull(g @ values.T)
             grads["q"][b, :, n] += d_logits[:, :T] @ keys / H**0.5
             grads["k"][b, :, h] += d_logits[:, :T].T @ q[b, :, n] / H**0.5
             grads["v"][b, :, h] += d_values[:T]
@@ -217,6 +210,41 @@ def dense(
                 grads["q"][b, :, n] += np.outer(d_logits[:, T], operands["key"][0, h]) / H**0.5
                 grads["key"][0, h] += d_logits[:, T] @ q[b, :, n] / H**0.5
     return {"out": out} | grads
+
+
+def _softmax(weigh, logits):
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    return weights, lambda d: weights * (d - (weights * d).sum(1, keepdims=True))
+
+
+def _clipped(weigh, logits):
+    softmax, pull = _softmax(weigh, logits)
+    slope = weigh.zeta - weigh.gamma
+    stretched = slope * softmax + weigh.gamma
+    weights = np.clip(stretched, 0, 1)
+    return weights, lambda d: pull(slope * (weights == stretched) * d)
+
+
+def _sigmoid(weigh, logits):
+    weights = 1 / (1 + np.exp(-logits - weigh.bias))
+    return weights, lambda d: weights * (1 - weights) * d
+
+
+def _softpick(weigh, logits):
+    rise = np.where(np.isinf(logits), 0, np.expm1(logits))
+    total = np.abs(rise).sum(1, keepdims=True) + weigh.eps
+    weights = np.maximum(rise, 0) / total
+
+    def pull(d):
+        d_rise = (rise > 0) * d - np.sign(rise) * (weights * d).sum(1, keepdims=True)
+        return np.exp(logits) * d_rise / total
+
+    return weights, pull
+
+
+# Weights of logits [T, S], and from the gradient of those to that of these.
+_WEIGHED = {Softmax: _softmax, Clipped: _clipped, Sigmoid: _sigmoid, Softpick: _softpick}
 
 
 def _distance(found: jax.Array, wanted: np.ndarray) -> float:

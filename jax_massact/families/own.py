@@ -1,14 +1,17 @@
 """The group `massact` of a `config.json`: settings of a model that Hugging Face has no name for.
 
-A model's other settings stand under the names of the family that it resembles most.
+A model's other settings and tensors stand under the names of the family that it resembles most;
+what no word of the group and no family has stands under this package's own names.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from jax_massact.errors import WeightsError
+from jax_massact.families.family import Family
 from jax_massact.families.fields import Fields, defaults
-from jax_massact.nn.config import NormKind
+from jax_massact.families.places import Names, Place, in_blocks
+from jax_massact.nn.config import ModelConfig, NormKind
 from jax_massact.nn.variants import VARIANTS
 from jax_massact.settings import unknown_key
 from jax_massact.weights.settings import Settings
@@ -88,6 +91,11 @@ _SETTINGS = {
     "slopes": _Setting(("block.attention.slopes",), _or_null(Settings.numbers)),
     "sliding_window": _Setting(("block.attention.window",), _or_null(Settings.size)),
 }
+# The fields that stand under their own paths where they differ; the others are no part of a file.
+_PATHS = frozenset(defaults()) - {
+    "others", "dtype", "block.attention.implementation",
+    *(path for setting in _SETTINGS.values() for path in setting.paths),
+}  # fmt: skip
 # What the kinds of blocks of one model may differ in.
 _OF_A_KIND = {
     "logit_scale", "logit_softcap", "position", "rope_base", "rope_factors", "rope_scale",
@@ -112,7 +120,7 @@ def read_group(settings: Settings, *, required: bool) -> Fields:
     values = settings.get(GROUP)
     if not isinstance(values, Mapping):
         raise settings.error(GROUP, "a group of settings")
-    fields = _read(settings, GROUP, values, {*_SETTINGS, _KINDS})
+    fields = _read(settings, GROUP, values, {*_SETTINGS, _KINDS, *_PATHS})
     if _KINDS in values:
         fields["others"] = tuple(_kinds(settings, values[_KINDS]))
     return fields
@@ -128,7 +136,12 @@ def _read(settings: Settings, name: str, values: Mapping, known: set[str]) -> di
     for key, setting in _SETTINGS.items():
         if key in values:
             fields |= setting.fields(setting.read(group, key))
-    return fields
+    return fields | {path: _tuples(values[path]) for path in _PATHS & values.keys()}
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as configurations have them."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _kinds(settings: Settings, kinds: Any) -> list[dict[str, Any]]:
@@ -154,6 +167,9 @@ def write_group(stated: Fields, wanted: Fields) -> dict[str, Any]:
         if any(fields[path] != wanted[path] for path in setting.paths):
             group[name] = setting.value(wanted)
             fields |= setting.fields(group[name])
+    for path in sorted(_PATHS):
+        if fields[path] != wanted[path]:
+            group[path] = wanted[path]
     if tuple(fields["others"]) != tuple(wanted["others"]):
         group[_KINDS] = [_write_kind(kind) for kind in wanted["others"]]
     return group
@@ -167,3 +183,26 @@ def _write_kind(kind: Fields) -> dict[str, Any]:
         for name in sorted(_OF_A_KIND)
         if _SETTINGS[name].paths[0] in fields
     }
+
+
+def names_of(family: Family, config: ModelConfig) -> Names:
+    """Where the parameters of a model of this family lie, those included that the family lacks."""
+    names = {**family.names(config), **family.own_names(config)}
+    start = names["blocks.attn.out"].template.partition("{l}")[0]
+    return {**in_blocks(f"{start}{{l}}.", _BLOCK), **_MODEL, **names}
+
+
+_NORMS = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm")
+_BLOCK = {
+    **{f"{norm}.scale": Place(f"{norm}.weight", "d->d") for norm in _NORMS},
+    **{f"{norm}.alpha": Place(f"{norm}.alpha", "1->") for norm in _NORMS},
+    **{f"attn.{x}_norm.scale": Place(f"attn.{x}_norm.weight", "h->h") for x in "qk"},
+    "attn.q_norm.scales": Place("attn.q_norm.weights", "nh->nh"),
+    "attn.k_norm.scales": Place("attn.k_norm.weights", "kh->kh"),
+    "attn_gain": Place("attn_gain", "d->d"),
+    "mlp_gain": Place("mlp_gain", "d->d"),
+}
+_MODEL = {
+    **{f"{norm}.alpha": Place(f"{norm}.alpha", "1->") for norm in ("embed_norm", "final_norm")},
+    "embed_norm.scale": Place("embed_norm.weight", "d->d"),
+}

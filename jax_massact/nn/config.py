@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from jax_massact.errors import ConfigError
 from jax_massact.settings import check_float, check_in, check_int
 
-NormKind = Literal["rms", "layer"]
+NormKind = Literal["rms", "layer", "dyt"]
 NormPlaces = Literal["in", "out", "both"]
 PositionKind = Literal["rope", "rope_2d", "alibi", "none"]
 QKNormKind = Literal["none", "head", "per_head", "all"]
@@ -33,13 +33,14 @@ class NormConfig:
     """A norm over the residual stream.
 
     Attributes:
-      kind: `rms` (Zhang and Sennrich 2019) or `layer` (Ba et al. 2016).
+      kind: `rms` (Zhang and Sennrich 2019), `layer` (Ba et al. 2016), or `dyt`, which is no norm:
+        tanh(alpha x) with a learned alpha (Zhu et al. 2025, "Transformers without Normalization").
       eps: added to the variance, or to the mean square.
       scale: whether the result is multiplied with a learned scale.
       offset: added to the learned scale; Gemma learns what is added to 1.
       wide: of `rms`, whether the result is rounded to the compute dtype after the scale rather than
-        before; `layer` always rounds after it.
-      bias: whether a learned bias is added; `layer` only.
+        before; the others always round after it.
+      bias: whether a learned bias is added; not of `rms`.
     """
 
     kind: NormKind = "rms"
@@ -295,6 +296,11 @@ class BlockConfig:
     def __post_init__(self) -> None:
         check_in("block.norms", self.norms, get_args(NormPlaces))
         check_float("block.residual_scale", self.residual_scale, 0.0, open_low=True)
+        if self.norm.kind == "dyt" and self.attention.qk_norm != "none":
+            raise ConfigError(
+                f"attention.qk_norm is {self.attention.qk_norm!r}; expected with "
+                "block.norm.kind='dyt': 'none'"
+            )
         if self.shared_norm and not self.parallel:
             raise ConfigError(
                 "block.shared_norm is True; expected with block.parallel=False: False"

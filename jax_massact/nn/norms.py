@@ -9,18 +9,27 @@ from jax_massact.nn import sharded
 from jax_massact.nn.config import NormConfig, QKNormKind
 from jax_massact.nn.fused.norm import gain, norm
 
+# The slope of DyT in a new model (Zhu et al. 2025, section 4).
+ALPHA = 0.5
+
 
 class Norm(nnx.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), computed in float32."""
+    """RMSNorm (Zhang and Sennrich 2019), LayerNorm (Ba et al. 2016), or what stands in their place,
+    computed in float32."""
 
     def __init__(self, config: NormConfig, width: int):
         self.config = config
+        self.alpha = nnx.Param(jnp.asarray(ALPHA)) if config.kind == "dyt" else None
         self.scale = nnx.Param(jnp.ones(width) - config.offset) if config.scale else None
         self.bias = nnx.Param(jnp.zeros(width)) if config.bias else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = None if self.scale is None else self.scale[...]
-        y: jax.Array = norm(self.config, x, scale)
+        if self.alpha is None:
+            y: jax.Array = norm(self.config, x, scale)
+        else:
+            y = jnp.tanh(self.alpha[...] * x.astype(jnp.float32))
+            y = y if scale is None else y * sharded.broadcast(gain(self.config, scale), y)
         if self.bias is not None:
             y = y + sharded.broadcast(self.bias[...].astype(jnp.float32), y)
         return y.astype(x.dtype)

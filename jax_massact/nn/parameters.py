@@ -38,8 +38,11 @@ PARAMETERS = {
     "final_norm.bias": Parameter("d", False),
     "head": Parameter("dv", True),
     "head_bias": Parameter("v", False),
-    "blocks.attn_norm.scale": Parameter("d", False),
-    "blocks.attn_norm.bias": Parameter("d", False),
+    **{
+        f"{norm}.alpha": Parameter("", False)
+        for norm in ("embed_norm", "final_norm", "blocks.attn_norm", "blocks.mlp_norm",
+                     "blocks.attn_out_norm", "blocks.mlp_out_norm")
+    },
     "blocks.attn.q": Parameter("dnh", True, inputs=1, rotary=True),
     "blocks.attn.k": Parameter("dnh", True, inputs=1, rotary=True),
     "blocks.attn.v": Parameter("dnh", True, inputs=1),
@@ -59,12 +62,11 @@ PARAMETERS = {
     "blocks.attn.variant.gate": Parameter("dn", True),
     **{
         f"blocks.{norm}.{name}": Parameter("d", False)
-        for norm in ("attn_out_norm", "mlp_out_norm") for name in ("scale", "bias")
+        for norm in ("attn_norm", "mlp_norm", "attn_out_norm", "mlp_out_norm")
+        for name in ("scale", "bias")
     },
     "blocks.attn_gain": Parameter("d", False),
     "blocks.mlp_gain": Parameter("d", False),
-    "blocks.mlp_norm.scale": Parameter("d", False),
-    "blocks.mlp_norm.bias": Parameter("d", False),
     "blocks.mlp.up": Parameter("df", True, inputs=1),
     "blocks.mlp.gate": Parameter("df", True, inputs=1),
     "blocks.mlp.down": Parameter("fd", True, inputs=1),

@@ -7,6 +7,7 @@ every head.
 """
 
 import difflib
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax_massact.nn import sharded
 from jax_massact.nn.config import INIT_STD, ModelConfig
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.linear import project
-from jax_massact.nn.weigh import Clipped, Softmax
+from jax_massact.nn.weigh import Clipped, Sigmoid, Softmax, Softpick
 
 
 class Standard(nnx.Module):
@@ -168,6 +169,27 @@ class ClippedSoftmax(Standard):
         return Clipped(gamma=-cls.ALPHA / config.context_length)
 
 
+class SigmoidAttention(Standard):
+    """Each key weighed by itself, with a sigmoid (Ramapuram et al. 2024)."""
+
+    about = "a sigmoid of each logit in place of the softmax"
+
+    @classmethod
+    def weigh(cls, config: ModelConfig) -> Softmax:
+        return Sigmoid(bias=-math.log(config.context_length))
+
+
+class SoftpickAttention(Standard):
+    """A softmax that is rectified, whose weights can all be 0 (Zuhri et al. 2025)."""
+
+    about = "a rectified softmax, whose weights can all be 0"
+
+    @classmethod
+    def weigh(cls, config: ModelConfig) -> Softmax:
+        del config
+        return Softpick()
+
+
 def _extra_shape(config: ModelConfig) -> tuple[int, int, int]:
     attention = config.block.attention
     return attention.extra_keys, attention.kv_heads, attention.head_dim
@@ -183,6 +205,8 @@ VARIANTS: dict[str, type[Standard]] = {
     "softmax1": Softmax1,
     "gated": Gated,
     "clipped": ClippedSoftmax,
+    "sigmoid": SigmoidAttention,
+    "softpick": SoftpickAttention,
 }
 
 

@@ -99,7 +99,7 @@ def _in_words(name: str, x: Any, sizes: dict[str, int]) -> str:
     spec = [*x.sharding.spec, *(None,) * x.ndim][x.ndim - len(letters) : x.ndim]
     words = []
     for letter, wanted, entry, length in zip(
-        letters, LAYOUTS[letters], spec, x.shape[-len(letters) :], strict=True
+        letters, LAYOUTS[letters], spec, x.shape[x.ndim - len(letters) :], strict=True
     ):
         names = _named(entry, sizes)
         if names:

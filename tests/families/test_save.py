@@ -101,14 +101,19 @@ UNUSUAL = {
     "window": ("mistral", changed("llama", window=4, variant="kv_bias", bias_position=3)),
     "several extra keys": ("llama", changed("llama", variant="kv_bias", extra_keys=3)),
     "some biases": ("llama", changed("llama", qkv_bias=True, mlp_bias=True)),
-    "all biases": ("qwen2", changed("mistral", qkv_bias=True, out_bias=True)),
     "no biases": ("mistral", changed("qwen2", qkv_bias=False, window=4, first_position=5)),
     "learned positions": ("llama", changed("llama", **LEARNED, head_dim=3, variant="sink")),
     "both positions": ("llama", changed("llama", positions="learned")),
-    "no positions": ("llama", changed("llama", position="none")),
     "layer norm": ("qwen2", changed("qwen2", norm_kind="layer", norm_bias=True, gated=False)),
     "other final norm": (
         "llama", dataclasses.replace(LLAMA, final_norm=NormConfig(kind="layer", eps=1e-3))
+    ),
+    "sandwich norms": ("llama", changed("llama", norms="both", residual_scale=0.5, clip=2.0)),
+    "qk norms": ("gpt2", changed("gpt2", qk_norm="per_head", embed_norm=True)),
+    "no norms": (
+        "llama", dataclasses.replace(
+            changed("llama", norm_kind="dyt", norm_bias=True), final_norm=NormConfig(kind="dyt")
+        )
     ),
     "bias-free gpt2": (
         "gpt2", changed("gpt2", norm_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False)
@@ -125,7 +130,6 @@ UNUSUAL = {
     "gelu": ("gpt2", changed("gpt2", activation="gelu", tied=False)),
     "scaled logits": ("llama", changed("llama", scale=0.5, softcap=30.0)),
     "scaled rotary": ("llama", changed("llama", rope=RopeConfig(scale=1.5))),
-    "every second layer": ("llama", kinds(LLAMA, {"window": 5, "position": "none"})),
     "windowed first": (
         "mistral", kinds(varied(LLAMA, window=5), {"window": None, "rope": RopeConfig(base=7.0)})
     ),
@@ -156,6 +160,9 @@ ALMOST = RopeConfig(base=5e5, factors=(*FACTORS[:15], FACTORS[15] * 1.00001, *FA
 FAR = tuple(1 + 0.1 * i for i in range(4))
 # The first family that can state each, and it.
 STANDARD = {
+    "all biases": ("smollm3", changed("mistral", qkv_bias=True, out_bias=True)),
+    "no positions": ("smollm3", changed("llama", position="none")),
+    "every second layer": ("smollm3", kinds(LLAMA, {"window": 5, "position": "none"})),
     "almost llama3": ("llama", changed("llama", rope=ALMOST, head_dim=64)),
     "llama biases": (
         "llama",

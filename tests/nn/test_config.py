@@ -50,7 +50,7 @@ def test_sizes(name, value):
     ("norm_eps", "norm.eps", math.nan, "a number above 0"),
     ("norm_eps", "norm.eps", math.inf, "a number above 0"),
     ("norm_eps", "norm.eps", "1e-5", "a number above 0"),
-    ("norm_kind", "norm.kind", "batch", "'rms', 'layer'"),
+    ("norm_kind", "norm.kind", "batch", "'rms', 'layer', 'dyt'"),
     ("norm_bias", "norm.bias", True, "False"),
     ("position", "attention.position", "sine", "'rope', 'rope_2d', 'alibi', 'none'"),
     ("positions", "embed.positions", "sine", "'none', 'learned'"),
