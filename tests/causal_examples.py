@@ -10,6 +10,7 @@ import report_examples as examples
 
 from jax_massact.measure.definition import Definition
 from jax_massact.studies.changes import CHANGES
+from jax_massact.studies.compare.rounding import KINDS as ROUNDED
 from jax_massact.studies.compare.run import PER_LAYER, Comparison
 from jax_massact.studies.explain.result import AttentionMap, ExplainResult
 from jax_massact.studies.fold.result import FoldResult
@@ -212,6 +213,8 @@ def compare_result(kind="strict") -> Comparison:
             "losses": {"step": [20, 40], "loss": [4.0, 3.5]}, "seconds": 2.0,
             "validated_on": {"text": "a", "tokenizer": "b", "shape of the batches": "2 x 4 x 16"},
             "tokens_per_second": 320.0, "interventions": found,
+            "rounded": None if kind == "none" else {"float": 3.5, "w8a8": 3.625,
+                                                    "w8a8_residual": 4.5, "fp8": 3.5625},
         }
 
     def group(name: str, first: bool) -> dict:
@@ -223,6 +226,8 @@ def compare_result(kind="strict") -> Comparison:
             "std": dict.fromkeys(numbers, None if kind == "single" else 0.1),
             "difference": None if first else (0.25, 0.0625),
             "loss_change": {c: [change] * len(runs) for c in CHANGES},
+            "rounding_change": {c: [change and run["rounded"][c] - 3.5 for run in runs]
+                                for c in ROUNDED},
         }
 
     names = (NASTY, "runs/[q4]") if kind == "nasty" else ("standard", "runs/kv_bias")

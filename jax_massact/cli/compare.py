@@ -37,7 +37,8 @@ def run_compare(
       workdir: the runs of `config` are in its `VARIANT` or `VARIANT/seed-N`.
       variants: names, commas between.
       seeds: how many runs of each variant, from the configuration's seed upwards.
-      interventions: whether to set each run's massive activations to zero and to their mean.
+      interventions: whether to set each run's massive activations to zero and to their mean, and to
+        round its weights and activations.
 
     Returns:
       The process's exit code; that of `train` where training was stopped before its end.

@@ -193,7 +193,8 @@ def _compare() -> tuple[Option | Group, ...]:
         option("--seeds", "runs of each variant (1)", type=int, default=1, metavar="N"),
         option(
             "--interventions", "set each run's massive activations to zero, to their mean, and a "
-            "control to zero; needs its model and its data (yes)",
+            "control to zero; round weights and activations to 8 bits; needs its model and its "
+            "data (yes)",
             action=argparse.BooleanOptionalAction, default=True,
         ),
     )

@@ -29,6 +29,7 @@ from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.figures import intervention_chart
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.compare.report import show
+from jax_massact.studies.compare.rounding import KINDS
 from jax_massact.studies.compare.run import (
     PER_LAYER,
     Comparison,
@@ -113,7 +114,7 @@ def test_finished_runs_are_read_and_not_trained_again(compared, tmp_path, capsys
     again = json.loads((tmp_path / "compare.json").read_text())
     assert [group["name"] for group in again["groups"]] == ["kv_bias", "standard"]
     before = result["groups"][1]["runs"][1]
-    assert again["groups"][0]["runs"] == [before | {"interventions": None}]
+    assert again["groups"][0]["runs"] == [before | {"interventions": None, "rounded": None}]
     assert not (tmp_path / "figures" / "interventions.png").exists()
     assert again["groups"][0]["std"]["top1"] is None
     said = capsys.readouterr().out
@@ -169,6 +170,22 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
     losses = [found["loss"][kind]["mean"] for kind in ("original", *CHANGES)]
     np.testing.assert_allclose(heights, sorted([original, *losses]))
     assert [text.get_text() for text in axes.texts] == ["nothing\nmassive"]
+
+
+def test_rounding_is_measured_on_the_rows_of_the_interventions(compared):
+    """In float it is their loss without a change; 8 bits add a little to a small model's."""
+    _, result = compared
+    for group in result["groups"]:
+        for number, run in enumerate(group["runs"]):
+            rounded = run["rounded"]
+            unchanged = run["interventions"]["loss"]["original"]["mean"]
+            np.testing.assert_allclose(rounded["float"], unchanged, rtol=1e-5)
+            for kind in KINDS:
+                change = group["rounding_change"][kind][number]
+                assert change == pytest.approx(rounded[kind] - rounded["float"], abs=1e-9)
+                assert 0 < abs(change) < 0.1
+    said = written(show, result)
+    assert "W8A8, linear inputs" in said and "fp8, linear inputs" in said
 
 
 def test_ids_without_a_tokenizer_are_intervened_on(planted, tmp_path):

@@ -19,9 +19,9 @@ from jax_massact.report.encode import to_json
 from jax_massact.studies.frame import prepare
 from jax_massact.studies.quantize.report import show
 from jax_massact.studies.quantize.result import QuantizeResult
-from jax_massact.studies.quantize.rows import Row, parse
 from jax_massact.studies.quantize.run import run
 from jax_massact.studies.quantize.settings import QuantizeConfig
+from jax_massact.studies.rounding_rows import Row, parse
 
 T, HELD, STATIC = 10, 4, 2
 TEXT = "text:abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20

@@ -34,6 +34,15 @@ def intervene_run(folder: Path, config: TrainConfig) -> InterveneResult:
     Raises:
       UserError: the model or the data of the run cannot be read any more.
     """
+    return intervene_checkpoint(*prepare_run(folder, config))
+
+
+def prepare_run(folder: Path, config: TrainConfig) -> tuple[Prepared, InterveneConfig]:
+    """The model of a run, with the rows that it is intervened on.
+
+    Raises:
+      UserError: the model or the data of the run cannot be read any more.
+    """
     length = config.sequence_length
     count = min(max(TOKENS // length, FEWEST), MOST)
     checkpoint = open_checkpoint(folder / RUN_MODEL)
@@ -62,4 +71,4 @@ def intervene_run(folder: Path, config: TrainConfig) -> InterveneResult:
         inputs=Inputs(rows.tokens, rows.tokenizer.token_strings, rows_in_front(checkpoint.config)),
         bos=rows.bos,
     )
-    return intervene_checkpoint(prepared, settings)
+    return prepared, settings

@@ -1,7 +1,7 @@
 """Runs side by side, in one table."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from jax_massact.studies.compare.figures import (
     losses,
     short,
 )
+from jax_massact.studies.compare.rounding import KINDS
 from jax_massact.studies.compare.run import Comparison, Group
 
 __all__ = ["FIGURES", "charts", "show"]
@@ -60,6 +61,11 @@ def _rows(result: Comparison, plus_minus: str) -> list[list[str]]:
         row("  loss unchanged", lambda group: _loss_unchanged(group, plus_minus))
         for kind, change in CHANGES.items():
             row(f"  {change.short}", lambda group, kind=kind: _loss_change(group, kind, plus_minus))
+    if _rounded(groups):
+        row("rounding adds to loss", lambda group: "")
+        for kind, about in KINDS.items():
+            row(f"  {about.words}", lambda group, kind=kind: _with_spread(
+                _known(group["rounding_change"][kind]), plus_minus, "+.4f"))
     return found
 
 
@@ -83,6 +89,10 @@ def _notes(result: Comparison, plus_minus: str) -> list[str]:
         )
     elif intervened(result):
         notes.append("Massive: none, strict or relaxed; there is nothing to intervene on.")
+    if _rounded(result["groups"]):
+        notes.append("W8A8: weights in int8 with a scale for each output, activations in int8 with "
+                     "one range for a sequence; fp8: e4m3; what it adds to the loss of the same "
+                     "held-out rows.")
     return notes
 
 
@@ -138,8 +148,16 @@ def _loss_unchanged(group: Group, plus_minus: str) -> str:
 
 
 def _loss_change(group: Group, kind: str, plus_minus: str) -> str:
-    changes = [change for change in group["loss_change"][kind] if change is not None]
-    return _with_spread(changes, plus_minus, "+.4f")
+    return _with_spread(_known(group["loss_change"][kind]), plus_minus, "+.4f")
+
+
+def _known(changes: Sequence[float | None]) -> list[float]:
+    return [change for change in changes if change is not None]
+
+
+def _rounded(groups: Sequence[Group]) -> bool:
+    """Whether any run was rounded."""
+    return any(_known(changes) for group in groups for changes in group["rounding_change"].values())
 
 
 def _with_spread(values: list[float], plus_minus: str, form: str) -> str:

@@ -11,6 +11,7 @@ from jax_massact.errors import UserError
 from jax_massact.results import DefinitionInfo, Remarks
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.interventions import intervene_run
+from jax_massact.studies.compare.rounding import FLOAT, KINDS, round_run
 from jax_massact.studies.frame import definition_info
 from jax_massact.studies.held_out import run_config, run_file
 from jax_massact.studies.interventions_result import InterveneResult
@@ -46,6 +47,7 @@ class RunRecord(TypedDict):
       validated_on: what the validation rows depend on: data, tokenizer, and the shape of batches.
       seconds, tokens_per_second: how fast.
       interventions: of `studies.compare.interventions`, or null where none were asked for.
+      rounded: of `studies.compare.rounding`, the loss of the same rows, likewise.
     """
 
     folder: str
@@ -64,6 +66,7 @@ class RunRecord(TypedDict):
     seconds: float
     tokens_per_second: float
     interventions: InterveneResult | None
+    rounded: dict[str, float] | None
 
 
 class Group(TypedDict):
@@ -78,6 +81,8 @@ class Group(TypedDict):
         not validated on the same rows (see `Comparison.notices`), and for the first group.
       loss_change: of each of CHANGES, loss minus that of the same text unchanged, in nats,
         for each run; null where nothing was massive in that text, and so nothing changed.
+      rounding_change: of each of `studies.compare.rounding.KINDS`, the same; null where it was not
+        asked for.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Group(TypedDict):
     std: dict[str, float | None]
     difference: tuple[float, float | None] | None
     loss_change: dict[str, list[float | None]]
+    rounding_change: dict[str, list[float | None]]
 
 
 class Comparison(Remarks):
@@ -113,7 +119,8 @@ def compare_runs(
 
     Args:
       folders: of `train`; groups come in the order of their first run.
-      interventions: whether to make them, for which every run's model and data are needed.
+      interventions: whether to make them, and to round, for which every run's model and data are
+        needed.
       report: called with a line of text before each.
 
     Raises:
@@ -130,6 +137,7 @@ def compare_runs(
         for record, folder, config in zip(records, folders, configs, strict=True):
             report(f"intervening on {folder}")
             record["interventions"] = intervene_run(folder, config)
+            record["rounded"] = round_run(folder, config)
     runs: dict[str, list[RunRecord]] = {}
     for name, record in zip(_names(folders, configs), records, strict=True):
         runs.setdefault(name, []).append(record)
@@ -239,6 +247,7 @@ def _record(folder: Path, config: TrainConfig) -> RunRecord:
         seconds=summary["seconds"],
         tokens_per_second=summary["tokens_per_second"],
         interventions=None,
+        rounded=None,
     )
 
 
@@ -262,6 +271,7 @@ def _group(name: str, runs: list[RunRecord], first: list[RunRecord]) -> Group:
         std=std,
         difference=None if runs is first else _difference(first, runs),
         loss_change={kind: [_loss_change(run, kind) for run in runs] for kind in CHANGES},
+        rounding_change={kind: [_rounding_change(run, kind) for run in runs] for kind in KINDS},
     )
 
 
@@ -270,6 +280,11 @@ def _loss_change(run: RunRecord, kind: str) -> float | None:
     if found is None or not any(target["activations"] for target in found["targets"]):
         return None
     return found["loss"][kind]["mean"] - found["loss"]["original"]["mean"]
+
+
+def _rounding_change(run: RunRecord, kind: str) -> float | None:
+    found = run["rounded"]
+    return None if found is None else found[kind] - found[FLOAT]
 
 
 def _over_runs(

@@ -30,15 +30,15 @@ from jax_massact.studies.quantize.result import (
     RowRecord,
     SensitivityRecord,
 )
-from jax_massact.studies.quantize.rows import (
+from jax_massact.studies.quantize.settings import QuantizeConfig
+from jax_massact.studies.quantize.variants import Variant
+from jax_massact.studies.rounding_rows import (
     FEWEST_BITS,
     MOST_BITS,
     Row,
     rounding_of,
     sites_of,
 )
-from jax_massact.studies.quantize.settings import QuantizeConfig
-from jax_massact.studies.quantize.variants import Variant
 
 BITS_RATIO = 1.1  # of perplexity, at most, with the fewest bits
 ALONE = Row("mlp_hidden", "int8")  # the rounding of one block alone, at whichever site

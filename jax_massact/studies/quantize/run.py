@@ -36,7 +36,6 @@ from jax_massact.studies.quantize.result import (
     QuantizeVerdict,
     SensitivityRecord,
 )
-from jax_massact.studies.quantize.rows import FLOAT_ROW, parse
 from jax_massact.studies.quantize.settings import QuantizeConfig
 from jax_massact.studies.quantize.variants import (
     Read,
@@ -46,6 +45,7 @@ from jax_massact.studies.quantize.variants import (
     rotations_of,
 )
 from jax_massact.studies.records import massive_records, remarks
+from jax_massact.studies.rounding_rows import FLOAT_ROW, parse
 from jax_massact.studies.targets import Samples, choose_targets, estimate_means
 
 SENSITIVE = 0.02  # nats that one rounded block adds, from which on it is named

@@ -9,7 +9,7 @@ from jax_massact.nn.acts import SITES
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import check_head
 from jax_massact.settings import check_float, check_in, check_int
-from jax_massact.studies.quantize.rows import parse
+from jax_massact.studies.rounding_rows import parse
 from jax_massact.studies.settings import RunConfig
 
 VARIANTS = ("original", "first", "folded", "kept", "halved")

@@ -1,4 +1,4 @@
-"""The rows of `massact quantize`: what is rounded, to which numbers, in which range."""
+"""What is rounded, to which numbers, in which range: a row of `massact quantize`."""
 
 import re
 from typing import NamedTuple
