@@ -45,7 +45,8 @@ def read(settings: Settings) -> Fields:
     if settings.flag("alibi", False):
         raise settings.error("alibi", "False: Falcon-RW rounds ALiBi to bfloat16 at every key, "
                              "which is not computed")
-    one = settings.flag("multi_query", True) and not new
+    # Before the new architecture, transformers has one key head or as many as query heads.
+    groups = 1 if settings.flag("multi_query", True) else heads
     return {
         **_ALWAYS,
         **rope_fields(read_rope(settings, head_dim, context)),
@@ -57,7 +58,7 @@ def read(settings: Settings) -> Fields:
         "block.parallel": parallel or new,
         "block.shared_norm": (parallel or new) and not (new and norms == 2),
         "block.attention.heads": heads,
-        "block.attention.kv_heads": 1 if one else settings.size("num_kv_heads", heads),
+        "block.attention.kv_heads": settings.size("num_kv_heads", heads) if new else groups,
         "block.attention.head_dim": head_dim,
         "block.attention.qkv_bias": settings.flag("bias", False),
         "block.attention.out_bias": settings.flag("bias", False),

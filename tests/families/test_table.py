@@ -131,3 +131,11 @@ def test_models_of_this_package_alone_have_a_place_for_every_parameter(family, v
     }
     assert len({template for template, _ in layouts}) == len(layouts)
     assert set(places) <= set(PARAMETERS)
+
+
+def test_groups_that_the_old_falcon_cannot_have_are_not_written_as_one():
+    _, config = read_cases("falcon")[0]
+    grouped = varied(config, kv_heads=2, parallel=False, shared_norm=False)
+    family, settings = describe(grouped)
+    # transformers would take as many key heads as query heads.
+    assert family.model_type != "falcon" or "massact" in settings
