@@ -32,6 +32,7 @@ from jax_massact.families import (
     qwen3_moe,
     smollm3,
     stablelm,
+    starcoder2,
 )
 
 # A model is saved as the first of those that can state it.
@@ -67,6 +68,7 @@ FAMILIES = (
     glm4.FAMILY,
     gptj.FAMILY,
     olmoe.FAMILY,
+    starcoder2.FAMILY,
 )
 # The families that models trained by this package resemble.
 TRAINED = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, gpt2.FAMILY)

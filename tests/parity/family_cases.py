@@ -657,4 +657,19 @@ FAMILIES: dict[str, Family] = {
             "yarn": {"rope_scaling": YARN},
         },
     ),
+    "starcoder2": Family(
+        decoder(
+            "starcoder2", "Starcoder2ForCausalLM", hidden_size=32, head_dim=..., rms_norm_eps=...,
+            norm_epsilon=EPS, num_hidden_layers=2, use_bias=True, tie_word_embeddings=True,
+        ),
+        _WHOLE_HEADS | {
+            "untied": {"tie_word_embeddings": False},
+            "no biases": {"use_bias": False},
+            "window": {"sliding_window": 5},
+            "erf": {"hidden_act": "gelu"},
+            "by default": {
+                "rope_theta": ..., "norm_epsilon": ..., "tie_word_embeddings": ..., "use_bias": ...,
+            },
+        },
+    ),
 }

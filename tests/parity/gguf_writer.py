@@ -239,6 +239,12 @@ def olmo3(writer: gguf.GGUFWriter, c: Config) -> None:
     writer.add_sliding_window_pattern([kind != "full_attention" for kind in types])
 
 
+def starcoder2(writer: gguf.GGUFWriter, c: Config) -> None:
+    layer_norm(writer, {**c, "layer_norm_eps": c.get("norm_epsilon", 1e-5)})
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_rope_freq_base(c.get("rope_theta", 10_000.0))
+
+
 def olmoe(writer: gguf.GGUFWriter, c: Config) -> None:
     experts(writer, {**c, "head_dim": c["hidden_size"] // c["num_attention_heads"]})
 
@@ -330,6 +336,7 @@ CONVERSIONS = {
     "glm4": Conversion("glm4", glm4),
     "olmo3": Conversion("olmo2", olmo3),
     "olmoe": Conversion("olmoe", olmoe, merged),
+    "starcoder2": Conversion("starcoder2", starcoder2),
     "olmo": Conversion("olmo", olmo, interleaved),
     "olmo2": Conversion("olmo2", of_whole_heads),
     "mixtral": Conversion("llama", experts, lambda c, x: merged(c, interleaved(c, x))),
@@ -365,6 +372,7 @@ UNSTATED = {
     "cohere2": ("untied", "biases", "kinds of layers", "period of two"),
     "olmo3": ("groups",),
     "olmoe": ("renormalized", "biases"),
+    "starcoder2": ("window", "erf"),
     "qwen2_moe": ("renormalized", "no biases"),
     "olmo": ("biases",),
     "olmo2": ("biases", "llama3"),
