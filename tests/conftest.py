@@ -1,5 +1,6 @@
 """Settings that must stand before JAX starts its backends."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -41,8 +42,23 @@ PARTS = (
 jaxtyping.install_import_hook([f"jax_massact.nn.{part}" for part in PARTS], "beartype.beartype")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_programs():
-    """Thousands of them would fill a worker's memory; no module uses another's."""
-    yield
-    jax.clear_caches()
+def pytest_collection_finish():
+    """Imported modules stay, and need no garbage collection: a twentieth of all time."""
+    gc.freeze()
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forgets compiled programs: thousands would fill a worker's memory.
+
+    Modules of one folder share some, such as a training step.
+    """
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        jax.clear_caches()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are empty files, where a test looks at none: `test_reports.py` draws them all."""
+    from jax_massact.report import matplotlib_painter
+
+    monkeypatch.setattr(matplotlib_painter, "draw", lambda chart: {"png": b"", "pdf": b""})

@@ -22,7 +22,7 @@ CONFIG = dataclasses.replace(
     steps=STEPS,
     # A checkpoint is being written at nearly every moment.
     checkpoint=dataclasses.replace(MICRO.checkpoint, every=2),
-    watch=dataclasses.replace(MICRO.watch, every=25),
+    watch=dataclasses.replace(MICRO.watch, every=0),
     validate_every=0,
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jax_massact.accelerators import find_accelerator
 from jax_massact.errors import ConfigError, UserError
-from jax_massact.plan.estimate import MAX_DEVICES, Plan
+from jax_massact.plan.estimate import MAX_DEVICES, Plan, on_devices
 from jax_massact.plan.report import print_plan
 from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
@@ -40,6 +40,7 @@ def run_plan(
     find_accelerator(device)
     if settings.mesh.open_axis is None and settings.mesh.devices != devices and not keep_mesh:
         settings = dataclasses.replace(settings, mesh=dataclasses.replace(settings.mesh, data=-1))
+    on_devices(settings, devices)  # refused before a process starts
     plan = plan_in_process(settings, devices, device)
     if json_file:
         write_text(Path(json_file), json.dumps(plan, indent=2) + "\n")

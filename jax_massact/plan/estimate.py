@@ -61,8 +61,10 @@ LEAST_EFFICIENCY = 1 / 3
 TIGHT = 0.9
 MAX_DEVICES = 4096
 
-# Half the time of a compilation is machine code that nobody runs.
-_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+# Half the time of a compilation is machine code that nobody runs; none of it needs to be in parts.
+_OPTIONS: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0", "xla_cpu_parallel_codegen_split_count": "1",
+}
 
 
 class Memory(TypedDict):
@@ -149,16 +151,31 @@ class Standin:
             return "it takes 16 bit and other head dimensions"
         return None
 
-    def forward(self, q, k, v, window):
-        del window
+    def forward(self, q, k, v, span):
+        del span
         out = q + jnp.repeat(k + v, q.shape[2] // k.shape[2], axis=2)
         return out, out.sum(-1, dtype=jnp.float32).swapaxes(1, 2)
 
-    def backward(self, q, k, v, out, lse, cotangent, window):
-        del window
+    def backward(self, q, k, v, out, lse, cotangent, span):
+        del span
         dq = q + out * cotangent + lse.swapaxes(1, 2)[..., None].astype(q.dtype)
         of_heads = dq.reshape(*k.shape[:3], -1, k.shape[3]).sum(3, dtype=k.dtype)
         return dq, of_heads + k, of_heads + v
+
+
+def on_devices(config: TrainConfig, devices: int) -> TrainConfig:
+    """`config` with a mesh of so many devices, in the form that compiles soonest.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices, or does not divide what it splits.
+    """
+    config = dataclasses.replace(config, mesh=config.mesh.on(devices), unroll=False, seed=0)
+    if config.mesh.devices != devices:
+        raise ConfigError(
+            f"mesh is {config.mesh}, {config.mesh.devices} devices; --devices is {devices}; one "
+            "axis may be -1: all that the others leave"
+        )
+    return config
 
 
 def make_plan(config: TrainConfig, devices: int, device: str) -> Plan:
@@ -177,12 +194,7 @@ def make_plan(config: TrainConfig, devices: int, device: str) -> Plan:
     """
     check_int("--devices", devices, 1, MAX_DEVICES)
     accelerator = find_accelerator(device)
-    config = dataclasses.replace(config, mesh=config.mesh.on(devices), unroll=False, seed=0)
-    if config.mesh.devices != devices:
-        raise ConfigError(
-            f"mesh is {config.mesh}, {config.mesh.devices} devices; --devices is {devices}; one "
-            "axis may be -1: all that the others leave"
-        )
+    config = on_devices(config, devices)
     mesh = make_mesh(config.mesh)
     _use_standin(accelerator)
     with jax.set_mesh(mesh):

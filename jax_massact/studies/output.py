@@ -152,16 +152,17 @@ def write_files(name: str, outcome: Outcome, folder: Path) -> Written:
     if hasattr(report, "charts"):
         attempt(figures, lambda: charts.extend(report.charts(result, *pictures)) or [])
     for chart in charts:
-        for kind in ("png", "pdf"):
-            path = figures / f"{chart.name}.{kind}"
-            attempt(path, lambda p=path, c=chart, k=kind: [write_bytes(p, _draw(c, k))])
+        attempt(figures / chart.name, lambda c=chart: _draw(c, figures))
     return written
 
 
-def _draw(chart: Chart | Surface, kind: str) -> bytes:
+def _draw(chart: Chart | Surface, folder: Path) -> list[Path]:
     from jax_massact.report.matplotlib_painter import draw
 
-    return draw(chart, kind)
+    return [
+        write_bytes(folder / f"{chart.name}.{kind}", content)
+        for kind, content in draw(chart).items()
+    ]
 
 
 def keep_former(path: Path, result: Mapping[str, Any]) -> Path | None:

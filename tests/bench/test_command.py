@@ -18,16 +18,9 @@ MODEL = str(FIXTURES / "gguf" / "smollm2.gguf")
 SMALL = ["--config.sequences=2", "--config.sequence_length=16"]
 
 
-def test_the_command_runs_as_a_process_and_leaves_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "jax_massact", "probe"]
-    good = subprocess.run(
-        [*command, MODEL, f"--workdir={tmp_path}", *SMALL, "--config.batch_size=2"],
-        capture_output=True,
-        text=True,
-    )
-    assert good.returncode == 0, good.stderr
-    assert (tmp_path / "report.html").stat().st_size > 1_000_000
-    bad = subprocess.run([*command, "nowhere.gguf"], capture_output=True, text=True)
+def test_the_command_fails_as_a_process_and_leaves_no_traceback():
+    command = [sys.executable, "-m", "jax_massact", "probe", "nowhere.gguf"]
+    bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
 
 
@@ -79,26 +72,13 @@ TINY = [
 ]
 
 
-def test_bench_train_times_each_variant_in_a_process_of_its_own(tmp_path, capsys):
-    found = _found(
-        capsys, tmp_path, "train", *TINY, "--variants=standard,kv_bias", "--steps=2", "--windows=3"
-    )
-    assert list(found["rows"]) == ["standard", "kv_bias"]
-    speeds = [row["tokens_per_second"] for row in found["rows"].values()]
-    assert found["ratios"]["standard"]["against_first"] == 1
-    assert found["ratios"]["kv_bias"]["against_first"] == pytest.approx(speeds[1] / speeds[0])
-    row = found["rows"]["kv_bias"]
-    assert found["ratios"]["kv_bias"]["watching"] == pytest.approx(
-        1 / (1 + row["watch"] / (100 * row["step"]))
-    )
-    assert "kv_bias" in capsys.readouterr().out
-
-
-def test_bench_train_on_several_meshes(tmp_path, capsys, monkeypatch):
+def test_bench_train_times_each_variant_and_mesh_in_a_process_of_its_own(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     found = _found(
         capsys, tmp_path, "train", *TINY, "--variants=kv_bias", "--meshes=data=1;data=2",
-        "--config.watch.every=0", "--steps=1", "--windows=1",
+        "--steps=1", "--windows=2",
     )
     rows = found["rows"]
     assert list(rows) == ["kv_bias data=1", "kv_bias data=2"]
@@ -108,6 +88,10 @@ def test_bench_train_on_several_meshes(tmp_path, capsys, monkeypatch):
         assert row["tokens_per_second"] * row["step"] == pytest.approx(4 * 16 * row["devices"])
     one, two = (row["tokens_per_second"] for row in rows.values())
     assert found["ratios"]["kv_bias data=2"]["efficiency"] == pytest.approx(two / 2 / one)
+    row = rows["kv_bias data=1"]
+    assert found["ratios"]["kv_bias data=1"]["watching"] == pytest.approx(
+        1 / (1 + row["watch"] / (100 * row["step"]))
+    )
     assert "kv_bias data=2" in capsys.readouterr().out
 
 
@@ -151,7 +135,7 @@ print(json.dumps({"windows": [0.5], "step": 0.5, "compile": 1, "peak": None,
 
 
 def test_bench_train_runs_the_reference_and_says_what_fails(tmp_path, capsys, monkeypatch):
-    from jax_massact.bench import reference_train
+    from jax_massact.bench import reference_train, train
 
     script = tmp_path / "stand_in.py"
     script.write_text(REFERENCE)
@@ -162,9 +146,15 @@ def test_bench_train_runs_the_reference_and_says_what_fails(tmp_path, capsys, mo
     assert "no file" in capsys.readouterr().err
     for name in ("default", "sink"):
         (tmp_path / "gpt-2" / f"model_{name}.py").write_text("")
+
+    # Our own step, which other tests time.
+    ours = lambda command: real(command) if "train_step" not in command[2] else {
+        "windows": [0.25], "step": 0.25, "tokens_per_second": 256.0, "compile": 1, "peak": None,
+    }
+    real = train._run
+    monkeypatch.setattr(train, "_run", ours)
     found = _found(capsys, tmp_path, "train", *options, "--variants=standard")
-    speed = found["rows"]["standard"]["tokens_per_second"]
-    assert found["ratios"]["standard"]["against_reference"] == pytest.approx(speed / 128)
+    assert found["ratios"]["standard"]["against_reference"] == 2
     assert main(["bench", "train", *options, "--variants=sink"]) == 2
     assert "exit code 1): no GPU here" in capsys.readouterr().err
     assert main(["bench", "train", *TINY, "--variants=standard,none"]) == 2

@@ -38,6 +38,7 @@ from jax_massact.studies.compare.run import (
 from jax_massact.train.config import DataConfig, TrainConfig
 from jax_massact.train.data import open_batches
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 CONFIG = '''
 import ml_collections
 
@@ -64,7 +65,8 @@ def compared(tmp_path_factory):
     (folder / "micro.py").write_text(CONFIG)
     out = folder / "out"
     code = main(["compare", f"--config={folder / 'micro.py'}", f"--workdir={out}",
-                 "--variants=standard,kv_bias", "--seeds=2", "--config.seed=5"])
+                 "--variants=standard,kv_bias", "--seeds=2", "--config.seed=5",
+                 "--no-interventions"])
     assert code == 0
     return out, json.loads((out / "compare.json").read_text())
 
@@ -96,29 +98,34 @@ def test_the_runs_are_trained_and_grouped_by_variant(compared):
 
 def test_figures_and_table(compared):
     out, result = compared
-    names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence",
-             "interventions") for kind in ("png", "pdf")}
+    names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence")
+             for kind in ("png", "pdf")}
     assert {path.name for path in (out / "figures").iterdir()} == names
     text = written(show, result, encoding="ascii")
     assert text.isascii() and "standard" in text and "kv_bias" in text
     mean = result["groups"][1]["mean"]["validation_loss"]
     assert f"{mean:.4f} +- " in text and "sink rate" in text
-    assert re.search(r"\nmassive +none +none", text) and "nothing to intervene on" in text
-    assert "set to zero" not in text
+    assert "intervene" not in text
 
 
-def test_finished_runs_are_read_and_not_trained_again(compared, tmp_path, capsys):
+def test_finished_runs_are_read_and_intervened_on_and_not_trained_again(
+    compared, tmp_path, capsys
+):
     out, result = compared
     runs = [out / "kv_bias" / "seed-6", out / "standard" / "seed-5"]
-    assert main(["compare", *map(str, runs), f"--workdir={tmp_path}", "--no-interventions"]) == 0
+    assert main(["compare", *map(str, runs), f"--workdir={tmp_path}"]) == 0
     again = json.loads((tmp_path / "compare.json").read_text())
     assert [group["name"] for group in again["groups"]] == ["kv_bias", "standard"]
     before = result["groups"][1]["runs"][1]
-    assert again["groups"][0]["runs"] == [before | {"interventions": None, "rounded": None}]
-    assert not (tmp_path / "figures" / "interventions.png").exists()
+    assert before["interventions"] is None
+    (run,) = again["groups"][0]["runs"]
+    assert run | {"interventions": None, "rounded": None} == before
+    assert run["interventions"]["targets"] == [] and run["rounded"]
+    assert (tmp_path / "figures" / "interventions.png").exists()
     assert again["groups"][0]["std"]["top1"] is None
     said = capsys.readouterr().out
-    assert "kv_bias" in said and "intervene" not in said
+    assert re.search(r"\nmassive +none +none", said) and "nothing to intervene on" in said
+    assert "kv_bias" in said and "set to zero" not in said
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +221,6 @@ def test_data_that_is_gone(planted, tmp_path, capsys):
     assert main(["compare", str(run), f"--workdir={tmp_path / 'out'}"]) == 2
     said = capsys.readouterr().err
     assert "its data is needed" in said and "gone.txt" in said and "--no-interventions" in said
-    assert main(["compare", str(run), f"--workdir={tmp_path / 'out'}", "--no-interventions"]) == 0
 
 
 def test_the_trained_model_is_one_that_the_other_commands_read(compared):
@@ -258,8 +264,8 @@ def test_a_run_that_is_not_finished(compared, tmp_path):
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(tmp_path, capsys):
     (tmp_path / "micro.py").write_text(CONFIG)
     steps = 20_000
-    command = ["train", f"--config={tmp_path / 'micro.py'}:sink", f"--workdir={tmp_path / 'run'}",
-               "--config.watch.every=0", f"--config.steps={steps}"]
+    command = ["train", f"--config={tmp_path / 'micro.py'}:kv_bias",
+               f"--workdir={tmp_path / 'run'}", "--config.watch.every=0", f"--config.steps={steps}"]
 
     def stop():
         metrics = tmp_path / "run" / "metrics.jsonl"

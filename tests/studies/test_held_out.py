@@ -17,6 +17,7 @@ from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import DataConfig, TrainConfig, to_json
 from jax_massact.train.data import open_batches
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 T = 16
 WORDS = "A quick brown fox jumps over the lazy dog, and then it sleeps for {} hours.\n"
 
@@ -64,10 +65,6 @@ def test_rows_are_those_of_the_runs_own_validation(run, tmp_path, capsys):
 
 def test_every_study_takes_them(run, tmp_path, capsys):
     folder, _ = run
-    code, found = study("intervene", folder, tmp_path / "i", "sequences=4",
-                        "calibration_sequences=4")
-    assert code == 0 and [t["dim"] for t in found["targets"]] == [DIM]
-    assert found["data"]["sequences"] == 4
     code, found = study("explain", folder, tmp_path / "e", "sequences=3", "location_length=8")
     assert code == 0 and [(x["bos"], x["sequences"], x["sequence_length"])
                           for x in found["locations"]] == [(True, 3, 8)]
@@ -81,10 +78,10 @@ def test_every_study_takes_them(run, tmp_path, capsys):
         capsys.readouterr().err)
 
 
-def test_another_text_is_taken_where_one_is_named(run, tmp_path):
+def test_another_text_is_taken_where_one_is_named(run):
     folder, _ = run
-    code, found = study("probe", folder, tmp_path, "text=text:a quick fox", "sequence_length=8")
-    assert code == 0 and "validation" not in found["data"]["source"]
+    prepared = prepare(str(folder), ProbeConfig(text="text:a quick fox", sequence_length=8))
+    assert "validation" not in prepared.text.description
 
 
 def test_rows_longer_than_the_default_are_cut_to_it(run, monkeypatch):
@@ -95,10 +92,10 @@ def test_rows_longer_than_the_default_are_cut_to_it(run, monkeypatch):
 
 def test_held_out_data_that_ends_is_not_shown_twice(run, tmp_path, capsys):
     folder, _ = run
-    code, found = study("probe", folder, tmp_path, "sequences=1000", "batch_size=8")
-    assert code == 0 and found["data"]["sequences"] < 200
+    code, found = study("probe", folder, tmp_path, "sequences=200", "batch_size=8")
+    assert code == 0 and 0 < found["data"]["sequences"] < 100
     held = found["data"]["sequences"]
-    assert f"the text holds {held} of the 1000 sequences" in capsys.readouterr().err
+    assert f"the text holds {held} of the 200 sequences" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -1,5 +1,6 @@
 """`intervene` on planted models in a folder, every number against a plain NumPy model."""
 
+import functools
 import json
 
 import numpy as np
@@ -53,6 +54,7 @@ def settings(**changes):
     return InterveneConfig(**values | changes)
 
 
+@functools.cache
 def intervene(folder, **changes):
     config = settings(**changes)
     prepared = prepare(str(folder), config)

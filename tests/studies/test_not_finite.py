@@ -10,6 +10,7 @@ from tiny_models import CONFIGS, decoder, varied
 from jax_massact.cli import main
 from jax_massact.nn.transformer import from_parameters, parameters
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SETTINGS = ("--config.sequences=2", "--config.sequence_length=8", "--config.text=text:a quick fox "
             "jumps over the lazy dog and then it sleeps for a while in the shade of the old tree")
 

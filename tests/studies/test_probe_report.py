@@ -275,8 +275,7 @@ def test_saves_three_figures_as_png_and_pdf(name, tmp_path):
 
 def test_the_same_result_gives_the_same_bytes():
     chart = figures.magnitude_chart(examples.none_found())
-    for kind in ("png", "pdf"):
-        assert matplotlib_painter.draw(chart, kind) == matplotlib_painter.draw(chart, kind)
+    assert matplotlib_painter.draw(chart) == matplotlib_painter.draw(chart)
 
 
 def test_a_threshold_of_zero_is_allowed():

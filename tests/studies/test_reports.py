@@ -173,7 +173,7 @@ def test_nothing_of_an_older_report_stays(name, tmp_path, monkeypatch):
     write_files(name, Outcome(result, (picture,)), tmp_path)
     (tmp_path / "figures" / "mine.png").write_bytes(b"of the user")
 
-    def draw(chart, kind):
+    def draw(chart):
         raise RuntimeError("no font")
 
     monkeypatch.setattr(matplotlib_painter, "draw", draw)
@@ -205,7 +205,7 @@ def test_the_backend_of_a_notebook_stops_nothing(backend):
     code = (
         "import os; from jax_massact.report.matplotlib_painter import draw; "
         "from jax_massact.report.chart import Chart, Panel; "
-        "print(draw(Chart('a', 'b', 'c', [Panel([])]), 'png')[:4], os.environ['MPLBACKEND'])"
+        "print(draw(Chart('a', 'b', 'c', [Panel([])]))['png'][:4], os.environ['MPLBACKEND'])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                          env=os.environ | {"MPLBACKEND": backend})

@@ -78,7 +78,7 @@ def test_new_parameters_are_a_function_of_the_seed():
         np.testing.assert_allclose(start().params[name].std(), std, rtol=0.2)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_meshes_give_the_losses_of_one_device(shape, plain):
     data, fsdp, model = shape
     state = check(
