@@ -63,3 +63,11 @@ def test_fold_and_intervene(run):
     assert names["with_value"](names["mean"]) == pytest.approx(float(same), rel=1e-5)
     assert names["with_value"](30.0) != pytest.approx(float(same), rel=1e-3)
     assert names["error"] < 1e-5 and "attention is now 'kv_bias'" in out
+
+
+def test_quantize(run):
+    names, out = run("quantize")
+    exact = float(ma.perplexity(names["model"], names["tokens"]))
+    assert float(names["exact"]) == pytest.approx(exact, rel=1e-5)
+    assert out.count("range") == 6 and (names["ratio"] != 1).any()
+    assert f"blocks that lose most: {names['ratio'].argmax()} (x" in out

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from jax_massact.report import words
 from jax_massact.report.chart import (
     BLUE,
-    GREY,
     ORANGE,
     PALETTE,
     Axis,
@@ -29,7 +28,8 @@ PICTURED = ("mlp_hidden", "resid_post")  # of the ranges: where they are written
 
 def charts(result: QuantizeResult) -> list[Chart]:
     """All of them, in reading order."""
-    return [*ratio_chart(result), *sensitivity_chart(result), range_chart(result)]
+    return [*[ratio_chart(result)] * bool(rounded(result)),
+            *[sensitivity_chart(result)] * bool(result["sensitivity"]), range_chart(result)]
 
 
 def label(row: RowRecord) -> str:
@@ -50,12 +50,10 @@ def variants(result: QuantizeResult) -> list[str]:
     return list(dict.fromkeys(row["variant"] for row in result["rows"]))
 
 
-def ratio_chart(result: QuantizeResult) -> list[Chart]:
-    """The ratio of perplexities of each row, a mark for each variant; none without rows."""
+def ratio_chart(result: QuantizeResult) -> Chart:
+    """The ratio of perplexities of each row, a mark for each variant."""
     rows = rounded(result)
     labels = list(dict.fromkeys(map(label, rows)))
-    if not labels:
-        return []
     lines = []
     for number, variant in enumerate(variants(result)):
         own = [row for row in rows if row["variant"] == variant]
@@ -67,25 +65,23 @@ def ratio_chart(result: QuantizeResult) -> list[Chart]:
     axis = Axis(range=(-0.5, len(labels) - 0.5), ticks=ticks)
     panel = Panel([*lines, Rule(1.0)], x=axis, height=420,
                   y=Axis("perplexity over that in float", scale="log"))
-    return [Chart("ratios", titled(result["model"]["name"], "what rounding costs"),
-                  "Perplexity with rounding over that without", [panel], size=(6.8, 3.6),
-                  legend="right")]
+    return Chart("ratios", titled(result["model"]["name"], "what rounding costs"),
+                 "Perplexity with rounding over that without", [panel], size=(6.8, 3.6),
+                 legend="right")
 
 
-def sensitivity_chart(result: QuantizeResult) -> list[Chart]:
-    """What one block's rounding adds to the loss, a line for each site; none without any."""
+def sensitivity_chart(result: QuantizeResult) -> Chart:
+    """What one block's rounding adds to the loss, a line for each site."""
     lines: list[Series | Rule] = []
     for number, site in enumerate(dict.fromkeys(r["site"] for r in result["sensitivity"])):
         own = [r for r in result["sensitivity"] if r["site"] == site]
         error = [r["stderr"] or 0.0 for r in own] if own[0]["stderr"] is not None else None
         lines.append(Series(site, [r["layer"] for r in own], [r["loss_change"] for r in own],
                             PALETTE[number % len(PALETTE)], marker="o", error=error))
-    if not lines:
-        return []
     panel = Panel([*lines, *_writer_rules(result)], x=layers(result["model"]["depth"], "block"),
                   y=Axis("added loss, nats per token", zero=True))
-    return [Chart("sensitivity", titled(result["model"]["name"], "one block rounded to int8"),
-                  "What rounding one block alone adds to the loss", [panel], size=(6.8, 3.2))]
+    return Chart("sensitivity", titled(result["model"]["name"], "one block rounded to int8"),
+                 "What rounding one block alone adds to the loss", [panel], size=(6.8, 3.2))
 
 
 def _writer_rules(result: QuantizeResult) -> list[Rule]:
@@ -106,7 +102,6 @@ def range_chart(result: QuantizeResult) -> Chart:
         lines = [
             Series("all tokens", x, [r["top"] for r in own], ORANGE, marker="o", hover=lost),
             Series("without massive tokens", x, [r["top_without"] for r in own], BLUE, marker="s"),
-            Series("SQNR, dB, of the others", x, [r["sqnr"] for r in own], GREY, "--"),
         ]
         return Panel(lines, x=layers(result["model"]["depth"], "block"), name=site, title=site,
                      y=Axis("largest magnitude", scale="log"))

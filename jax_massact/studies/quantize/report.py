@@ -32,6 +32,11 @@ from jax_massact.studies.quantize.result import (
 
 __all__ = ["FIGURES", "charts", "page", "show"]
 SAID = 6  # blocks of the sensitivity in the terminal
+SITES = {
+    "linear": "the inputs of linear layers", "residual": "the residual stream",
+    "outputs": "the results of attention and MLP", "softmax": "the softmax",
+    "cache": "keys and values", "all": "all sites",
+}
 GRANULARITY = {"tensor": "one range for a sequence", "token": "a range for each token",
                "static": "ranges of the calibration text"}
 
@@ -46,13 +51,13 @@ def findings(result: QuantizeResult) -> Findings:
     if verdict is not None and result["sensitivity"]:
         lines.append(_alone(result, verdict))
     if verdict is not None and verdict["bits_saved"]:
-        saved = " and ".join(f"{words.count(bits, 'bit')} in {sites}"
+        saved = " and ".join(f"{words.count(bits, 'bit')} in {SITES[sites]}"
                              for sites, bits in verdict["bits_saved"].items())
-        needed = "; ".join(
+        needed = ", ".join(
             f"{r['sites']} {'more than 16' if r['bits'] is None else r['bits']}"
             f" ({r['variant']})" for r in result["bits"])
-        lines.append(f"Folding the first token saves {saved}. The fewest bits with at most 10% "
-                     f"more perplexity: {needed}.")
+        lines.append(f"Folding the first token saves {saved}: the fewest bits with at most 10% "
+                     f"more perplexity are {needed}.")
     return Findings(lines, "strict" if strict else words.strength(result["massive"]))
 
 
@@ -75,7 +80,8 @@ def _costs(result: QuantizeResult, sites: str) -> str:
         own = {row["variant"]: times(row["ratio"]) for row in rows if label(row) == name}
         folded = f" (folded {own['folded']})" if "folded" in own else ""
         parts.append(f"{name.removeprefix(sites).strip()} {own.get('original', '-')}{folded}")
-    return f"Perplexity with {sites} rounded: {', '.join(parts)}." if parts else ""
+    said = " and ".join(SITES.get(name, name) for name in sites.split("+"))
+    return f"Perplexity with {said} rounded: {', '.join(parts)}."
 
 
 def _alone(result: QuantizeResult, verdict: QuantizeVerdict) -> str:
@@ -94,8 +100,10 @@ def _alone(result: QuantizeResult, verdict: QuantizeVerdict) -> str:
         f"{100 * math.expm1(changes[layer]):+.1f}%)" for layer in verdict["sensitive"][:SAID])
     text = f"MLP units of one block alone in int8, one range for a sequence: block {named}."
     if verdict["others"] and roles:
-        text += (f" Blocks {words.listed(verdict['others'])} neither write nor remove: other "
-                 "tokens are large there.")
+        several = len(verdict["others"]) > 1
+        text += (f" Block{'s' * several} {words.listed(verdict['others'])} neither "
+                 f"{'write nor remove' if several else 'writes nor removes'} it: other tokens are "
+                 "large there.")
     return text
 
 
@@ -175,10 +183,11 @@ def _range_row(r: RangeRecord) -> list[str]:
 def _notes(result: QuantizeResult) -> list[str]:
     used = dict.fromkeys(row["granularity"] for row in rounded(result))
     spans = "; ".join(f"{name}: {GRANULARITY[name]}" for name in used)
-    kept = result["kept_tokens"]
+    kept, weighed = result["kept_tokens"], any(r["weights"] for r in result["rows"])
     notes = [
         f"{spans}. linear: the inputs of every block's linear layers; residual: the embedding and "
-        "both sums. Head and embeddings stay in float; weights too, but for rows with w8, w4.",
+        "both sums of every block. Head and embeddings stay in float, and so do weights"
+        + (", but for rows with w and their bits." if weighed else "."),
         "SQNR: signal over quantization noise of the tokens that are not massive, dB; without: in "
         "a range without massive tokens; zeros: share of their activations that become 0.",
     ]
@@ -187,7 +196,7 @@ def _notes(result: QuantizeResult) -> list[str]:
         notes.append(f"first: {token} in front of every sequence; folded: its keys and values as "
                      "k', v'.")
     if kept is not None:
-        notes.append(f"kept: {words.number(kept)} tokens of a sequence in float "
+        notes.append(f"kept: {words.number(kept)} of a sequence's tokens in float "
                      f"(keep={result['config'].get('keep', 'first')}).")
     if any(row["variant"] == "halved" for row in result["rows"]):
         notes.append("halved: massive activations set to half their mean.")
@@ -204,14 +213,14 @@ def sections(result: QuantizeResult) -> list[Section]:
     """The sections of the page, in reading order."""
     found = [
         found_section(findings(result), [("Data", words.held_out_line(result["data"]))], result),
-        Section("rows", "Perplexity", [*ratio_chart(result), *_row_tables(result),
-                                       Lines(_notes(result)[:-3], "soft")]),
+        Section("rows", "Perplexity", [*[ratio_chart(result)] * bool(rounded(result)),
+                                       *_row_tables(result), Lines(_notes(result)[:-3], "soft")]),
     ]
-    if alone := sensitivity_chart(result):
+    if result["sensitivity"]:
         head = ("site", "block", "added loss, nats", "standard error")
         rows = [_sensitivity_row(r) for r in result["sensitivity"]]
         found.append(Section("sensitivity", "One block at a time",
-                             [*alone, Table(head, rows, text=head[:1])]))
+                             [sensitivity_chart(result), Table(head, rows, text=head[:1])]))
     head = ("site", "block", "largest", "token", "position", "largest of others", "bits lost",
             "SQNR, dB", "without", "zeros", "token ratio", "LLM.int8 columns", "without")
     rows = [[*_range_row(r)[:3], words.token_label(r["top_token"]), str(r["top_position"]),
