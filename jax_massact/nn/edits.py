@@ -154,6 +154,45 @@ class VectorEdits:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
+    data_fields=["layer", "size", "vector"], meta_fields=["site"],
+)
+@dataclasses.dataclass(frozen=True)
+class Additions:
+    """Adds a vector, longer or shorter at each token: x[b, t] += size[b, t] * vector.
+
+    Attributes:
+      layer: in which block, from 0.
+      size: 0 where nothing is added.
+      vector: one for each edit.
+      site: any of `nn.acts.EDITABLE`.
+    """
+
+    layer: Int[Array, " E"]
+    size: Float[Array, "E B T"]
+    vector: Float[Array, "E D"]
+    site: str = "resid_post"
+
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
+        def one(x, edit: Additions):
+            size = jnp.where(edit.layer == layer, edit.size, 0)[..., None]
+            return (x + size * edit.vector).astype(x.dtype), None
+
+        return jax.lax.scan(one, x, self)[0]
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        _check_place(self, depth)
+        for name, found, wanted in (
+            ("size", self.size.shape[1:], shape[:2]), ("vector", self.vector.shape[1:], shape[2:])
+        ):
+            if found != wanted:
+                raise ValueError(f"{name} has the axes {found}; expected: {wanted}")
+
+    def reordered(self, order_of: OrderOf) -> "Additions":
+        return dataclasses.replace(self, size=_taken(self.size, order_of))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
     data_fields=["layer", "unit", "token"], meta_fields=["site"],
 )
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.magnitudes import (
@@ -26,6 +26,7 @@ from jax_massact.measure.massive import (
     find_hits,
     tally,
 )
+from jax_massact.nn.patches import ModelInput
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import (
     ActivationMap,
@@ -61,7 +62,7 @@ class BatchProbe(NamedTuple):
 
 def probe_batch(
     model: Transformer,
-    tokens: Int[Array, "B T"],
+    tokens: ModelInput,
     keep: Bool[Array, " B"],
     *,
     top_k: int = 5,
@@ -87,9 +88,9 @@ def reduce_batch(
 
 
 def compile_probe(
-    model: Any, shape: tuple[int, int], *, top_k: int, definition: Definition
+    model: Any, shape: tuple[int, ...], *, top_k: int, definition: Definition
 ) -> Callable[[Transformer, np.ndarray, np.ndarray], BatchProbe]:
-    """`probe_batch` compiled for batches of this shape [B, T].
+    """`probe_batch` compiled for batches of this shape: [B, T], or of images [B, Y, X, C].
 
     Args:
       model: a model, or its shapes alone (`nn.transformer.abstract`), so that compiling can go on
@@ -99,7 +100,7 @@ def compile_probe(
     def step(model, tokens, keep):
         return probe_batch(model, tokens, keep, top_k=top_k, definition=definition)
 
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 2 else jnp.uint8)
     keep = jax.ShapeDtypeStruct(shape[:1], jnp.bool_)
     return jax.jit(step).lower(model, tokens, keep).compile()
 

@@ -85,7 +85,8 @@ class InterveneConfig(RunConfig):
 
     Attributes:
       sequences: how many to measure the perplexity on, held out of the calibration.
-      calibration_sequences: how many to find massive activations and their means on.
+      calibration_sequences: how many to find massive activations and their means on; of pictures,
+        as many more, since the mean is over all other pictures.
       layers: after which blocks to intervene: `first`, where each massive dimension first appears;
         `all` in which it is massive; or numbers with commas between.
       fractions: of the mean, to set to as well.
@@ -121,6 +122,7 @@ class InterveneConfig(RunConfig):
 
     def check(self, model: ModelConfig) -> None:
         """See `RunConfig.check`: there is a loss, and the layers exist."""
-        check_head(model)
+        if model.embed.patches is None:
+            check_head(model)
         for layer in self.layers.split(",") if self.layers not in ("first", "all") else ():
             check_int("layers", int(layer), 0, model.depth - 1)

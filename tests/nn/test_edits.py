@@ -7,7 +7,7 @@ import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
 from jax_massact.nn.acts import EDITABLE
-from jax_massact.nn.edits import Edits, MaxMoves, VectorEdits
+from jax_massact.nn.edits import Additions, Edits, MaxMoves, VectorEdits
 
 B, T, D = 2, 5, LLAMA.width
 MODEL, TOKENS = decoder(LLAMA), ids(LLAMA, B, T)
@@ -205,6 +205,20 @@ def test_whole_vectors_are_set():
     np.testing.assert_array_equal(streams(MODEL, TOKENS, everywhere)[1].resid_post[1], each[0])
     with pytest.raises(ValueError, match="vector has 3 entries; expected: 16"):
         MODEL(TOKENS, edits=VectorEdits(jnp.array([1]), tokens[:1], jnp.zeros((1, 3))))
+
+
+def test_vectors_are_added_as_long_as_each_token_wants():
+    size = np.zeros((1, B, T), np.float32)
+    size[0, 1, 2] = 3.0
+    vector = np.arange(D, dtype=np.float32)[None]
+    _, plain = streams(MODEL, TOKENS)
+    _, acts = streams(MODEL, TOKENS, Additions(jnp.array([1]), jnp.asarray(size), vector))
+    np.testing.assert_array_equal(acts.resid_post[0], plain.resid_post[0])
+    expected = np.array(plain.resid_post[1])
+    expected[1, 2] += 3 * vector[0]
+    np.testing.assert_allclose(acts.resid_post[1], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="vector has the axes"):
+        MODEL(TOKENS, edits=Additions(jnp.array([1]), jnp.asarray(size), vector[:, :3]))
 
 
 def test_a_units_largest_activation_is_moved_to_one_token():

@@ -2,26 +2,29 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
 from jax_massact.report import words
+from jax_massact.report.chart import Chart
 from jax_massact.report.page import Lines, Part, Section, Table
 from jax_massact.report.sections import found_section, massive_tables, render_report
 from jax_massact.report.terminal import MAX_ROWS, Sheet
 from jax_massact.report.words import Findings
 from jax_massact.studies.changes import change_of
-from jax_massact.studies.intervene.figures import (
-    FIGURES,
-    charts,
-    perplexity_chart,
-    trajectory_chart,
-)
+from jax_massact.studies.intervene import images_report
+from jax_massact.studies.intervene.figures import FIGURES as _FIGURES
+from jax_massact.studies.intervene.figures import charts as text_charts
+from jax_massact.studies.intervene.figures import perplexity_chart, trajectory_chart
 from jax_massact.studies.interventions_result import InterveneResult, Target
 
 __all__ = ["FIGURES", "charts", "page", "show"]
 AFTER_ROWS = 5  # of what is over the thresholds once the targets are zero
 PLACES = 4  # that the verdict names
+
+
+FIGURES = (*_FIGURES, "similarity")
 
 
 def findings(result: InterveneResult) -> Findings:
@@ -129,8 +132,13 @@ def _dims(dims: Sequence[int]) -> str:
     return f"dim {words.listed(dims)}"
 
 
-def show(result: InterveneResult, console: Console) -> None:
-    """Prints the verdict, the perplexities, the targets, and what is large once they are zero."""
+def show(result: Any, console: Console) -> None:
+    """Prints the verdict, the perplexities, the targets, and what is large once they are zero.
+
+    Of an encoder of images, `images_report` has them all.
+    """
+    if "scores" in result:
+        return images_report.show(result, console)
     sheet = Sheet(console)
     after, sequences = result["after_zero"], result["data"]["sequences"]
     sheet.opening(result, words.held_out_line(result["data"]), findings(result))
@@ -167,8 +175,15 @@ def _perplexities(result: InterveneResult) -> list[list[str]]:
     ]
 
 
-def page(result: InterveneResult) -> str:
+def charts(result: Any) -> list[Chart]:
+    """The charts of a result, of text or of images."""
+    return [images_report.chart(result)] if "scores" in result else text_charts(result)
+
+
+def page(result: Any) -> str:
     """The page, as HTML."""
+    if "scores" in result:
+        return images_report.page(result)
     title = f"Interventions in {result['model']['name']}"
     return render_report(title, result, sections(result))
 

@@ -1,9 +1,12 @@
 """The interventions on a checkpoint, from the names of model and text to one result."""
 
 from jax_massact.studies.frame import Prepared, Progress, silent
+from jax_massact.studies.intervene.images import run_images
 from jax_massact.studies.interventions import intervene_checkpoint
 from jax_massact.studies.output import Outcome
 from jax_massact.studies.settings import InterveneConfig
+
+__all__ = ["run", "run_images"]
 
 
 def run(prepared: Prepared, config: InterveneConfig, progress: Progress = silent) -> Outcome:
