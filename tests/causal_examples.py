@@ -11,7 +11,7 @@ import report_examples as examples
 from jax_massact.measure.definition import Definition
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.rounding import KINDS as ROUNDED
-from jax_massact.studies.compare.run import PER_LAYER, Comparison
+from jax_massact.studies.compare.run import PER_LAYER, TRAINING, Comparison
 from jax_massact.studies.explain.result import AttentionMap, ExplainResult
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.frame import definition_info
@@ -212,7 +212,9 @@ def compare_result(kind="strict") -> Comparison:
             "curves": {key: curve(3) for key in PER_LAYER} | {"step": [0, 20, 40]},
             "losses": {"step": [20, 40], "loss": [4.0, 3.5]}, "seconds": 2.0,
             "validated_on": {"text": "a", "tokenizer": "b", "shape of the batches": "2 x 4 x 16"},
-            "tokens_per_second": 320.0, "interventions": found,
+            "tokens_per_second": 320.0, "device": f"cpu {name}", "versions": {"jax": "0.10.2"},
+            "training": {key: curve(5) for key in TRAINING} | {"step": [1, 10, 20, 30, 40]},
+            "interventions": found,
             "rounded": None if kind == "none" else {"float": 3.5, "w8a8": 3.625,
                                                     "w8a8_residual": 4.5, "fp8": 3.5625},
         }
@@ -224,7 +226,10 @@ def compare_result(kind="strict") -> Comparison:
         return {
             "name": name, "runs": runs, "mean": dict.fromkeys(numbers, 3.5),
             "std": dict.fromkeys(numbers, None if kind == "single" else 0.1),
-            "difference": None if first else (0.25, 0.0625),
+            "difference": None if first else {
+                "mean": 0.25, "error": 0.0625, "low": -0.5, "high": 1.0,
+                "by_seed": {str(run["seed"]): 0.25 for run in runs},
+            },
             "loss_change": {c: [change] * len(runs) for c in CHANGES},
             "rounding_change": {c: [change and run["rounded"][c] - 3.5 for run in runs]
                                 for c in ROUNDED},
@@ -232,7 +237,7 @@ def compare_result(kind="strict") -> Comparison:
 
     names = (NASTY, "runs/[q4]") if kind == "nasty" else ("standard", "runs/kv_bias")
     return {
-        "schema": 3, "warnings": [], "notices": [], "sink_epsilon": 0.3, "sink_tokens": 64,
+        "schema": 4, "warnings": [], "notices": [], "sink_epsilon": 0.3, "sink_tokens": 64,
         "definition": common["definition"],
         "groups": [group(name, i == 0) for i, name in enumerate(names)],
     }

@@ -8,14 +8,18 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from json_schema import violations
+from page_reader import read_page
 from planted import CONFIG as CONFIG_OF_PLANTED
 from planted import DIM, WRITER, written_and_removed
 from reports import drawn, written
+from scipy import stats
 from tiny_models import varied
 
 import jax_massact as ma
@@ -33,10 +37,12 @@ from jax_massact.studies.compare.rounding import KINDS
 from jax_massact.studies.compare.run import (
     PER_LAYER,
     Comparison,
+    _thinned,
     compare_runs,
 )
 from jax_massact.train.config import DataConfig, TrainConfig
 from jax_massact.train.data import open_batches
+from jax_massact.train.metrics import FILE, of_kind, read_rows
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 CONFIG = '''
@@ -91,15 +97,43 @@ def test_the_runs_are_trained_and_grouped_by_variant(compared):
     )
     by_batch = kv_bias.mean(0) - standard.mean(0)
     assert result["groups"][0]["difference"] is None
-    np.testing.assert_allclose(
-        result["groups"][1]["difference"], (by_batch.mean(), by_batch.std(ddof=1) / 3**0.5)
-    )
+    found = result["groups"][1]["difference"]
+    test = stats.ttest_1samp(by_batch, 0)
+    interval = test.confidence_interval(0.95)
+    expected = (by_batch.mean(), by_batch.std(ddof=1) / 3**0.5, interval.low, interval.high)
+    np.testing.assert_allclose([found[k] for k in ("mean", "error", "low", "high")], expected)
+    by_seed = kv_bias.mean(1) - standard.mean(1)
+    np.testing.assert_allclose([found["by_seed"][seed] for seed in ("5", "6")], by_seed)
+    run = result["groups"][0]["runs"][0]
+    rows = of_kind(read_rows(Path(run["folder"]) / FILE), "train")
+    assert run["training"] == {
+        key: [row[key] for row in rows] for key in ("step", "loss", "lr", "grad_norm")
+    }
+    assert run["versions"]["jax"] == jax.__version__ and run["device"]
+
+
+def test_the_page_shows_every_run_and_the_paired_difference(compared):
+    out, result = compared
+    page = read_page((out / "compare.html").read_text())
+    group = result["groups"][1]
+    low, high = (group["difference"][key] for key in ("low", "high"))
+    for text in (f"{low:+.4f} to {high:+.4f}", *(run["folder"] for run in group["runs"])):
+        assert text in page.text
+    steps = json.loads(page.blocks["chart-training-lr-data"])["data"][1]["x"]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_long_runs_are_thinned_evenly():
+    rows = [{"step": 10 * i, "loss": 1.0, "lr": 0.1} for i in range(1000)]
+    thin = _thinned(rows)
+    assert len(thin["step"]) == 334 and thin["step"][:3] == [0, 30, 60]
+    assert thin["grad_norm"] == [None] * 334
 
 
 def test_figures_and_table(compared):
     out, result = compared
-    names = {f"{name}.{kind}" for name in ("validation_loss", "layers", "emergence")
-             for kind in ("png", "pdf")}
+    names = {f"{name}.{kind}" for name in ("validation_loss", "training", "layers", "emergence",
+             "order") for kind in ("png", "pdf")}
     assert {path.name for path in (out / "figures").iterdir()} == names
     text = written(show, result, encoding="ascii")
     assert text.isascii() and "standard" in text and "kv_bias" in text
@@ -178,21 +212,14 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
     np.testing.assert_allclose(heights, sorted([original, *losses]))
     assert [text.get_text() for text in axes.texts] == ["nothing\nmassive"]
 
-
-def test_rounding_is_measured_on_the_rows_of_the_interventions(compared):
-    """In float it is their loss without a change; 8 bits add a little to a small model's."""
-    _, result = compared
-    for group in result["groups"]:
-        for number, run in enumerate(group["runs"]):
-            rounded = run["rounded"]
-            unchanged = run["interventions"]["loss"]["original"]["mean"]
-            np.testing.assert_allclose(rounded["float"], unchanged, rtol=1e-5)
-            for kind in KINDS:
-                change = group["rounding_change"][kind][number]
-                assert change == pytest.approx(rounded[kind] - rounded["float"], abs=1e-9)
-                assert 0 < abs(change) < 0.1
-    said = written(show, result)
-    assert "W8A8, linear inputs" in said and "fp8, linear inputs" in said
+    # In float the loss is that of the same rows unchanged; 8 bits add a little to a small model's.
+    small = nothing["runs"][0]
+    np.testing.assert_allclose(small["rounded"]["float"], original, rtol=1e-5)
+    for kind in KINDS:
+        (change,) = nothing["rounding_change"][kind]
+        assert change == pytest.approx(small["rounded"][kind] - original, abs=1e-6)
+        assert 0 < abs(change) < 0.1
+    assert "W8A8, linear inputs" in text and "fp8, linear inputs" in text
 
 
 def test_ids_without_a_tokenizer_are_intervened_on(planted, tmp_path):

@@ -20,7 +20,7 @@ from jax_massact.report.chart import (
 from jax_massact.studies.changes import CHANGES, ORIGINAL
 from jax_massact.studies.compare.run import Comparison, Group, RunRecord
 
-FIGURES = ("validation_loss", "layers", "emergence", "interventions")
+FIGURES = ("validation_loss", "training", "layers", "emergence", "order", "interventions")
 PANELS = {
     "top1": "top-1 magnitude",
     "ratio": "top-1 / median",
@@ -29,10 +29,20 @@ PANELS = {
 }
 
 
+# What emerges, in words; the thresholds are those of `train.watch.emergence`.
+EMERGING = {
+    "sink_rate": "sink rate", "value_drain": "value drain", "top1": "top-1 magnitude",
+    "kurtosis": "kurtosis", "ratio": "top-1 / median", "relaxed": "relaxed", "strict": "strict",
+}
+
+
 def charts(result: Comparison) -> list[Chart]:
     """All of them, in reading order; interventions where any were made."""
     some = [intervention_chart(result)] if intervened(result) else []
-    return [validation_chart(result), layer_chart(result), emergence_chart(result), *some]
+    return [
+        validation_chart(result), training_chart(result), layer_chart(result),
+        emergence_chart(result), order_chart(result), *some,
+    ]
 
 
 def validation_chart(result: Comparison) -> Chart:
@@ -45,6 +55,44 @@ def validation_chart(result: Comparison) -> Chart:
                                 error=[error]))
     title = "validation loss, standard error over batches"
     return _of_groups(result, "validation_loss", title, lines, "validation loss (nats)", 1.1)
+
+
+def training_chart(result: Comparison) -> Chart:
+    """Loss, learning rate and norm of the gradient over training, mean over seeds."""
+    names = {"loss": "loss of the batch (nats)", "lr": "learning rate",
+             "grad_norm": "norm of the gradient"}
+
+    def panel(name: str) -> Panel:
+        lines = [
+            _band(short(group["name"]), [run["training"][name] for run in group["runs"]],
+                  group["runs"][0]["training"]["step"], color)
+            for group, color in _colored(result)
+        ]
+        scale = "log" if name == "grad_norm" else "linear"
+        return Panel(lines, x=Axis("step", whole=True), y=Axis(scale=scale), name=name,
+                     title=names[name])
+
+    title = "over training"
+    return Chart("training", title, title, [panel(name) for name in names], size=(9.6, 3.4))
+
+
+def order_chart(result: Comparison) -> Chart:
+    """Which comes first: the step at which each quantity crossed its threshold, of every run."""
+    groups = list(_colored(result))
+    items: list[Series | Note] = []
+    for (group, color), shift in zip(groups, _spread(len(groups)), strict=True):
+        x, y = [], []
+        for place, name in enumerate(EMERGING):
+            for run in group["runs"]:
+                if (step := run["emergence"].get(name)) is not None:
+                    x.append(place + shift)
+                    y.append(step)
+        items.append(Series(short(group["name"]), x, y, color, "", "o"))
+    ticks = tuple(EMERGING.values())
+    panel = Panel(items, x=Axis(ticks=ticks, range=(-0.5, len(ticks) - 0.5)),
+                  y=Axis("step of the first measurement over the threshold"))
+    title = "what emerges first"
+    return Chart("order", title, title, [panel], size=(9.6, 3.6))
 
 
 def layer_chart(result: Comparison) -> Chart:

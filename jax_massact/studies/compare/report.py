@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from jax_massact.report import words
+from jax_massact.report.page import Lines, Section, Table, render
 from jax_massact.report.terminal import Sheet
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.figures import (
+    EMERGING,
     FIGURES,
     PANELS,
     changed,
@@ -20,7 +22,7 @@ from jax_massact.studies.compare.figures import (
 from jax_massact.studies.compare.rounding import KINDS
 from jax_massact.studies.compare.run import Comparison, Group
 
-__all__ = ["FIGURES", "charts", "show"]
+__all__ = ["FIGURES", "charts", "page", "sections", "show"]
 
 
 def show(result: Comparison, console: Console) -> None:
@@ -33,6 +35,70 @@ def show(result: Comparison, console: Console) -> None:
     for notice in result["notices"]:
         sheet.line(f"Note: {notice}")
     sheet.close(_notes(result, sheet.plus_minus))
+
+
+def sections(result: Comparison) -> list[Section]:
+    """The page, part by part."""
+    names = [short(group["name"]) for group in result["groups"]]
+    by_name = {chart.name: chart for chart in charts(result)}
+    warnings = [words.withheld(result["warnings"])] if result["warnings"] else []
+    said = [*warnings, Lines([f"Note: {line}" for line in result["notices"]])]
+    table = Table(("", *names), _rows(result, "±"), text=("",))
+    changes = [by_name[name] for name in ("interventions",) if name in by_name]
+    return [
+        Section("verdict", "Side by side", [*said, table, Lines(_notes(result, "±"), "soft")]),
+        Section("losses", "Loss", [*_differences(result), by_name["validation_loss"],
+                                   by_name["training"]]),
+        Section("layers", "Activations by layer", [by_name["layers"]]),
+        Section("emergence", "Emergence", [by_name["emergence"], by_name["order"],
+                                           _emergence(result)]),
+        *([Section("interventions", "Interventions", changes)] if changes else []),
+        Section("runs", "Runs", [_run_table(result)]),
+    ]
+
+
+def page(result: Comparison) -> str:
+    """The page as text."""
+    names = ", ".join(short(group["name"]) for group in result["groups"])
+    seconds = sum(run["seconds"] for group in result["groups"] for run in group["runs"])
+    return render("massact compare", names, sections(result),
+                  f"trained in {seconds:,.0f} s in all")
+
+
+def _differences(result: Comparison) -> list[Table]:
+    """The paired test of every variant against the first."""
+    rows = []
+    for group in result["groups"]:
+        if (d := group["difference"]) is not None:
+            seeds = ", ".join(f"{x:+.4f}" for x in d["by_seed"].values()) or "-"
+            interval = "-" if d["low"] is None else f"{d['low']:+.4f} to {d['high']:+.4f}"
+            rows.append([short(group["name"]), f"{d['mean']:+.4f}", interval, seeds])
+    first = short(result["groups"][0]["name"])
+    head = ("", "mean", "95% interval, over batches", "by seed")
+    caption = f"Validation loss minus that of {first}, on the same rows (nats)"
+    return [Table(head, rows, text=("",), caption=caption)] if rows else []
+
+
+def _emergence(result: Comparison) -> Table:
+    rows = [
+        [words, *(_emerged(group, name) for group in result["groups"])]
+        for name, words in EMERGING.items()
+    ]
+    names = [short(group["name"]) for group in result["groups"]]
+    return Table(("", *names), rows, text=("",), caption="Step of emergence, of every run")
+
+
+def _run_table(result: Comparison) -> Table:
+    head = ("run", "seed", "parameters", "steps", "tokens", "loss", "seconds", "tokens/s", "device",
+            "versions")
+    rows = [
+        [run["folder"], str(run["seed"]), f"{run['parameters']:,}", f"{run['steps']:,}",
+         f"{run['tokens']:,}", words.number(run["validation_loss"]), f"{run['seconds']:,.0f}",
+         f"{run['tokens_per_second']:,.0f}", run["device"],
+         ", ".join(f"{name} {version}" for name, version in run["versions"].items())]
+        for group in result["groups"] for run in group["runs"]
+    ]
+    return Table(head, rows, text=("run", "device", "versions"))
 
 
 def _rows(result: Comparison, plus_minus: str) -> list[list[str]]:
@@ -125,8 +191,8 @@ def _difference(group: Group, plus_minus: str) -> str:
     difference = group["difference"]
     if difference is None:
         return "-"
-    mean, error = difference
-    return f"{mean:+.4f}" + ("" if error is None else f" {plus_minus} {error:.2g}")
+    error = difference["error"]
+    return f"{difference['mean']:+.4f}" + ("" if error is None else f" {plus_minus} {error:.2g}")
 
 
 def _to_extra(group: Group) -> str:
@@ -168,5 +234,5 @@ def _with_spread(values: list[float], plus_minus: str, form: str) -> str:
 
 
 def _emerged(group: Group, name: str) -> str:
-    steps = [run["emergence"][name] for run in group["runs"]]
+    steps = [run["emergence"].get(name) for run in group["runs"]]
     return ", ".join("-" if step is None else f"{step:,}" for step in steps)

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from jax_massact.errors import UserError
 from jax_massact.results import DefinitionInfo, Remarks
 from jax_massact.studies.changes import CHANGES
+from jax_massact.studies.compare.difference import Difference, paired
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.compare.rounding import FLOAT, KINDS, round_run
 from jax_massact.studies.frame import definition_info
@@ -24,10 +25,12 @@ from jax_massact.train.metrics import (
     read_rows,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Measured per layer; the last are 0 for variants that have no such thing.
 PER_LAYER = ("top1", "ratio", "kurtosis", "sink_rate", "value_drain", "strict", "relaxed",
              "sink_token_rate", "extra_rate")
+TRAINING = ("loss", "lr", "grad_norm")  # of an update, over training
+MOST_ROWS = 300  # of those that are kept
 
 
 class RunRecord(TypedDict):
@@ -44,8 +47,10 @@ class RunRecord(TypedDict):
       curves: `step`, and each of PER_LAYER over them, the largest of all layers (of `value_drain`
         the smallest).
       losses: `step` and `loss` of every validation.
+      training: `step` and each of TRAINING, at about MOST_ROWS evenly spaced steps.
       validated_on: what the validation rows depend on: data, tokenizer, and the shape of batches.
-      seconds, tokens_per_second: how fast.
+      seconds, tokens_per_second, device: how fast, and on what.
+      versions: of the packages that trained it.
       interventions: of `studies.compare.interventions`, or null where none were asked for.
       rounded: of `studies.compare.rounding`, the loss of the same rows, likewise.
     """
@@ -62,9 +67,12 @@ class RunRecord(TypedDict):
     emergence: dict[str, int | None]
     curves: dict[str, list[float | None]]
     losses: dict[str, list[float]]
+    training: dict[str, list[float | None]]
     validated_on: dict[str, str]
     seconds: float
     tokens_per_second: float
+    device: str
+    versions: dict[str, str]
     interventions: InterveneResult | None
     rounded: dict[str, float] | None
 
@@ -76,9 +84,8 @@ class Group(TypedDict):
       name: the attention variant, or, for runs that differ otherwise too, the folder's name.
       mean: over the runs, of `validation_loss` and of the last value of each curve.
       std: the same, standard deviation; null for one run.
-      difference: validation loss minus that of the first group, batch by batch, means over runs:
-        (its mean, its standard error over batches, null for one batch). Null where the runs were
-        not validated on the same rows (see `Comparison.notices`), and for the first group.
+      difference: validation loss minus that of the first group; null where the runs were not
+        validated on the same rows (see `Comparison.notices`), and for the first group.
       loss_change: of each of CHANGES, loss minus that of the same text unchanged, in nats,
         for each run; null where nothing was massive in that text, and so nothing changed.
       rounding_change: of each of `studies.compare.rounding.KINDS`, the same; null where it was not
@@ -89,7 +96,7 @@ class Group(TypedDict):
     runs: list[RunRecord]
     mean: dict[str, float | None]
     std: dict[str, float | None]
-    difference: tuple[float, float | None] | None
+    difference: Difference | None
     loss_change: dict[str, list[float | None]]
     rounding_change: dict[str, list[float | None]]
 
@@ -243,9 +250,12 @@ def _record(folder: Path, config: TrainConfig) -> RunRecord:
         curves={"step": [row["step"] for row in watched]}
         | {name: [extreme(name, row[name]) for row in watched] for name in PER_LAYER},
         losses={key: [row[key] for row in validated] for key in ("step", "loss")},
+        training=_thinned(of_kind(rows, "train")),
         validated_on=_validated_on(config, summary),
         seconds=summary["seconds"],
         tokens_per_second=summary["tokens_per_second"],
+        device=summary.get("device", "unknown"),  # runs of earlier versions have neither
+        versions=summary.get("versions", {}),
         interventions=None,
         rounded=None,
     )
@@ -306,14 +316,22 @@ def _over_runs(
     return mean, std
 
 
-def _difference(first: list[RunRecord], runs: list[RunRecord]) -> tuple[float, float | None] | None:
+def _difference(first: list[RunRecord], runs: list[RunRecord]) -> Difference | None:
     """Validation batches do not depend on the seed, so that losses compare one by one."""
     both = [*first, *runs]
     same = all(run["validated_on"] == first[0]["validated_on"] for run in both)
     if not same or not all(_is_finite(run["validation_losses"]) for run in both):
         return None
-    of = lambda runs: zip(*(run["validation_losses"] for run in runs), strict=True)
-    means = zip(map(statistics.fmean, of(first)), map(statistics.fmean, of(runs)), strict=True)
-    by_batch = [b - a for a, b in means]
-    error = statistics.stdev(by_batch) / len(by_batch) ** 0.5 if len(by_batch) > 1 else None
-    return statistics.fmean(by_batch), error
+    return paired(_by_seed(first), _by_seed(runs))
+
+
+def _by_seed(runs: list[RunRecord]) -> dict[int, list[list[float]]]:
+    found: dict[int, list[list[float]]] = {}
+    for run in runs:
+        found.setdefault(run["seed"], []).append(run["validation_losses"])
+    return found
+
+
+def _thinned(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    kept = rows[:: max(1, len(rows) // MOST_ROWS)]
+    return {key: [row.get(key) for row in kept] for key in ("step", *TRAINING)}
