@@ -8,7 +8,8 @@ from typing import Any
 from jax_massact.errors import ConfigError, WeightsError
 from jax_massact.families.family import Family
 from jax_massact.families.fields import build, flat
-from jax_massact.families.own import GROUP, read_group, write_group
+from jax_massact.families.own import GROUP, names_of, read_group, write_group
+from jax_massact.families.places import places_of
 from jax_massact.families.rope import readable_rope
 from jax_massact.families.table import FAMILIES, TRAINED
 from jax_massact.nn.config import BlockConfig, ModelConfig
@@ -175,11 +176,13 @@ def describe(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     wanted = readable(config)
     wanted = dataclasses.replace(wanted, head=dataclasses.replace(wanted.head, present=True))
     found = [described for family in FAMILIES if (described := _as_family(family, wanted))]
-    if not found:
+    near = [described for described in found if not described[2]]
+    if not near:
+        # In the words of the families that this package trains, if they can be.
+        placed = [described for described in found if _has_places(described[0], wanted)]
+        near = [described for described in placed if described[0] in TRAINED] or placed
+    if not near:
         raise WeightsError("no file can state this configuration; expected: one that `load` reads")
-    # What no family has is described in the words of those that this package trains, if it can be.
-    exact = [described for described in found if not described[2]]
-    near = exact or [described for described in found if described[0] in TRAINED] or found
     family, settings, group = min(near, key=lambda described: _distance(described[2]))
     own = {GROUP: group} if group else {}
     architecture = family.architecture if config.head.present else family.base
@@ -189,6 +192,14 @@ def describe(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         **settings,
         **own,
     }
+
+
+def _has_places(family: Family, config: ModelConfig) -> bool:
+    """Whether a file of the family has a place for every parameter."""
+    try:
+        return bool(places_of(names_of(family, config), config, "a file"))
+    except WeightsError:
+        return False
 
 
 def _distance(group: Mapping[str, Any]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from jax_massact.families.config_files import (
     read_gguf_config,
     readable,
 )
+from jax_massact.families.own import names_of
 from jax_massact.families.places import places_of
 from jax_massact.families.table import FAMILIES
 from jax_massact.nn.parameters import PARAMETERS
@@ -141,6 +142,16 @@ def test_models_of_this_package_alone_have_a_place_for_every_parameter(family, v
     }
     assert len({template for template, _ in layouts}) == len(layouts)
     assert set(places) <= set(PARAMETERS)
+
+
+def test_a_mixture_that_no_family_has_is_written_as_one_with_experts():
+    for name in ("olmoe", "qwen2_moe", "mixtral"):
+        # As `fold` makes it.
+        config = varied(read_cases(name)[0][1], variant="kv_bias", first_position=1)
+        family, settings = describe(config)
+        assert settings["massact"]["attention"] == "kv_bias"
+        names = names_of(family, config)
+        assert places_of(names, config, "a file").keys() == parameters(abstract(config)).keys()
 
 
 def test_groups_that_the_old_falcon_cannot_have_are_not_written_as_one():
