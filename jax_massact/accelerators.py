@@ -93,7 +93,7 @@ def find_accelerator(name: str) -> Accelerator:
 
 
 def peak_flops(dtype: str, devices: Iterable[Any]) -> float | None:
-    """What the devices could do at most, operations a second; None where that is not known."""
+    """Peak of the devices together, operations per second; None where it is not known."""
     peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
     if dtype != "bfloat16" or None in peaks:
         return None

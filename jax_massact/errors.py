@@ -1,7 +1,7 @@
-"""Errors that a person can put right.
+"""Errors that the user can fix.
 
 The command line prints their text alone, without a traceback. Each says what was wrong, where,
-and what is allowed.
+and what is expected.
 """
 
 

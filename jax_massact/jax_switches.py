@@ -23,7 +23,7 @@ def check_switches(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def missing_device(error: BaseException) -> ConfigError | None:
-    """What to say of an error by which JAX does not find the devices that were asked for.
+    """The text of an error by which JAX does not find the devices that were asked for.
 
     Returns:
       None where `error` is another one.

@@ -94,7 +94,7 @@ def make_mesh(
 
 
 def slices(devices: Sequence[Any]) -> int:
-    """How many slices of TPUs these are; other devices are in one."""
+    """Number of TPU slices of these devices; other devices form one."""
     return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
 
 
@@ -134,7 +134,7 @@ def fit(
 def parameter_sharding(
     mesh: jax.sharding.Mesh, letters: str, shape: Sequence[int], *, stacked: bool
 ) -> NamedSharding:
-    """Where a parameter of this kind lives; `stacked` parameters have a leading layer axis."""
+    """Layout of a parameter of this kind; `stacked` parameters have a leading layer axis."""
     layout = LAYOUTS[letters]
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     layout = (None, *layout) if stacked else layout

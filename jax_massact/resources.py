@@ -68,7 +68,7 @@ class Resource:
       licence: the licence of the contents.
       members: pattern below the wheels' roots (`*` crosses folders) -> SHA-256 of that one file or,
         for a pattern with `*`, of the listing `sha256sum` prints for the files, sorted by name.
-      notice: what is said before it is downloaded.
+      notice: text that is printed before the download.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Resource:
 
     @property
     def size(self) -> int:
-        """Of all wheels, in bytes."""
+        """Size of all wheels, in bytes."""
         return sum(wheel.size for wheel in self.wheels)
 
     @property

@@ -25,7 +25,7 @@ class Remarks(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    name: str  # as the person gave it, the last part of a path
+    name: str  # as the user gave it, the last part of a path
     source: str  # the file, folder or resource that was read
     family: str
     parameters: int

@@ -135,7 +135,7 @@ def _check_parameters(model: Transformer) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """That nothing there would be lost but what `save` wrote."""
+    """Raises unless all that would be replaced there was written by `save`."""
     if folder.exists() and not folder.is_dir():
         raise WeightsError(f"{folder} is a file; expected: a folder, or a name for a new one")
     names = (CONFIG, WEIGHTS, INDEX, *Tokenizer.FILES)

@@ -108,7 +108,7 @@ def _group(kind: type[T], value: Any, path: str, default: Any) -> T:
 
 
 def unknown_key(path: str, key: str, known: Collection[str]) -> str:
-    """What to say of a setting that does not exist."""
+    """The error for a setting that does not exist."""
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"there is no setting {path}.{hint} Settings here: {', '.join(sorted(known))}"

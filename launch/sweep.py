@@ -8,7 +8,7 @@ Axes come from `--sweep`, or, where there is none, from the function `get_sweep(
 configuration file, which returns a dictionary of axes, {"config.seed": [0, 1, 2]}, or a list of
 points, [{"config.seed": 0, "config.steps": 100}, ...]. Every point is one `massact train` in a
 folder of its own under --workdir, named after what differs. Every point's settings are checked
-before anything is printed or started. Run again, it takes up what is there: a finished run costs
+before anything is printed or started. Run again, it resumes what is there: a finished run costs
 seconds, one that was stopped goes on.
 """
 

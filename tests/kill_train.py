@@ -1,4 +1,4 @@
-"""Trains MICRO in a folder, killed at random moments and taken up again, many times.
+"""Trains MICRO in a folder, killed at random moments and resumed, many times.
 
 Every life is forked from this process, which has imported everything and started nothing.
 """

@@ -1,6 +1,6 @@
 """`massact bench attention`: every variant in every implementation, its speed and its error.
 
-The error is held against a dense softmax in float64, in NumPy, of the same operands: a fast wrong
+Errors are differences from a dense softmax of the same operands in NumPy float64: a fast wrong
 kernel is worth nothing.
 """
 

@@ -2,7 +2,7 @@
 
     python -m jax_massact.bench.forward MODEL SETTINGS
 
-What the probe's time and memory are held against; a process of its own, so that its peak memory is
+The baseline of the probe's time and memory, in a process of its own, so that its peak memory is
 its own. SETTINGS is a `ProbeConfig` as JSON.
 """
 

@@ -43,7 +43,7 @@ def bench_train(
 
     Args:
       config: of the run; the variant of attention is replaced.
-      variants: of attention; the first is what the others are held against.
+      variants: of attention; the others are compared with the first.
       steps, windows: medians over `windows` times `steps` steps.
       meshes: times every variant on each of them, in place of the mesh of `config`, with
         `config.batch_size` sequences for each device.

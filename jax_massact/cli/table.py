@@ -288,7 +288,7 @@ COMMANDS = {name: _study(name, study) for name, study in STUDIES.items()} | {
 prints where every parameter lives and what memory a step takes.
 
 Ends with 0; 75: stopped by SIGTERM or because a process has died, the same command
-resumes the run; 130: stopped by Ctrl-C; 2: something has to be put right.""",
+resumes the run; 130: stopped by Ctrl-C; 2: an error that the user can fix.""",
         needs_config=True,
     ),
     "compare": Command(
@@ -304,7 +304,7 @@ resumes the run; 130: stopped by Ctrl-C; 2: something has to be put right.""",
 device, what is sent between them, bounds of a step's time and of MFU.
 
 The file's mesh, where it is for another number of devices, takes along data what its other
-axes leave. Ends with 0; 1: it does not fit into the memory; 2: something has to be put right.""",
+axes leave. Ends with 0; 1: it does not fit into the memory; 2: an error that the user can fix.""",
         needs_config=True,
     ),
     "bench train": Command(

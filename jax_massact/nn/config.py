@@ -95,7 +95,7 @@ class RopeConfig:
                 check_int(f"rope.{name}", value, 1)
 
     def turned(self, head_dim: int) -> int:
-        """How many coordinates of a head are turned."""
+        """Number of coordinates of a head that are rotated."""
         return head_dim if self.dims is None else self.dims
 
     def at(self, length: int) -> "RopeConfig":
@@ -265,7 +265,7 @@ class MLPConfig:
 
     @property
     def units(self) -> int:
-        """How many units a token has: of a mixture, those of its k experts and the shared ones."""
+        """Number of units of a token; of a mixture, those of its k experts and the shared ones."""
         return self.hidden * self.moe.active + self.moe.shared if self.moe.experts else self.hidden
 
 

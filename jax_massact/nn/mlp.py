@@ -87,6 +87,6 @@ class MLP(nnx.Module):
     def output(
         self, hidden: Float[Array, "B T F"], router: Router | None = None
     ) -> Float[Array, "B T D"]:
-        """What the units add to the residual stream."""
+        """Returns what the units add to the residual stream."""
         del router
         return project(hidden, self.down, "fd", self.down_bias)

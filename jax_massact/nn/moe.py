@@ -97,7 +97,7 @@ class MoE(nnx.Module):
     def output(
         self, hidden: Float[Array, "B T kF"], router: Router | None
     ) -> Float[Array, "B T D"]:
-        """What the units add to the residual stream."""
+        """Returns what the units add to the residual stream."""
         assert router is not None
         k, e = self.config.active, self.experts
 

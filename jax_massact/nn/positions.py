@@ -35,7 +35,7 @@ class Rotation(NamedTuple):
         return _turned(x, self.cos / size, -self.sin / size)
 
     def first(self, tokens: int) -> "Rotation":
-        """That of the first tokens only."""
+        """The rotation of the first tokens only."""
         return Rotation(self.cos[:tokens], self.sin[:tokens])
 
 

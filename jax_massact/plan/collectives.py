@@ -47,7 +47,7 @@ class Collective(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """How many take part in each group."""
+        """Number of members of each group."""
         return self.groups.shape[1]
 
 

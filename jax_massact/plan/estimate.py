@@ -1,12 +1,12 @@
-"""A training run on paper: memory, traffic and time of one update on devices that are not here.
+"""An estimate of a training run: memory, traffic and time of one update on absent devices.
 
     python -m jax_massact.plan.estimate SETTINGS DEVICES DEVICE
 
 SETTINGS is a `TrainConfig` as JSON; prints one line of JSON. The update is compiled for as many
-simulated CPU devices, and never run. What is read from it is what does not depend on the device:
+simulated CPU devices, and never run. Only what does not depend on the device is read from it:
 the layout of the state, the buffers that must live at once, and what the partitioner sends where.
 
-Three things differ between XLA for CPU and XLA for accelerators, and are put right here:
+Three things differ between XLA for CPU and XLA for accelerators, and are corrected here:
 
 - It computes bfloat16 in float32, and would send and keep twice the bytes. The plan is compiled in
   float16, which it keeps, and which is as large.
@@ -333,7 +333,7 @@ def _volume(kind: str, size: float, members: np.ndarray, domain: int) -> tuple[f
 def _along_fsdp(
     members: np.ndarray, sizes: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the members those that differ from the first in `fsdp` only, and in all but `fsdp`."""
+    """Members that differ from the first in `fsdp` only, and members that share its `fsdp`."""
     places = np.stack(np.unravel_index(members, tuple(sizes.values())))
     is_fsdp = np.array([name == "fsdp" for name in sizes])
     same = places == places[:, :1]
@@ -385,7 +385,7 @@ def _in_half(config: TrainConfig) -> TrainConfig:
 
 
 def main(settings: str, devices: str, device: str) -> int:
-    """Prints the plan, or, for an error that a person can fix, its text."""
+    """Prints the plan, or the text of an error that the user can fix."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
     try:

@@ -1,6 +1,6 @@
-"""The consoles of the command line: other people's strings are never markup, no word is fatal.
+"""The consoles of the command line: strings of others are never markup, no output is fatal.
 
-A closed pipe (`massact probe ... | head`) or a full disk behind a stream ends what is said there,
+A closed pipe (`massact probe ... | head`) or a full disk behind a stream ends the output there,
 not the work.
 """
 

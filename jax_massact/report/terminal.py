@@ -66,7 +66,7 @@ class Sheet:
 
         Args:
           left: the columns that are set flush left and may be folded.
-          most: rows to show; how many more there are is said.
+          most: rows to show; a last line counts the others.
         """
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
         for name in head:

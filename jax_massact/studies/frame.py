@@ -48,7 +48,7 @@ from jax_massact.studies.settings import AUTO, DEFAULT_LENGTH, RunConfig
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that the numbers depend on, and the device."""
+    """Versions of Python and of the packages that the numbers depend on, and the device."""
     names = ("jax-massact", "jax", "flax", "numpy", "tokenizers", "gguf", "safetensors")
     found = {name: importlib.metadata.version(name) for name in names}
     device = jax.devices()[0]
@@ -80,8 +80,8 @@ class Prepared(NamedTuple):
     """A checkpoint, opened but not read, and the sequences it is to be run on.
 
     Attributes:
-      name: as the person gave it.
-      text: where they are from. It has no texts where the sequences are rows of a training run.
+      name: of the model, as the user gave it.
+      text: the source of the sequences; without texts where they are rows of a training run.
       inputs: the sequences; every id has an embedding in the model.
       bos: whether every sequence begins with the BOS token.
     """

@@ -51,11 +51,11 @@ class Inputs:
         return np.concatenate([front, tokens], axis=1)
 
     def name(self, token: int) -> str:
-        """What a position with this id is called."""
+        """Name of a position with this id."""
         return SINK if token < 0 else self.strings([int(token)])[0]
 
     def names(self, sequence: int, limit: int | None = None) -> list[str]:
-        """What the first positions of a sequence are called, one by one."""
+        """Names of the first positions of a sequence."""
         row = self.tokens[sequence][: None if limit is None else max(0, limit - self.prefix)]
         return ([SINK] * self.prefix + self.strings(row))[:limit]
 
@@ -120,7 +120,7 @@ class ImageInputs:
 
     @property
     def front(self) -> int:
-        """How many tokens stand in front of the patches."""
+        """Number of tokens in front of the patches."""
         return self.cls + self.registers
 
     @property
@@ -155,7 +155,7 @@ class ImageInputs:
         return f"patch {row},{column}"
 
     def names(self, sequence: int, limit: int | None = None) -> list[str]:
-        """What the first positions are called, one by one."""
+        """Names of the first positions."""
         del sequence
         return [self.name(position) for position in range(self.length)[:limit]]
 

@@ -89,7 +89,7 @@ def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Cons
 
     Args:
       name: of the study, whose `report` module shows the result.
-      console: for what is said beside the result.
+      console: for messages beside the result.
     """
     kept = keep_former(folder / f"{name}.json", outcome.result)
     if kept is not None:

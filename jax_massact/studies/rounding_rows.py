@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
     @property
     def bits(self) -> int | None:
-        """Of one activation; None: as many as the model has."""
+        """Bits of one activation; None: as many as the model has."""
         if self.format == "float":
             return None
         return 8 if self.format == "fp8" else int(self.format[3:])
@@ -71,7 +71,7 @@ class Row(NamedTuple):
         return f"{self.sites}:{self.format}:{self.granularity}{more}{weights}"
 
     def places(self, depth: int) -> Bool[np.ndarray, "L S"]:
-        """Which sites of which blocks it rounds."""
+        """The sites of the blocks that it rounds."""
         mask = np.zeros((depth, len(SITES)), bool)
         for name in self.sites.split("+"):
             for site in GROUPS.get(name, (name,)):

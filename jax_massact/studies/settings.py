@@ -63,12 +63,12 @@ class RunConfig:
 
     @property
     def total(self) -> int:
-        """How many sequences to cut from the text."""
+        """Number of sequences to cut from the text."""
         return self.sequences
 
     @property
     def spare(self) -> int:
-        """How many positions of the model's context to leave free."""
+        """Number of positions of the model's context to leave free."""
         return 0
 
     def check(self, model: ModelConfig) -> None:

@@ -20,7 +20,7 @@ NonfiniteKind = Literal["stop", "skip"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """What is learned.
+    """The data and the tokenizer.
 
     Attributes:
       source: text (`help-3.11`, `pydoc`, `shakespeare`, `tfds:NAME[:SPLIT]`, a file, folder or glob
@@ -110,7 +110,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WatchConfig:
-    """What is measured of the model's activations while it trains.
+    """Measurements of the model's activations while it trains.
 
     Attributes:
       every: steps between two measurements; 0: none.
@@ -135,7 +135,7 @@ class WatchConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    """Which steps a run can be taken up from.
+    """The checkpoints that a run keeps, to be resumed from.
 
     Attributes:
       every: steps between two checkpoints; 0: the last step only.

@@ -25,7 +25,7 @@ def open_batches(config: TrainConfig, report: Callable[[str], None] | None = Non
     Raises:
       ConfigError: there is no such tokenizer, or it has more ids than the model.
       DataError: the source cannot be read, or is too short.
-      ResourceError: a named resource cannot be had.
+      ResourceError: a named resource cannot be fetched.
     """
     data, size = config.data, config.model.embed.vocab_size
     if data.vocabulary is not None and data.vocabulary > size:

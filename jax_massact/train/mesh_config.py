@@ -67,11 +67,11 @@ class MeshConfig:
 
     @property
     def devices(self) -> int:
-        """How many devices the mesh has, an axis of -1 counted as one."""
+        """Number of devices of the mesh, an axis of -1 counted as one."""
         return abs(math.prod(self.sizes.values()))
 
     def on(self, devices: int) -> "MeshConfig":
-        """This mesh with -1 replaced by what so many devices leave.
+        """This mesh with -1 replaced by what this number of devices leaves.
 
         Raises:
           ConfigError: the other axes do not divide the devices.

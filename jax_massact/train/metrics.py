@@ -26,8 +26,8 @@ class MetricsFile:
 
     Args:
       path: the file; made when missing.
-      step: rows past this step are cut off, so that a run that was taken up again from there reads
-        as an unbroken one.
+      step: rows past this step are cut off, so that a run that was resumed from there reads like
+        an uninterrupted one.
 
     Attributes:
       before: the rows that were kept.
@@ -53,7 +53,7 @@ class MetricsFile:
         """
         line = _line(row).encode()
         try:
-            # A row of which only a part fits is cut off when the run is taken up again.
+            # A row of which only a part fits is cut off when the run is resumed.
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:

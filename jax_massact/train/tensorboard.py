@@ -32,8 +32,8 @@ def check_installed() -> None:
 def open_tensorboard(folder: Path, rows: Iterable[Row]) -> Iterator[Callable[[Row], None]]:
     """Yields a function that writes a row's scalars, and closes their file.
 
-    The file is made anew from `rows`, and those of earlier runs in this folder are removed: a run
-    that is taken up again shows every step once, also where it was killed past its checkpoint.
+    The file is made anew from `rows`, and those of earlier runs in this folder are removed: a
+    resumed run shows every step once, also where it was killed past its checkpoint.
 
     Args:
       folder: for the event files.

@@ -20,7 +20,7 @@ def norm(config: NormConfig, x: jax.Array, scale: jax.Array | None) -> jax.Array
 
 
 def gain(config: NormConfig, scale: jax.Array) -> jax.Array:
-    """What the normed stream is multiplied with, in float32."""
+    """The factors of the normed stream, in float32."""
     scale = scale.astype(jnp.float32)
     return scale + config.offset if config.offset else scale
 

@@ -286,7 +286,7 @@ _SPLASH_BLOCK = 512
 
 @functools.cache
 def _splash_calls() -> tuple[Any, str | None]:
-    """The backward pass of splash attention; or why it cannot be had."""
+    """The backward pass of splash attention, or why it is not available."""
     try:
         return _private(
             _SPLASH, "_splash_attention_bwd",

@@ -49,7 +49,7 @@ def emergence(result: ExplainResult) -> int | None:
 
 
 def sink_rates(result: ExplainResult) -> list[float]:
-    """Of every layer, the mean over sequences."""
+    """Sink rate of every layer, mean over sequences."""
     return [layer["attention"]["sink_rate"]["mean"] for layer in result["layers"]]
 
 

@@ -118,7 +118,7 @@ class Measured:
     def losses(
         self, row: Row, places: Bool[np.ndarray, "L S"] | None = None, count: int | None = None
     ) -> Float[np.ndarray, "S T-1"]:
-        """Of every held-out sequence, or the first `count`, with this rounding."""
+        """Losses of every held-out sequence, or of the first `count`, with this rounding."""
         places = row.places(self.work.depth) if places is None else places
         limits = self.limits(row.percentile) if row.granularity == "static" else None
         text = self.variant.held_out
@@ -169,7 +169,7 @@ class Measured:
             yield rows.stop - rows.start, tokens, kept, massive, edits
 
     def ranges(self) -> list[RangeRecord]:
-        """Of each site that is reported and each block, over the calibration text."""
+        """Ranges of each reported site and each block, over the calibration text."""
 
         found = []
         for n, tokens, _, massive, _ in self._calibration():

@@ -102,7 +102,7 @@ class QuantizeConfig(RunConfig):
 
     @property
     def ratio(self) -> float | None:
-        """That of `keep`, if it is one."""
+        """The number in `keep`, if it is one."""
         found = re.fullmatch(r"ratio:(\d+(\.\d+)?)", self.keep)
         return float(found[1]) if found else None
 
