@@ -55,7 +55,7 @@ def on_files(files, config):
     for name in results():
         for chart in charts(name):
             file = f"figures/{name}-{chart.name}.png"
-            files.append(File.generated(config, file, content=draw(chart, "png")))
+            files.append(File.generated(config, file, content=draw(chart)["png"]))
     return files
 
 
@@ -140,6 +140,23 @@ def gemma3():
     return f"{perplexity}\n\n{layers}\n\n{found['tokens']} tokens, BOS included. {how}"
 
 
+def search(name):
+    """The recipes that were tried for a configuration, one run each."""
+    found = result(name)
+    head = ("attention", "recipe", "steps", "loss", "top-1", "top-1 / median", "in layer",
+            "kurtosis", "sink rate", "relaxed")
+    rows = [
+        [row["attention"], row["recipe"], f"{row['steps']:,}", f"{row['loss']:.3f}",
+         *(words.number(row[key]) for key in ("top1", "ratio")), row["layer"],
+         *(words.number(row[key]) for key in ("kurtosis", "sink_rate", "relaxed"))]
+        for row in found["rows"]
+    ]
+    versions = found["versions"]
+    software = ", ".join(f"{package} {versions[package]}" for package in ("python", "jax"))
+    how = f"`{found['command']}`, {found['hardware']}, {software}, {found['date']}."
+    return f"{table(head, rows)}\n\n{how}"
+
+
 def usage(name):
     """What `--help` prints of a command."""
     printed = io.StringIO()
@@ -182,6 +199,5 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-PAGES = {f.__name__: f for f in (output, gemma3, usage, listing, commands, parameters, changes)} | {
-    "studies": STUDIES,
-}
+FUNCTIONS = (output, gemma3, search, usage, listing, commands, parameters, changes)
+PAGES = {f.__name__: f for f in FUNCTIONS} | {"studies": STUDIES}

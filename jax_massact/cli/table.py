@@ -183,7 +183,7 @@ def _compare() -> tuple[Option | Group, ...]:
     return (
         option("runs", "folder of a finished run", metavar="RUN", nargs="*"),
         option(
-            "--workdir", "folder for compare.json, figures and, with --config, the runs",
+            "--workdir", "folder for compare.json, its page, figures and, with --config, the runs",
             metavar="DIR", required=True,
         ),
         option(

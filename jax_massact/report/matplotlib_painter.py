@@ -161,7 +161,10 @@ def _axis(axes: Axes, name: str, axis: Axis) -> None:
         this.set_ticks(range(len(axis.ticks)), [plain(tick) for tick in axis.ticks])
         this.grid(visible=False)
     elif axis.whole:
-        this.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+        # As many as have room beside each other, at four digits.
+        inches = this.axes.figure.get_figwidth() / this.axes.get_gridspec().ncols
+        ticks = max(4, int(1.9 * inches))
+        this.set_major_locator(MaxNLocator(integer=True, nbins=ticks, min_n_ticks=1))
     else:
         this.set_major_formatter(lambda value, _: _tick(value))
         this.set_minor_formatter(lambda value, _: "")

@@ -90,7 +90,7 @@ def order_chart(result: Comparison) -> Chart:
         items.append(Series(short(group["name"]), x, y, color, "", "o"))
     ticks = tuple(EMERGING.values())
     panel = Panel(items, x=Axis(ticks=ticks, range=(-0.5, len(ticks) - 0.5)),
-                  y=Axis("step of the first measurement over the threshold"))
+                  y=Axis("first step over the threshold", zero=True))
     title = "what emerges first"
     return Chart("order", title, title, [panel], size=(9.6, 3.6))
 
