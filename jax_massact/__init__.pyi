@@ -19,11 +19,13 @@ from .measure.mechanism import (
     massive_tokens,
     sink_rate,
 )
+from .measure.quantize import round_weights, smooth
 from .measure.registers import fix_registers, fold_registers, register_means
 from .measure.super_weights import SuperWeights, super_weights
 from .nn.acts import Acts
 from .nn.config import ModelConfig
 from .nn.edits import Edits
+from .nn.rounding import Rounding
 from .nn.transformer import Transformer
 from .saving import save
 
@@ -43,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "Preprocessing",
     "ResourceError",
+    "Rounding",
     "SuperWeights",
     "Threshold",
     "UserError",
@@ -60,8 +63,10 @@ __all__ = [
     "perplexity",
     "register_means",
     "residual_streams",
+    "round_weights",
     "save",
     "sink_rate",
     "super_weights",
+    "smooth",
     "token_losses",
 ]

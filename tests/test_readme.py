@@ -19,6 +19,7 @@ from jax_massact.families.table import FAMILIES
 from jax_massact.report import words
 from jax_massact.studies.changes import change_of
 from jax_massact.studies.intervene.report import change
+from jax_massact.studies.quantize.report import times
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -102,6 +103,17 @@ def test_the_verdict_of_the_readme_is_that_of_the_recorded_result():
     (strict,) = words.by_size(recorded["massive"], strict=True)
     said = " ".join(README.split())
     assert words.sentence(strict) in said and words.data_line(recorded["data"]) in said
+
+
+def test_what_rounding_costs_in_the_readme_is_in_the_recorded_results():
+    quantized = json.loads((ROOT / "docs" / "results" / "quantize.json").read_text())
+    ratio = {(r["variant"], r["sites"]): times(r["ratio"]) for r in quantized["rows"]
+             if (r["format"], r["granularity"]) == ("int8", "tensor")}
+    said, saved = " ".join(README.split()), quantized["verdict"]["bits_saved"]
+    for sites, before in (("linear", "perplexity is"), ("residual", "in the residual stream")):
+        both = ratio["original", sites], ratio["folded", sites]
+        assert f"{before} {both[0]} (folded {both[1]})" in said
+    assert f"saves {saved['linear']} and {saved['residual']} bits" in said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

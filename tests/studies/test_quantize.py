@@ -29,7 +29,8 @@ TEXT = "text:abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
 
 def settings(**changes) -> QuantizeConfig:
     values = dict(text=TEXT, bos="true", sequence_length=T, calibration_sequences=3,
-                  sequences=HELD, static_sequences=STATIC, sensitivity_sequences=2)
+                  sequences=HELD, static_sequences=STATIC, sensitivity_sequences=2,
+                  bits_sequences=2)
     return QuantizeConfig(**values | changes)
 
 

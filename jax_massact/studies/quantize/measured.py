@@ -85,11 +85,11 @@ class Work:
     def passes(self, variants: Sequence[Variant]) -> int:
         """How many are left, about: the search for bits ends when it has found them."""
         c, L = self.config, self.depth
-        few = min(c.sensitivity_sequences, c.sequences)
+        few, fewest = (min(n, c.sequences) for n in (c.sensitivity_sequences, c.bits_sequences))
         searched = sum(variant.name in ("original", "folded") for variant in variants)
         return (
             len(variants) * (len(self.rows) * c.sequences + c.static_sequences)
-            + len(c.alone) * L * few + 3 * len(self.bits_rows) * few * searched
+            + len(c.alone) * L * few + 3 * len(self.bits_rows) * fewest * searched
         )
 
     def done(self, passes: int) -> None:
@@ -203,7 +203,7 @@ class Measured:
         self, exact: Float[np.ndarray, "S T-1"], records: Sequence[RowRecord]
     ) -> list[BitsRecord]:
         """By bisection, beginning with the row of 8 bits that is measured already."""
-        count = min(self.config.sensitivity_sequences, len(exact))
+        count = min(self.config.bits_sequences, len(exact))
         found = []
         for row in self.work.bits_rows:
             eight = next(r for r in records if r["variant"] == self.variant.name

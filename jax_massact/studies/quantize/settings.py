@@ -48,8 +48,8 @@ class QuantizeConfig(RunConfig):
       rotate: whether to round after a random rotation, which is turned back (QuaRot).
       smooth: alpha by which large activations are moved into weights (SmoothQuant); 0: not.
       sensitivity: sites to round alone in one block at a time, with commas between, or nothing.
-      sensitivity_sequences: on how many held-out sequences; the fewest bits are searched on them,
-        too.
+      sensitivity_sequences: on how many held-out sequences.
+      bits_sequences: on how many the fewest bits are searched.
       seed: of the rotation.
     """
 
@@ -64,6 +64,7 @@ class QuantizeConfig(RunConfig):
     smooth: float = 0.0
     sensitivity: str = "mlp_hidden"
     sensitivity_sequences: int = 2
+    bits_sequences: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class QuantizeConfig(RunConfig):
         check_int("calibration_sequences", self.calibration_sequences, 1, 1_000_000)
         check_int("static_sequences", self.static_sequences, 1, 1_000_000)
         check_int("sensitivity_sequences", self.sensitivity_sequences, 1, 1_000_000)
+        check_int("bits_sequences", self.bits_sequences, 1, 1_000_000)
         check_int("seed", self.seed, 0)
         check_in("rotate", self.rotate, (True, False))
         check_float("smooth", self.smooth, 0.0, 1.0)
