@@ -114,6 +114,9 @@ def test_what_rounding_costs_in_the_readme_is_in_the_recorded_results():
         both = ratio["original", sites], ratio["folded", sites]
         assert f"{before} {both[0]} (folded {both[1]})" in said
     assert f"saves {saved['linear']} and {saved['residual']} bits" in said
+    folded = json.loads((ROOT / "docs" / "results" / "fold.json").read_text())
+    again, number = folded["massive_sequences_after"], folded["data"]["sequences"]
+    assert f"in {again} of {number} sequences a later token is massive" in said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

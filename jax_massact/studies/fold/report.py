@@ -31,8 +31,8 @@ def findings(result: FoldResult) -> Findings:
     before, after = (words.by_size(result[key], strict=True)
                      for key in ("massive_before", "massive_after"))
     if before and not after:
-        lines.append(f"Massive (strict) before: {_dims(before)}; nothing is massive (strict) "
-                     "any more in this text.")
+        lines.append(f"Massive (strict) before: {_dims(before)}; no dimension is any more, by the "
+                     "share of sequences that the definition asks for.")
     elif after:
         places = "; ".join(f"dim {r['dim']}, {words.layer_span(r['first_layer'], r['last_layer'])}"
                            for r in after[:words.SAID_IN_FULL])
@@ -42,15 +42,15 @@ def findings(result: FoldResult) -> Findings:
             f"What remains (strict), by dimension and layer: {places}. It sits at tokens that stay "
             "in the sequence; folding does not touch them."
         )
-        if number := result.get("massive_sequences_after"):
-            first = result["massive_first_after"]
-            where = f", in {first} of them the first that is left" if first else ""
-            lines.append(
-                f"In {number} of {words.count(result['data']['sequences'], 'sequence')} a token is "
-                f"massive (strict) although k', v' exist{where}: that depends on the text."
-            )
     else:
         lines.append("No massive activations (strict), neither before nor after.")
+    if number := result.get("massive_sequences_after"):
+        first = result["massive_first_after"]
+        where = f", in {first} of them the first that is left" if first else ""
+        lines.append(
+            f"In {number} of {words.count(result['data']['sequences'], 'sequence')} a token is "
+            f"massive (strict) although k', v' exist{where}: that depends on the text."
+        )
     relaxed = [words.by_size(result[key], strict=False)
                for key in ("massive_before", "massive_after")]
     if any(relaxed):
