@@ -64,16 +64,17 @@ def neighbour_cosine(model: Transformer, images: Images) -> Float[Array, "B N"]:
     assert patches is not None and model.patches is not None
     x = project_patches(model.config, images, model.patches, model.patches_bias)
     rows, columns = grid_of(patches, images.shape)
-    x = x.astype(jnp.float32).reshape(x.shape[0], rows, columns, -1)
+    x = sharded.reshaped(sharded.by_sequence(x.astype(jnp.float32)), rows, columns, x.shape[-1])
     x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    total = jnp.zeros(x.shape[:3])
-    number = jnp.zeros((rows, columns))
-    for axis in (1, 2):
-        size = x.shape[axis]
-        first, last = slice(0, size - 1), slice(1, size)
-        at = lambda part, axis=axis: (slice(None),) * axis + (part,)
-        cosine = (x[at(first)] * x[at(last)]).sum(-1)
-        for part in (first, last):
-            total = total.at[at(part)].add(cosine)
-            number = number.at[at(part)[1:]].add(1)
-    return (total / jnp.maximum(number, 1)).reshape(x.shape[0], -1)
+    total, number = jnp.zeros((rows, columns)), np.zeros((rows, columns))
+    for axis, size in ((1, rows), (2, columns)):
+        part = lambda start, axis=axis, size=size: jax.lax.slice_in_dim(
+            x, start, start + size - 1, axis=axis
+        )
+        cosine = (part(0) * part(1)).sum(-1)
+        for before in (0, 1):  # each pair belongs to both of its patches
+            pads = [(0, 0)] * 3
+            pads[axis] = (before, 1 - before)
+            total = jnp.pad(cosine, pads) + total
+            number += np.pad(np.ones((rows - (axis == 1), columns - (axis == 2))), pads[1:])
+    return sharded.reshaped(total / np.maximum(number, 1).astype(np.float32), rows * columns)

@@ -105,9 +105,10 @@ def places_of(grid: tuple[int, int], front: int) -> Float[np.ndarray, "S 2"]:
 
 
 def _cut(images: Float[Array, "B Y X C"], size: int) -> Float[Array, "B N XYC"]:
-    B, Y, X, C = images.shape
-    x = images.reshape(B, Y // size, size, X // size, size, C).transpose(0, 1, 3, 5, 2, 4)
-    return x.reshape(B, -1, C * size * size)
+    _, Y, X, C = images.shape
+    rows, columns = Y // size, X // size
+    x = sharded.reshaped(images, rows, size, columns, size, C).transpose(0, 1, 3, 5, 2, 4)
+    return sharded.reshaped(x, rows * columns, C * size * size)
 
 
 def resampled(

@@ -46,6 +46,15 @@ def by_sequence(x: jax.Array) -> jax.Array:
     return jax.reshard(x, fit(layout, x.shape, sizes)) if sizes else x
 
 
+def reshaped(x: jax.Array, *axes: int) -> jax.Array:
+    """`x` [B, ...] with other axes behind the first, in none of which it is split over devices."""
+    shape = (x.shape[0], *axes)
+    if not explicit_sizes():
+        return x.reshape(shape)
+    spec = jax.typeof(x).sharding.spec
+    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(spec[0], *(None,) * len(axes)))
+
+
 def gathered(w: jax.Array, kind: str) -> jax.Array:
     """A parameter made whole over `fsdp`, as it is needed for one block's computation."""
     sizes = explicit_sizes()

@@ -6,8 +6,10 @@ from nn.test_images import VIT, images
 from tiny_models import decoder, varied
 
 from jax_massact.measure.image_tokens import neighbour_cosine, token_tap
+from jax_massact.mesh import make_mesh, parameter_sharding
 from jax_massact.nn.config import EmbedConfig, PatchConfig
-from jax_massact.nn.transformer import parameters
+from jax_massact.nn.parameters import is_stacked, parameter
+from jax_massact.nn.transformer import from_parameters, parameters
 
 
 def test_norms_and_attention():
@@ -41,3 +43,23 @@ def test_cosine_to_the_patches_around():
     np.testing.assert_allclose(cosine[1, 0, 1], around(1, [(0, 0), (0, 2), (1, 1)]), atol=1e-5)
     corner = np.mean([x[0, 1, 2] @ x[0, 0, 2], x[0, 1, 2] @ x[0, 1, 1]])
     np.testing.assert_allclose(cosine[0, 1, 2], corner, atol=1e-5)
+
+
+def test_a_mesh_changes_nothing():
+    config = varied(VIT, **{"head.pool": "map"})
+    model, pixels = decoder(config), images(2)
+
+    @jax.jit
+    def run(model, pixels):
+        x, found = model.residual(pixels, tap=token_tap)
+        return model.logits(x), found, neighbour_cosine(model, pixels)
+
+    alone, mesh = run(model, pixels), make_mesh(2, 1, 2, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        place = lambda name, x: jax.device_put(x, parameter_sharding(
+            mesh, parameter(name).letters, x.shape, stacked=is_stacked(name)
+        ))
+        arrays = {name: place(name, x) for name, x in parameters(model).items()}
+        together = run(from_parameters(config, arrays), pixels)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(a).max()))
