@@ -13,6 +13,7 @@ from tiny_models import SWITCHES, decoder, ids
 from jax_massact.measure.super_weights import super_weights
 from jax_massact.mesh import make_mesh
 from jax_massact.nn.transformer import parameters
+from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.probe.super_weights import super_weight_records
 
 LAYERS, DIMS = [2, 0, 2], [3, 7, 11]
@@ -101,7 +102,7 @@ def test_records_are_of_what_an_mlp_writes_in_the_first_sequence_that_has_it():
     probed = SimpleNamespace(where={3: first(1, 6), 5: first(0, 0), 7: first(0, 2), 9: first(1, 6)})
     place = lambda name: SimpleNamespace(template=f"l{{l}}.{name}")
     prepared = SimpleNamespace(
-        inputs=SimpleNamespace(tokens=tokens, prefix=0),
+        inputs=Inputs(tokens, lambda ids: [str(i) for i in ids]),
         checkpoint=SimpleNamespace(config=model.config, places={
             "blocks.mlp.experts.down": place("e{e}"), "blocks.mlp.shared.down": place("shared"),
         }),
