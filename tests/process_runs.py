@@ -129,7 +129,7 @@ class Place:
 
 
 def _wait(
-    reached: Callable[[], bool], process: subprocess.Popen, failed: str, within: float = 90
+    reached: Callable[[], bool], process: subprocess.Popen, failed: str, within: float = 300
 ) -> None:
     until = time.monotonic() + within
     while time.monotonic() < until and process.poll() is None:
@@ -140,7 +140,7 @@ def _wait(
     raise AssertionError(f"{failed}: {said}")
 
 
-def finish(process: subprocess.Popen, within: float = 120) -> tuple[int, str]:
+def finish(process: subprocess.Popen, within: float = 300) -> tuple[int, str]:
     """Exit code and what it said; never a hang."""
     try:
         _, said = process.communicate(timeout=within)

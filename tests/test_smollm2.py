@@ -62,7 +62,7 @@ def test_the_command_finds_the_massive_activation_and_its_writer(
 
 def test_the_values_with_bos_are_those_of_a_numpy_model() -> None:
     model, tokenizer = ma.load(checkpoint())
-    tokens = windows(documents("pydoc"), tokenizer, sequences=1, sequence_length=512, bos=True)
+    tokens = windows(documents("pydoc"), tokenizer, sequences=1, sequence_length=64, bos=True)
     assert tokens[0, 0] == 1
     stats = jax.device_get(jax.jit(ma.magnitudes)(model, tokens))
     # A plain NumPy model in float32: what BOS carries does not depend on what follows it.
@@ -72,24 +72,37 @@ def test_the_values_with_bos_are_those_of_a_numpy_model() -> None:
         assert top.value[layer, 0, 0] == pytest.approx(value, rel=1e-4)
 
 
-def command(name: str, tmp_path: Path, *settings: str, model: str = "smollm2-135m") -> dict:
-    """What a command finds that runs as a user runs it: compiled well, which takes less time than
-    this model takes when it is compiled quickly."""
+# Each with settings of its own; the last of the model that the one before it folds.
+COMMANDS = [
+    ["intervene", "smollm2-135m", "sequences=2", "calibration_sequences=4", "sequence_length=128"],
+    ["explain", "smollm2-135m", "bos=true", "sequences=3", "sequence_length=128",
+     "location_sequences=2", "location_length=64"],
+    ["fold", "smollm2-135m", "sequences=2", "sequence_length=128"],
+    ["probe", "fold/model", "sequences=2", "sequence_length=127"],
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What the commands find, which one process runs that compiles as for users: that takes less
+    time than this model takes when it is compiled quickly."""
     checkpoint()
-    arguments = [name, model, f"--workdir={tmp_path}", *(f"--config.{s}" for s in settings)]
+    folder = tmp_path_factory.mktemp("smollm2")
+    lines = [
+        [name, model, f"--workdir={name}", *(f"--config.{setting}" for setting in settings)]
+        for name, model, *settings in COMMANDS
+    ]
+    code = "import sys; from jax_massact.cli import main; sys.exit(any(map(main, {})))"
+    path = os.pathsep.join([str(Path(ma.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
-        [sys.executable, "-m", "jax_massact", *arguments], check=True,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"},
+        [sys.executable, "-c", code.format(lines)], check=True, cwd=folder,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": path},
     )
-    return json.loads((tmp_path / f"{name}.json").read_text())
+    return {name: json.loads((folder / name / f"{name}.json").read_text()) for name, *_ in COMMANDS}
 
 
-@pytest.mark.parametrize("bos", ["auto", "true"])
-def test_zero_ruins_the_model_and_neither_mean_nor_control_does(bos: str, tmp_path: Path) -> None:
-    result = command(
-        "intervene", tmp_path, f"bos={bos}", "sequences=2", "calibration_sequences=4",
-        "sequence_length=128",
-    )
+def test_zero_ruins_the_model_and_neither_mean_nor_control_does(found: dict[str, dict]) -> None:
+    result = found["intervene"]
     (target,) = (t for t in result["targets"] if t["dim"] == 507)
     assert target["layer"] == 11 and [m["kind"] for m in target["means"]] == ["first"]
     perplexity = result["perplexity"]
@@ -102,11 +115,8 @@ def test_zero_ruins_the_model_and_neither_mean_nor_control_does(bos: str, tmp_pa
     assert 507 not in result["after_zero"]["dims"]
 
 
-def test_the_mechanism_has_sinks_constant_keys_and_a_value_drain(tmp_path: Path) -> None:
-    result = command(
-        "explain", tmp_path, "bos=true", "sequences=3", "sequence_length=128",
-        "location_sequences=2", "location_length=64",
-    )
+def test_the_mechanism_has_sinks_constant_keys_and_a_value_drain(found: dict[str, dict]) -> None:
+    result = found["explain"]
     before, after = result["layers"][11], result["layers"][13]
     assert before["attention"]["sink_rate"]["mean"] < 0.2 < after["attention"]["sink_rate"]["mean"]
     # BOS is the same in every sequence.
@@ -122,16 +132,13 @@ def test_the_mechanism_has_sinks_constant_keys_and_a_value_drain(tmp_path: Path)
     assert record["value_std"] < 1
 
 
-def test_folding_bos_leaves_the_logits_and_nothing_massive(tmp_path: Path) -> None:
-    result = command("fold", tmp_path, "sequences=2", "sequence_length=128")
+def test_folding_bos_leaves_the_logits_and_nothing_massive(found: dict[str, dict]) -> None:
+    result = found["fold"]
     assert result["unchanged"] and result["logit_difference"] < 1e-4
     assert {m["dim"] for m in result["massive_before"] if m["strict"]} >= {507}
     assert not any(m["strict"] for m in result["massive_after"])
     assert result["perplexity_folded"] == pytest.approx(result["perplexity_original"], rel=1e-4)
     # The folded model is read again, and probed like any other.
-    probed = command(
-        "probe", tmp_path / "folded", "sequences=2", "sequence_length=127",
-        model=str(tmp_path / "model"),
-    )
+    probed = found["probe"]
     assert not any(m["strict"] for m in probed["massive"]) and not probed["data"]["bos"]
     assert probed["layers"][12]["top"][0]["magnitude"] < 2000

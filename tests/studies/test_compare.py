@@ -157,6 +157,17 @@ def test_finished_runs_are_read_and_intervened_on_and_not_trained_again(
     assert run["interventions"]["targets"] == [] and run["rounded"]
     assert (tmp_path / "figures" / "interventions.png").exists()
     assert again["groups"][0]["std"]["top1"] is None
+    # Rounded, too, on the same rows: in float their loss stays, and 8 bits add a little to it.
+    for group in again["groups"]:
+        (run,), change = group["runs"], group["rounding_change"]
+        unchanged = run["interventions"]["loss"]["original"]["mean"]
+        np.testing.assert_allclose(run["rounded"]["float"], unchanged, rtol=1e-5)
+        for kind in KINDS:
+            difference = run["rounded"][kind] - run["rounded"]["float"]
+            assert change[kind] == [pytest.approx(difference, abs=1e-9)]
+            assert 0 < abs(difference) < 0.1
+    text = written(show, again)
+    assert "W8A8, linear inputs" in text and "fp8, linear inputs" in text
     said = capsys.readouterr().out
     assert re.search(r"\nmassive +none +none", said) and "nothing to intervene on" in said
     assert "kv_bias" in said and "set to zero" not in said
