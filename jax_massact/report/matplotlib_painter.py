@@ -162,8 +162,9 @@ def _axis(axes: Axes, name: str, axis: Axis) -> None:
         this.grid(visible=False)
     elif axis.whole:
         # As many as have room beside each other, at four digits.
-        inches = this.axes.figure.get_figwidth() / this.axes.get_gridspec().ncols
-        ticks = max(4, int(1.9 * inches))
+        figure, grid = axes.get_figure(root=True), axes.get_gridspec()
+        assert figure is not None and grid is not None
+        ticks = max(4, int(1.9 * figure.get_figwidth() / grid.ncols))
         this.set_major_locator(MaxNLocator(integer=True, nbins=ticks, min_n_ticks=1))
     else:
         this.set_major_formatter(lambda value, _: _tick(value))
