@@ -12,8 +12,8 @@ Shows:    with standard attention 0.78 of the heads make the first token a sink,
           has the table, and the corpus it was made with, which was another than the one below.
 
 The decay of 0.5 was chosen among 0.3 and 0.5, and the learning rate among 2e-3 and 3e-3, on other
-validation rows than those of the table. Every sequence begins with the same token, without which
-the first token hardly becomes a sink in so short a time.
+validation rows than those of the table. Every sequence begins with the same token; a
+LLaMA of this size had a sink rate of 0.16 without that (5,000 steps), and 0.84 with it (6,000).
 """
 
 import ml_collections

@@ -9,8 +9,8 @@ Shows:    an activation of 3,152 at the first token, 976 times the median: over 
           other variants were not trained in this shape. docs/results.md says what else was tried,
           and with which corpus, which was another than the one below.
 
-SwiGLU writes it within 1,000 steps where GELU needs 3,000. The ratio grows with depth and while the
-learning rate is high, and doubles as the rate falls to 0: the median falls faster than the largest.
+SwiGLU writes it within 1,000 steps where GELU needs 3,000. The ratio grows while the learning
+rate is high, and further as it falls to 0: the median falls faster than the largest.
 """
 
 import ml_collections
