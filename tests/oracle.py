@@ -6,6 +6,7 @@ Only what it says: no batching, no blocks of queries, no scan.
 import math
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from jax_massact.nn.acts import Mask
@@ -188,8 +189,11 @@ def attention(config, block, b, h, positions):
         logits = q[:, n] @ kt[:, kv].T * scale
         if c.softcap:
             logits = c.softcap * np.tanh(logits / c.softcap)
-        if c.slopes:
+        if c.position == "alibi":
             logits = logits - c.slopes[n] * np.abs(behind)
+        if c.position == "alibi_rounded":
+            at = rounded_alibi(c.slopes[n], positions)
+            logits = logits - scale * (at[:, None] - at)
         scores[n, :, :T] = np.where(hidden, -np.inf, logits)
         for r in range(R):
             if keys is not None:
@@ -219,6 +223,12 @@ def attention(config, block, b, h, positions):
             "attn_out": out}
 
 
+def rounded_alibi(slope, positions):
+    """Slope times position, rounded to bfloat16 as both factors are."""
+    bfloat16 = ml_dtypes.bfloat16
+    return np.float64(bfloat16(slope) * positions.astype(bfloat16))
+
+
 def losses(logits, tokens):
     """-log p of each next token, nats."""
     shifted = logits - logits.max(-1, keepdims=True)
@@ -232,8 +242,11 @@ def slope(function, x, direction, step=1e-5):
     return (ahead - back) / (2 * step)
 
 
-def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None):
-    """The result and, for a cotangent, the derivatives of all operands; one head at a time."""
+def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None, bias=None):
+    """The result and, for a cotangent, the derivatives of all operands; one head at a time.
+
+    `bias` [N T T] is added to the logits of real keys.
+    """
     q, k, v = (np.float64(x) for x in (q, k, v))
     B, T, N, H = q.shape
     K = k.shape[2]
@@ -248,7 +261,8 @@ def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None):
         for n in range(N):
             kv = n // (N // K)
             queries, keys, values = q[b, :, n], k[b, :, kv], v[b, :, kv]
-            scores = np.where(seen, queries @ keys.T / np.sqrt(H), -np.inf)
+            scores = queries @ keys.T / np.sqrt(H) + (0 if bias is None else bias[n])
+            scores = np.where(seen, scores, -np.inf)
             if extra:
                 key = extra.get("key", np.zeros((1, K, H)))[0, kv]
                 score = queries @ key / np.sqrt(H) + extra.get("logit", np.zeros((1, N)))[0, n]

@@ -101,6 +101,11 @@ SWITCHES = {
         varied(_LAYER, position="alibi", slopes=alibi_slopes(4), embed_norm=True),
         {"slopes": (0.3, 0.0, 1.0, 0.1), "window": 3},
     ),
+    # Slopes and positions that have no bfloat16, and a scale that is no power of two.
+    "falcon_rw": varied(
+        _LAYER, position="alibi_rounded", slopes=(0.3, 0.7, 1.1, 0.9), scale=0.3,
+        first_position=260, context_length=300,
+    ),
     "olmo": varied(LLAMA, norm_kind="layer", norm_scale=False, clip=0.3),
     "olmo2": varied(LLAMA, norms="out", qk_norm="all", norm_eps=1e-2),
     "granite": varied(LLAMA, residual_scale=0.4, head_scale=0.25, scale=0.1, embed_scale=3.0),

@@ -1,4 +1,13 @@
-"""Falcon and Falcon 2 (Almazrouei et al. 2023): one key head, or one for each group."""
+"""Falcon and Falcon 2 (Almazrouei et al. 2023): one key head, or one for each group.
+
+Falcon-RW (Penedo et al. 2023) has ALiBi, and blocks and heads as in GPT-3. The code that was
+published with its weights, and transformers, add slope x position of the key to q.k before both are
+divided by sqrt(H), so that slopes are those of Press et al. over sqrt(H); and they round slope and
+product to bfloat16. Behind a thousand tokens the product has steps of 4 to 8, half a logit to a
+whole one, so nearby keys share a bias in heads with large slopes. How its training rounded is not
+published; what is computed here is the published code's reading in every compute dtype, because all
+that is known of these models was measured with it. GGUF files have no place for it.
+"""
 
 from typing import Any
 
@@ -9,6 +18,7 @@ from jax_massact.families.fields import Fields, in_all_norms
 from jax_massact.families.places import Names, Place, in_blocks
 from jax_massact.families.rope import read_rope, rope_fields, write_rope
 from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.positions import alibi_slopes
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 
@@ -36,25 +46,22 @@ _ALWAYS = {**in_all_norms(kind="layer", bias=True), "block.mlp.gated": False}
 def read(settings: Settings) -> Fields:
     """The fields that a `config.json` states."""
     width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
-    head_dim, context = max(width // heads, 1), settings.size("max_position_embeddings")
+    head_dim = max(width // heads, 1)
     new = settings.flag("new_decoder_architecture", False)
     parallel = settings.flag("parallel_attn", True)
     norms = settings.one_of("num_ln_in_parallel_attn", (1, 2), 2 if new else 1)
     if new and not parallel and norms == 1:
         raise settings.error("parallel_attn", "True in the new architecture with one norm")
-    if settings.flag("alibi", False):
-        raise settings.error("alibi", "False: Falcon-RW rounds ALiBi to bfloat16 at every key, "
-                             "which is not computed")
     # Before the new architecture, transformers has one key head or as many as query heads.
     groups = 1 if settings.flag("multi_query", True) else heads
     return {
         **_ALWAYS,
-        **rope_fields(read_rope(settings, head_dim, context)),
+        **_positions(settings, heads, head_dim),
         **in_all_norms(eps=settings.number("layer_norm_epsilon")),
         "embed.vocab_size": settings.size("vocab_size"),
         "depth": read_depth(settings, "num_hidden_layers"),
         "width": width,
-        "context_length": context,
+        "context_length": settings.size("max_position_embeddings"),
         "block.parallel": parallel or new,
         "block.shared_norm": (parallel or new) and not (new and norms == 2),
         "block.attention.heads": heads,
@@ -67,6 +74,15 @@ def read(settings: Settings) -> Fields:
         "block.mlp.bias": settings.flag("bias", False),
         "head.tied": settings.flag("tie_word_embeddings", True),
     }
+
+
+def _positions(settings: Settings, heads: int, head_dim: int) -> Fields:
+    if settings.flag("alibi", False):
+        return {
+            "block.attention.position": "alibi_rounded",
+            "block.attention.slopes": alibi_slopes(heads),
+        }
+    return rope_fields(read_rope(settings, head_dim, settings.size("max_position_embeddings")))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -88,6 +104,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "new_decoder_architecture": new,
         "num_ln_in_parallel_attn": 1 if block.shared_norm else 2,
         "parallel_attn": block.parallel,
+        "alibi": attention.position == "alibi_rounded",
         **write_rope(attention, config.context_length),
         "tie_word_embeddings": config.head.tied,
     }

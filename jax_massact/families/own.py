@@ -62,6 +62,8 @@ _POSITIONS = {
     "rope and learned": ("rope", "learned"),
     "alibi": ("alibi", "none"),
     "alibi and learned": ("alibi", "learned"),
+    "rounded alibi": ("alibi_rounded", "none"),
+    "rounded alibi and learned": ("alibi_rounded", "learned"),
 }
 # Later ones replace what earlier ones decide.
 _SETTINGS = {

@@ -18,7 +18,7 @@ def check_foldable(config: ModelConfig) -> None:
             f"the model's attention is {variant!r}; expected: 'standard', to fold a token"
         )
     for kind in config.pattern:
-        if kind.attention.position == "alibi":
+        if kind.attention.slopes is not None:
             raise ConfigError(
                 "the model has ALiBi, by which each query sees the first token at a distance of "
                 "its own; expected: a model whose logits do not depend on distance, to fold a token"

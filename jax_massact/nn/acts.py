@@ -35,6 +35,8 @@ class Mask:
       softcap: logits become softcap * tanh(logits / softcap) before they are masked; None: not.
       slopes: of ALiBi, one for each query head: slope times distance is taken from the logits of
         real keys; None: nothing is.
+      rounded_from: position of the first row, where slope times position is rounded to bfloat16 at
+        every row and `scale` times the difference is taken (Falcon-RW); None: nothing is rounded.
       prefix: how many learned rows stand in front of the tokens.
       weigh: from logits to weights.
     """
@@ -45,6 +47,7 @@ class Mask:
     reach: int | None = None
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
+    rounded_from: int | None = None
     prefix: int = 0
     weigh: Softmax = Softmax()
 

@@ -1,5 +1,6 @@
 """Attention: the only softmax over keys, for the forward pass and for taps alike."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,10 +79,11 @@ def weights(
     """
     K, S = k.shape[2], k.shape[1]
     logits = _logits(q, k, "bskh->bkgqs", mask)
-    behind = queries[:, None] - (first_key + jnp.arange(S))
+    keys = first_key + jnp.arange(S)
+    behind = queries[:, None] - keys
     if mask.slopes is not None:
         slopes = jnp.asarray(mask.slopes, jnp.float32) if slopes is None else slopes
-        logits = logits - slopes.reshape(K, -1, 1, 1) * jnp.abs(behind)
+        logits = logits - _alibi(slopes.reshape(K, -1, 1, 1), queries[:, None], keys, mask)
     seen = behind >= 0 if mask.causal else jnp.ones_like(behind, bool)
     if mask.window is not None:
         seen &= jnp.abs(behind) < mask.window
@@ -102,6 +104,20 @@ def _logits(q, k, keys: str, mask: Mask) -> jax.Array:
         preferred_element_type=jnp.float32,
     )
     return logits if mask.softcap is None else mask.softcap * jnp.tanh(logits / mask.softcap)
+
+
+def _alibi(slopes, queries: Int[Array, "Q 1"], keys: Int[Array, " S"], mask: Mask):
+    """What ALiBi takes from logits, float32 [K G Q S]; slopes have the shape [K G 1 1]."""
+    if mask.rounded_from is None:
+        return slopes * jnp.abs(queries - keys)
+    # XLA may leave out a conversion to bfloat16 and back, but not this.
+    rounded = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+
+    def at(index):
+        position = (mask.rounded_from + index).astype(jnp.float32)
+        return rounded(rounded(slopes) * rounded(position))
+
+    return mask.scale * jnp.abs(at(queries) - at(keys))
 
 
 def _extra(q, K: int, extra: Extra, mask: Mask, queries) -> Float[Array, "B K G Q R"]:

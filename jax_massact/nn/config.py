@@ -12,7 +12,7 @@ from jax_massact.settings import check_float, check_in, check_int
 
 NormKind = Literal["rms", "layer", "dyt"]
 NormPlaces = Literal["in", "out", "both"]
-PositionKind = Literal["rope", "rope_2d", "alibi", "none"]
+PositionKind = Literal["rope", "rope_2d", "alibi", "alibi_rounded", "none"]
 QKNormKind = Literal["none", "head", "per_head", "all"]
 EmbeddedPositionKind = Literal["none", "learned"]
 ActivationKind = Literal["silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "clamped_swiglu"]
@@ -118,7 +118,8 @@ class AttentionConfig:
       position: how queries and keys know their positions, a row of `nn.positions.POSITIONS`.
       rope: the settings of `position="rope"`, and the base of `position="rope_2d"`.
       slopes: of `position="alibi"`, one for each query head: slope times distance is taken from
-        each logit (Press et al. 2022).
+        each logit (Press et al. 2022). With `alibi_rounded` slope times position is rounded to
+        bfloat16 at every token, and `scale` times the difference is taken.
       causal: whether a query sees only its own token and those before it, rather than all.
       window: a query sees its own token and the `window - 1` before it; None: all before it.
       scale: factor on q.k; None: 1 / sqrt(head_dim).
@@ -169,7 +170,7 @@ class AttentionConfig:
                 f"attention.kv_heads is {self.kv_heads}; expected: a divisor of attention.heads, "
                 f"which is {self.heads}"
             )
-        slopes = self.heads if self.position == "alibi" else 0
+        slopes = self.heads if self.position in ("alibi", "alibi_rounded") else 0
         if len(self.slopes or ()) != slopes:
             raise ConfigError(
                 f"attention.slopes has {len(self.slopes or ())} entries; expected with "

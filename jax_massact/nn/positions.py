@@ -70,7 +70,8 @@ def _nothing(config: AttentionConfig, positions: Array, length: int) -> None:
 # the tokens [T], or the rows and columns of patches [T, 2] with 0 for CLS and registers. ALiBi
 # turns nothing: it is a part of the logits (`Mask.slopes`).
 POSITIONS: dict[PositionKind, Callable[[AttentionConfig, Array, int], Rotation | None]] = {
-    "rope": _rope, "rope_2d": _rope_2d, "alibi": _nothing, "none": _nothing,
+    "rope": _rope, "rope_2d": _rope_2d, "alibi": _nothing, "alibi_rounded": _nothing,
+    "none": _nothing,
 }
 
 

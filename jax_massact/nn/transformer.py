@@ -186,6 +186,7 @@ class Transformer(nnx.Module):
             reach=self.config.reach(kind),
             softcap=c.softcap,
             slopes=c.slopes,
+            rounded_from=self.config.first_position if c.position == "alibi_rounded" else None,
             prefix=prefix,
             weigh=variant_of(self.config).weigh(self.config),
         )

@@ -63,7 +63,6 @@ REFUSED = {
         {"model_type": "opt", "word_embed_proj_dim": 512},
         ["word_embed_proj_dim is 512", "OPT-350M"],
     ),
-    "falcon-rw": ({"model_type": "falcon", "alibi": True}, ["alibi is True", "Falcon-RW rounds"]),
     "sparse layers": (
         {"model_type": "qwen3_moe", "mlp_only_layers": [0]}, ["mlp_only_layers is [0]"]
     ),

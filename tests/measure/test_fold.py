@@ -30,7 +30,7 @@ def model_of(name):
 
 
 # ALiBi; and another variant than standard.
-NEVER = ("bloom", "gpt_oss")
+NEVER = ("bloom", "falcon_rw", "gpt_oss")
 MODELS = ["gpt2", "llama", "random llama", "random llama3", "random gpt2", "random qwen2",
           "random mistral", *(f"random {name}" for name in SWITCHES if name not in NEVER)]
 
@@ -102,9 +102,10 @@ def test_a_model_with_other_attention_is_refused(attention):
         ma.fold(decoder(config), BOS)
 
 
-def test_a_model_with_alibi_is_refused():
+@pytest.mark.parametrize("name", ["bloom", "falcon_rw"])
+def test_a_model_with_alibi_is_refused(name):
     with pytest.raises(ma.ConfigError, match="the model has ALiBi"):
-        ma.fold(decoder(SWITCHES["bloom"]), BOS)
+        ma.fold(decoder(SWITCHES[name]), BOS)
 
 
 def test_a_folded_model_cannot_be_folded_again_but_probed_and_edited():

@@ -1,10 +1,12 @@
 """Attention against a dense softmax and its derivative, in float64 and written out in NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import FIELDS, dense, mask_of, operands
+from oracle import FIELDS, dense, mask_of, operands, rounded_alibi
 
 from jax_massact.nn import attention
 from jax_massact.nn.attention import (
@@ -64,6 +66,22 @@ def test_the_extra_key_can_be_out_of_reach(reach):
 )
 def test_values_and_gradients_across_query_blocks(T, heads, window, extra):
     check(1, T, *heads, 4, window, extra)
+
+
+@pytest.mark.parametrize("window", [None, 150])
+def test_alibi_across_query_blocks(window):
+    """Exact, and rounded to bfloat16 at every key as Falcon-RW has it, where it has steps of 2."""
+    T, first, slopes = 2 * QUERY_BLOCK + 5, 300, (0.9, 0.3)
+    x, _ = operands(1, T, 2, 1, 6)
+    exact = dataclasses.replace(mask_of(x, window), slopes=slopes)
+    rounded = dataclasses.replace(exact, rounded_from=first)
+    run = jax.jit(lambda x: [attend(x["q"], x["k"], x["v"], m) for m in (exact, rounded)])
+    at = np.array([rounded_alibi(slope, first + np.arange(T)) for slope in slopes])
+    plain = np.array(slopes)[:, None] * np.arange(T)
+    for out, taken in zip(run(x), (plain, at / np.sqrt(6)), strict=True):
+        bias = taken[:, None, :] - taken[:, :, None]
+        expected, _ = dense(x["q"], x["k"], x["v"], window, bias=bias)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
 
 
 def test_query_blocks_grow_with_the_sequence(monkeypatch):

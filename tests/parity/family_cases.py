@@ -111,6 +111,11 @@ _CAPS: dict[str, Config] = {
 
 # YaRN as a file may state it.
 _BANDS = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
+# Falcon-RW; some slopes of twelve heads have no bfloat16.
+_RW: Config = {
+    "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False,
+    "num_attention_heads": 12,
+}  # fmt: skip
 
 
 def _group(**settings: Any) -> Config:
@@ -389,7 +394,20 @@ FAMILIES: dict[str, Family] = {
             "one block": {"num_hidden_layers": 1},
             "narrow": {"ffn_hidden_size": 28},
             "tanh": {"activation": "gelu_new"},
+            "RW": _RW,
+            "RW, one head": _RW | {"num_attention_heads": 1},
+            "RW, three heads": _RW | {"num_attention_heads": 3},
+            "RW, twenty heads": _RW | {"num_attention_heads": 20, "hidden_size": 20},
+            "RW, untied": _RW | {"tie_word_embeddings": False},
+            "RW, no biases": _RW | {"bias": False},
+            "RW, side by side": _RW | {"parallel_attn": True},
+            "RW, one key head": _RW | {"multi_query": True},
+            "RW, new architecture": _RW | {
+                "new_decoder_architecture": True, "num_kv_heads": 4, "parallel_attn": True,
+            },
         },
+        # Its ALiBi is added twice by "eager".
+        attention="sdpa",
     ),
     "bloom": Family(
         {

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
+from parity.family_cases import FAMILIES
 
 Arrays = Mapping[str, np.ndarray]
 Config = Mapping[str, Any]
@@ -382,6 +383,7 @@ UNSTATED = {
     "phi": ("erf", "linear", "yarn", "by default"),
     "falcon": (
         "biases", "one after the other", "tanh", "as many key heads",
+        *(case for case in FAMILIES["falcon"].cases if case.startswith("RW")),
     ),
     "bloom": ("old names", "by default"),
     "mpt": ("scaled",),
