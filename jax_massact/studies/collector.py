@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.magnitudes import (
@@ -26,6 +26,7 @@ from jax_massact.measure.massive import (
     find_hits,
     tally,
 )
+from jax_massact.nn import sharded
 from jax_massact.nn.patches import ModelInput
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import (
@@ -83,8 +84,13 @@ def reduce_batch(
         tally(stats, definition, keep=keep),
         find_hits(stats, definition),
         stats.places,
-        stats.map[:, :1],
+        first_sequence(stats.map),
     )
+
+
+def first_sequence(x: Float[Array, "L B ..."]) -> Float[Array, "L 1 ..."]:
+    """That of the first sequence, on every device: over a mesh it lies on some of them only."""
+    return sharded.entries(x, (slice(None), np.zeros(1, int)))
 
 
 def compile_probe(

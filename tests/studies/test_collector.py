@@ -11,10 +11,12 @@ from planted import CONFIG, DIM, MARK, REMOVER, WRITER, Plant, written_and_remov
 from tiny_models import LLAMA, ids, varied
 
 from jax_massact.measure.definition import Definition, Threshold
+from jax_massact.mesh import make_mesh
 from jax_massact.nn.transformer import abstract
 from jax_massact.studies.collector import (
     PROMPT_TOKENS,
     compile_probe,
+    first_sequence,
     probe_batch,
     probe_inputs,
 )
@@ -94,6 +96,15 @@ def test_batch_size_changes_nothing(batch_size, whole):
     assert_close(results(probed), results(whole))
     np.testing.assert_allclose(probed.map.magnitude, whole.map.magnitude, rtol=1e-4, atol=1e-4)
     assert done == [*range(batch_size, S, batch_size), S]
+
+
+def test_a_mesh_may_split_the_sequences():
+    keep, map_of_each = np.ones(4, bool), np.arange(8.0).reshape(1, 4, 2)
+    with jax.set_mesh(make_mesh(data=2, devices=jax.devices()[:2])):
+        run = lambda tokens: probe_batch(MODEL, tokens, keep, definition=DEFINITION)
+        assert jax.eval_shape(run, TOKENS[:4]).map.shape == (CONFIG.depth, 1, T, CONFIG.width)
+        split = jax.device_put(map_of_each, jax.P(None, "data"))
+        np.testing.assert_array_equal(jax.jit(first_sequence)(split), map_of_each[:, :1])
 
 
 def test_results_are_plain_json(whole):
