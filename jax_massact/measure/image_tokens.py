@@ -1,6 +1,6 @@
 """The tokens of an image: their norms, the attention they get, how much patches are like others."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jax_massact.nn.transformer import Transformer
 # Patches whose attention is measured, evenly spread over the image: all would take as long as the
 # attention itself.
 QUERIES = 128
+# An outlier patch: its norm is this far above the median of its image, and that many medians.
+MADS, MEDIANS = 10.0, 2.0
+_GAUSSIAN = 1.4826  # the standard deviation of a Gaussian, over its median absolute deviation
 
 
 class TokenStats(NamedTuple):
@@ -32,6 +35,19 @@ class TokenStats(NamedTuple):
     front: Float[Array, "L B F S"]
     patches: Float[Array, "L B S"]
     extra: Float[Array, "L B F+1"]
+
+
+def outlier_patches(norm: Any, numbers: Any = jnp) -> Any:
+    """Which patches of an image are outliers [... N]: norm > median + MADS x MAD, and > MEDIANS x
+    median, of the image's patches.
+
+    Args:
+      norm: L2 norms of its patches [... N].
+      numbers: `jax.numpy`, or `numpy` for arrays of the host.
+    """
+    median = numbers.median(norm, axis=-1, keepdims=True)
+    mad = _GAUSSIAN * numbers.median(abs(norm - median), axis=-1, keepdims=True)
+    return (norm > median + MADS * mad) & (norm > MEDIANS * median)
 
 
 def token_tap(acts: Acts):

@@ -19,6 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import EDITABLE
 
+# In place of a token, of `MaxMoves`.
+NOWHERE = -1
+_NOT_MOVED = -2
 # From a length T, where each token of the new order stood before [B T].
 OrderOf = Callable[[int], Int[Array, "B T"]]
 
@@ -121,7 +124,7 @@ class VectorEdits:
     Attributes:
       layer: in which block, from 0.
       tokens: at which tokens; [E, B, T], or [E, 1, T] for every sequence alike.
-      vector: [E, D], or [E, B, T, D] for one per token.
+      vector: [E, D], or [E, B, T, D] for one per token; T may be 1, for all that are masked.
       site: any of `nn.acts.EDITABLE`.
     """
 
@@ -205,7 +208,7 @@ class MaxMoves:
     Attributes:
       layer: in which block, from 0.
       unit: which unit of the site.
-      token: which token gets it.
+      token: which token gets it; NOWHERE: none does, so that the unit is 0 at every token.
     """
 
     layer: Int[Array, " E"]
@@ -214,19 +217,18 @@ class MaxMoves:
     site: str = "mlp_hidden"
 
     def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
-        def one(x, edit: MaxMoves):
-            column = jax.lax.dynamic_slice_in_dim(x, edit.unit, 1, axis=2)
-            at_token = (jnp.arange(x.shape[1]) == edit.token)[None, :, None]
-            moved = jnp.where(at_token, column.max(1, keepdims=True), 0)
-            column = jnp.where(edit.layer == layer, moved, column)
-            return jax.lax.dynamic_update_slice_in_dim(x, column, edit.unit, axis=2), None
-
-        return jax.lax.scan(one, x, self)[0]
+        units = x.shape[2]
+        here = jnp.where(self.layer == layer, self.unit, units)
+        token = jnp.full(units, _NOT_MOVED).at[here].set(self.token, mode="drop")
+        at_token = jnp.arange(x.shape[1])[:, None] == token
+        moved = jnp.where(at_token, x.max(1, keepdims=True), 0)
+        return jnp.where(token == _NOT_MOVED, x, moved.astype(x.dtype))
 
     def check(self, shape: tuple[int, int, int], depth: int) -> None:
         _check_place(self, depth)
         _in_range("unit", self.unit, shape[2], f"units of {self.site}")
-        _in_range("token", self.token, shape[1], "tokens, rows in front included")
+        some = jnp.where(jnp.asarray(self.token) == NOWHERE, 0, self.token)
+        _in_range("token", some, shape[1], "tokens, rows in front included")
 
     def reordered(self, order_of: OrderOf) -> "MaxMoves":
         raise ValueError(

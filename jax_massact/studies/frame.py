@@ -332,7 +332,7 @@ def run_study(
     prepared = prepare_any(source, config, step)
     study = importlib.import_module(f"jax_massact.studies.{name}.run")
     if isinstance(prepared, PreparedImages) and not hasattr(study, "run_images"):
-        raise WeightsError(f"{source} is an encoder of images; expected: a model of text, or probe")
+        raise WeightsError(f"{source} is an encoder of images; expected: a model of text")
     announce(prepared, config, console)
     # What is not finite is reported by its layer; NumPy would warn of every sum over it.
     with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):

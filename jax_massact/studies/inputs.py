@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int, UInt8
 from jax_massact.data.images import Pictures, decoded
 from jax_massact.data.pieces import token_kind
 from jax_massact.data.preprocessing import Preprocessing
+from jax_massact.errors import DataError
 
 KINDS = ("first", "delimiter", "other")
 SINK = "<sink>"  # the name of a learned row in front
@@ -117,6 +118,20 @@ class ImageInputs:
     def __getitem__(self, rows: slice) -> "ImageInputs":
         """Some of the pictures."""
         return dataclasses.replace(self, pictures=self.pictures[rows])
+
+    def split(self, sequences: int) -> tuple["ImageInputs", "ImageInputs"]:
+        """Pictures to calibrate on, then `sequences` others, but at most half of all.
+
+        Raises:
+          DataError: there are fewer than two.
+        """
+        count = min(sequences, len(self) // 2)
+        if not count:
+            raise DataError(
+                f"{self.pictures.description} holds {len(self)} picture; expected: at least two, "
+                "one of which is calibrated on"
+            )
+        return self[: len(self) - count], self[len(self) - count :]
 
     @property
     def front(self) -> int:

@@ -91,6 +91,8 @@ class InterveneConfig(RunConfig):
         `all` in which it is massive; or numbers with commas between.
       fractions: of the mean, to set to as well.
       seed: of the choice of ordinary activations for the control.
+      text_embeddings: of an encoder of images, a safetensors file with the embedding of a text for
+        each class, under the name of the class: the accuracy of the nearest one is a score.
     """
 
     sequences: int = 8
@@ -98,9 +100,12 @@ class InterveneConfig(RunConfig):
     layers: str = "first"
     fractions: tuple[float, ...] = (0.5,)
     seed: int = 0
+    text_embeddings: str = ""
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        if not isinstance(self.text_embeddings, str):
+            raise ConfigError(f"text_embeddings is {self.text_embeddings!r}; expected: a file")
         check_int("sequence_length", self.sequence_length, 2)
         check_int("calibration_sequences", self.calibration_sequences, 1, 1_000_000)
         check_int("seed", self.seed, 0)

@@ -4,25 +4,34 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from json_schema import violations
 from nn.test_images import VIT
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import save_file
 from tiny_models import decoder
 
 from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.errors import DataError
+from jax_massact.measure.registers import fix_registers, registers_of
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.transformer import from_parameters, parameters
 from jax_massact.report.encode import to_json
 from jax_massact.saving import save
 from jax_massact.studies import frame
+from jax_massact.studies.image_scores import (
+    cosines,
+    knn_accuracy,
+    linear_accuracy,
+    read_texts,
+    zero_shot_accuracy,
+)
 from jax_massact.studies.intervene import report
 from jax_massact.studies.intervene.images import run_images
 from jax_massact.studies.intervene.images_result import ImageInterveneResult
-from jax_massact.studies.intervene.scores import cosines, knn_accuracy, linear_accuracy
 from jax_massact.studies.settings import InterveneConfig
 
 DIM = 3
@@ -100,6 +109,53 @@ def test_the_report_of_images(ran):
     assert "3 pictures of pictures (2 classes), 19 tokens each, 2 classes" in text
     assert [chart.name for chart in report.charts(result)] == ["similarity"]
     assert "Massive activations (strict): dim 3 after block 0." in text
+
+
+def test_registers_are_fixed_at_every_blocks_input(ran):
+    prepared, result = ran
+    model = prepared.checkpoint.load_model()
+    images = prepared.inputs.prepare(prepared.inputs.pictures.items)
+
+    @jax.jit
+    def features(change):
+        """The features where registers are `change` of those of all pictures."""
+        own = registers_of(model, images)
+        edits = fix_registers(model.config, change(own), 19)
+        plain = model.features(model.residual(images)[0])
+        return model.features(model.residual(images, edits=edits)[0]), plain
+
+    for name, change in (
+        ("registers_zero", jnp.zeros_like), ("registers_shuffle", lambda x: jnp.roll(x, 1, 1)),
+        ("registers_mean", lambda x: (x.sum(1, keepdims=True) - x) / 2),
+    ):
+        expected = cosines(*features(jax.tree_util.Partial(change)))
+        found = result["scores"][name]["features"]
+        assert found["mean"] == pytest.approx(expected.mean(), abs=1e-5), name
+        assert found["min"] == pytest.approx(expected.min(), abs=1e-5)
+    assert result["scores"]["registers_zero"]["features"]["mean"] < 1 - 2e-5
+    page = report.page(result)
+    assert "Registers fixed at every block&#39;s input: to zero" in page
+
+
+def test_the_text_of_the_own_class_is_the_nearest(folder, ran, tmp_path):
+    prepared, result = ran
+    assert "zero_shot" not in result["scores"]["original"]
+    model = prepared.checkpoint.load_model()
+    images = prepared.inputs.prepare(prepared.inputs.pictures.items)
+    logits = np.asarray(jax.jit(lambda m, x: m(x)[0])(model, images))
+    # bright/0, dim/0, bright/1: the text of each class is what one of its pictures is.
+    texts = {"bright": logits[0], "dim": logits[1]}
+    assert zero_shot_accuracy(logits, np.stack([*texts.values()]), np.array([0, 1, 0])) > 0.6
+    assert zero_shot_accuracy(logits, np.stack([*texts.values()]), np.array([1, 0, 1])) < 0.4
+    save_file(texts, tmp_path / "texts.safetensors")
+    found = read_texts(str(tmp_path / "texts.safetensors"), ["dim", "bright"], 5)
+    np.testing.assert_array_equal(found, logits[[1, 0]])
+    for classes, width, message in ((["dim", "cat"], 5, "has no vector for cat"), ([], 5, "folder"),
+                                    (["dim"], 6, r"has the shape \(5,\); expected: \(6,\)")):
+        with pytest.raises(DataError, match=message):
+            read_texts(str(tmp_path / "texts.safetensors"), classes, width)
+    with pytest.raises(DataError, match="text_embeddings: .*none"):
+        read_texts(str(tmp_path / "none"), ["dim"], 5)
 
 
 def test_one_picture_is_too_few(folder):

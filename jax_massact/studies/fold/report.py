@@ -1,6 +1,7 @@
 """The report of `massact fold`: whether the folded model is the same, and what remains massive."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from jax_massact.report.terminal import Sheet
 from jax_massact.report.words import Findings
 from jax_massact.results import MassiveRecord
 from jax_massact.studies import medium_report
+from jax_massact.studies.fold import images_report
 from jax_massact.studies.fold.result import FoldResult, Followed, OutlierStudy
 
 MODELS = ("", "original", "folded")
@@ -121,8 +123,13 @@ def _numbers(result: FoldResult) -> list[tuple[str, str, str]]:
     ]
 
 
-def show(result: FoldResult, console: Console) -> None:
-    """Prints the verdict, both models side by side, and what remains."""
+def show(result: Any, console: Console) -> None:
+    """Prints the verdict, both models side by side, and what remains.
+
+    Of an encoder of images, `images_report` has them all.
+    """
+    if "registers" in result:
+        return images_report.show(result, console)
     sheet = Sheet(console)
     sheet.opening(result, words.data_line(result["data"]), findings(result))
     sheet.title("The model with its first token, and without")
@@ -142,8 +149,10 @@ def _programs(result: FoldResult) -> str:
     return f"{programs} alone; elsewhere would be lost: {'; '.join(found['lost'])}"
 
 
-def page(result: FoldResult) -> str:
+def page(result: Any) -> str:
     """The page, as HTML."""
+    if "registers" in result:
+        return images_report.page(result)
     title = f"{result['model']['name']} without its first token"
     return render_report(title, result, sections(result))
 

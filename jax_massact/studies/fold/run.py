@@ -20,6 +20,7 @@ from jax_massact.studies.collector import (
     reduce_batch,
 )
 from jax_massact.studies.first_token import find_first_token
+from jax_massact.studies.fold.images import MODEL, run_images
 from jax_massact.studies.fold.outliers import study_outliers
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.fold.settings import FoldConfig
@@ -37,7 +38,7 @@ from jax_massact.studies.medium import measure_medium
 from jax_massact.studies.output import Outcome
 from jax_massact.studies.records import massive_records, outlier_records, remarks
 
-MODEL = "model"  # the subfolder that holds the folded model
+__all__ = ["run", "run_images"]
 # Of logits in float32, relative to the largest.
 ALLOWED_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}
 

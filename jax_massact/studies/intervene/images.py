@@ -26,14 +26,20 @@ from jax_massact.studies.frame import (
     silent,
     versions,
 )
-from jax_massact.studies.intervene.images_result import (
-    ImageInterveneResult,
+from jax_massact.studies.image_scores import (
     ImageScore,
-    ImageTarget,
-    Similarity,
+    Judge,
+    Output,
+    embedding_width,
+    joined,
+    labels_of,
+    mean_score,
+    output_of,
+    read_texts,
 )
+from jax_massact.studies.intervene.image_registers import FixedRegisters
+from jax_massact.studies.intervene.images_result import ImageInterveneResult, ImageTarget
 from jax_massact.studies.intervene.names import CHANGES
-from jax_massact.studies.intervene.scores import cosines, knn_accuracy, linear_accuracy
 from jax_massact.studies.output import Outcome
 from jax_massact.studies.records import massive_records, remarks
 from jax_massact.studies.settings import InterveneConfig
@@ -65,19 +71,8 @@ def _see(
     return Seen(*map(pick, found))
 
 
-class Output(NamedTuple):
-    """What one forward pass ends with; on the device, then of all pictures on the host."""
-
-    features: Any
-    cls: Any
-    choice: Any
-
-
 def _output(model: Transformer, images: Any, edits: Sequence[Any]) -> Output:
-    x, _ = model.residual(images, edits=edits)
-    logits = model.logits(x) if model.config.head.present else jnp.zeros((x.shape[0], 1))
-    features = model.features(x).astype(jnp.float32)
-    return Output(features, model.final_norm(x[:, 0]).astype(jnp.float32), logits.argmax(-1))
+    return output_of(model, model.residual(images, edits=edits)[0])
 
 
 def run_images(
@@ -91,7 +86,8 @@ def run_images(
     Raises:
       WeightsError: a weight cannot be read.
       ConfigError: `config.layers` names a layer that holds nothing massive.
-      DataError: there are fewer than two pictures, or one cannot be read.
+      DataError: there are fewer than two pictures, one cannot be read, or the text embeddings
+        cannot be used.
     """
     watch = Stopwatch()
     inputs = prepared.inputs
@@ -100,6 +96,10 @@ def run_images(
             f"{inputs.pictures.description} holds {len(inputs)} picture; expected: at least two, "
             "one of which gives the value that another is set to"
         )
+    texts = None
+    if config.text_embeddings:
+        width = embedding_width(prepared.checkpoint.config)
+        texts = read_texts(config.text_embeddings, inputs.pictures.classes, width)
     size, side = min(config.batch_size, len(inputs)), inputs.prepare.crop
     step, model = compile_while_loading(
         prepared.checkpoint, config.dtype,
@@ -117,12 +117,13 @@ def run_images(
     seconds["probe"] = watch.lap()
     places = _Places(model, inputs, targets, kind, found, size)
     seconds["targets"] = watch.lap()
-    outputs = _outputs(model, places, config.seed, size, progress)
+    registers = FixedRegisters(model, inputs, size) if inputs.registers else None
+    outputs = _outputs(model, places, registers, config.seed, size, progress)
     seconds["intervene"] = watch.lap()
-    labels = np.asarray(list(inputs.pictures.labels), int)
-    classes = len(set(labels.tolist()))
-    scores = _scores(outputs, labels if classes > 1 else None, inputs.cls,
-                     has_head=model.config.head.present)
+    labels = labels_of(inputs.pictures.labels)
+    has_head = model.config.head.present
+    judge = Judge(outputs["original"], labels, inputs.cls, has_head, texts)
+    scores = _scores(outputs, judge)
     numbers = {f"cosine of {name}": s["features"]["mean"] for name, s in scores.items()}
     said = remarks(probed.layers, numbers)
     if kind == "largest":
@@ -137,7 +138,7 @@ def run_images(
         **said,
         model=model_info(prepared, config.dtype, model),
         data=data_info(prepared, config),
-        classes=classes,
+        classes=len(set(inputs.pictures.labels)),
         definition=definition_info(config.definition),
         massive=massive,
         targets=places.records(kind),
@@ -263,55 +264,28 @@ class _Places:
 
 
 def _outputs(
-    model: Transformer, places: _Places, seed: int, size: int, progress: Progress
+    model: Transformer, places: _Places, registers: FixedRegisters | None, seed: int, size: int,
+    progress: Progress,
 ) -> dict[str, Output]:
     """What every change ends with, of all pictures."""
     step, parts = jax.jit(_output), collections.defaultdict(list)
     for rows, pixels, _ in places.inputs.batches(size):
         n = rows.stop - rows.start
-        for name, edits in places.changes(rows, size, seed).items():
+        changes: dict[str, tuple[Any, ...]] = dict(places.changes(rows, size, seed))
+        if registers is not None:
+            fixed = registers.edits(rows, pixels)
+            nothing, plain = fixed.pop("original"), changes["original"]
+            changes = {name: (*edits, nothing) for name, edits in changes.items()}
+            changes |= {name: (*plain, edits) for name, edits in fixed.items()}
+        for name, edits in changes.items():
             found = jax.device_get(step(model, pixels, edits))
             parts[name].append(jax.tree.map(lambda x, n=n: x[:n], found))
         progress(rows.stop, len(places.inputs))
-    return {name: Output(*map(np.concatenate, zip(*each, strict=True)))
-            for name, each in parts.items()}
+    return {name: joined(each) for name, each in parts.items()}
 
 
-def _scores(
-    outputs: dict[str, Output], labels: np.ndarray | None, cls: bool, *, has_head: bool
-) -> dict[str, ImageScore]:
-    original = outputs["original"]
-
-    def similarity(a: Any, b: Any) -> Similarity:
-        found = cosines(a, b)
-        return Similarity(mean=float(found.mean()), min=float(found.min()))
-
-    def one(out: Output) -> ImageScore:
-        return ImageScore(
-            features=similarity(out.features, original.features),
-            cls=similarity(out.cls, original.cls) if cls else None,
-            top1_same=float((out.choice == original.choice).mean()) if has_head else None,
-            knn=None if labels is None else knn_accuracy(np.asarray(out.features), labels),
-            linear=None if labels is None else linear_accuracy(
-                np.asarray(original.features), np.asarray(out.features), labels
-            ),
-        )
-
-    scores = {name: one(out) for name, out in outputs.items()}
+def _scores(outputs: dict[str, Output], judge: Judge) -> dict[str, ImageScore]:
+    scores = {name: judge.score(out) for name, out in outputs.items()}
     draws = [scores.pop(name) for name in list(scores) if name.startswith("control_random ")]
-    scores["control_random"] = _mean_of(draws)
-    return {name: scores[name] for name in ("original", *CHANGES)}
-
-
-def _mean_of(draws: list[ImageScore]) -> ImageScore:
-    """The mean over draws; of the smallest cosines the smallest."""
-    def part(name: str) -> Any:
-        values = [draw[name] for draw in draws]
-        if values[0] is None:
-            return None
-        if isinstance(values[0], dict):
-            return Similarity(mean=float(np.mean([v["mean"] for v in values])),
-                              min=min(v["min"] for v in values))
-        return float(np.mean(values))
-
-    return ImageScore(**{name: part(name) for name in ImageScore.__annotations__})
+    scores["control_random"] = mean_score(draws)
+    return {name: scores[name] for name in ("original", *CHANGES) if name in scores}

@@ -13,7 +13,10 @@ from jax_massact.report.words import Findings
 from jax_massact.studies.intervene.images_result import ImageInterveneResult, ImageTarget
 from jax_massact.studies.intervene.names import CHANGES
 
-_COLORS = {"zero": ORANGE, "mean": BLUE, "shuffle": BLUE}
+_COLORS = {
+    "zero": ORANGE, "mean": BLUE, "shuffle": BLUE, "registers_zero": ORANGE,
+    "registers_mean": BLUE, "registers_shuffle": BLUE,
+}
 LEAST = 1e-7  # a cosine in float32 is not exact below
 
 
@@ -45,6 +48,12 @@ def findings(result: ImageInterveneResult) -> Findings:
             "A random vector of the same length does more: that the model needs what was set to "
             "zero does not show here."
         )
+    if "registers_mean" in scores:
+        lines.append(
+            "Registers fixed at every block's input: to zero "
+            f"{at('registers_zero')}, to their mean over the other pictures "
+            f"{at('registers_mean')}, to another picture's {at('registers_shuffle')}."
+        )
     return Findings(lines, "none" if kind == "largest" else kind)
 
 
@@ -57,8 +66,9 @@ def _scores(result: ImageInterveneResult) -> tuple[list[str], list[list[str]]]:
     if first["cls"] is not None:
         head.append("of CLS")
         columns.append(lambda s: s["cls"]["mean"])
-    for name, title in (("top1_same", "same top-1"), ("knn", "kNN"), ("linear", "linear")):
-        if first[name] is not None:
+    for name, title in (("top1_same", "same top-1"), ("knn", "kNN"), ("linear", "linear"),
+                        ("zero_shot", "zero-shot")):
+        if first.get(name) is not None:
             head.append(title)
             columns.append(lambda s, name=name: s[name])
     rows = [
@@ -92,7 +102,8 @@ def data_line(result: ImageInterveneResult) -> str:
 _NOTE = (
     "Cosine of what the model pools, to the unedited output; least over the pictures. kNN: "
     "accuracy of 20 neighbours among the other pictures (T 0.07). Linear: of a ridge regression on "
-    "every second picture's unedited features, on the rest."
+    "every second picture's unedited features, on the rest. Zero-shot: pictures to which the text "
+    "of their class is the nearest."
 )
 
 

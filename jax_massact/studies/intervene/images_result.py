@@ -3,6 +3,7 @@
 from typing import TypedDict
 
 from jax_massact.results import DataInfo, DefinitionInfo, MassiveRecord, ModelInfo, Remarks
+from jax_massact.studies.image_scores import ImageScore
 
 
 class ImageTarget(TypedDict):
@@ -17,27 +18,6 @@ class ImageTarget(TypedDict):
     value_mean: float  # over pictures, of the mean in each picture
     value_std: float
     next_dim: int  # of the control that is set to zero: the largest other one at these tokens
-
-
-class Similarity(TypedDict):
-    """Cosine to the unedited output, over pictures."""
-
-    mean: float
-    min: float
-
-
-class ImageScore(TypedDict):
-    """What a change does.
-
-    Attributes are null where the model or the pictures do not have what they need.
-    """
-
-    features: Similarity  # of what the model pools
-    cls: Similarity | None  # of CLS after the final norm
-    top1_same: float | None  # pictures with the head's first choice unchanged
-    knn: float | None  # accuracy of 20 nearest neighbours among the other pictures
-    # Accuracy of a linear classifier of the unedited features of every second picture, on the rest.
-    linear: float | None
 
 
 class ImageInterveneResult(Remarks):

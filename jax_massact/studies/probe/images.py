@@ -10,7 +10,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jax_massact.measure.definition import Definition
-from jax_massact.measure.image_tokens import QUERIES, TokenStats, neighbour_cosine, token_tap
+from jax_massact.measure.image_tokens import (
+    MADS,
+    MEDIANS,
+    QUERIES,
+    TokenStats,
+    neighbour_cosine,
+    outlier_patches,
+    token_tap,
+)
 from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import SCHEMA_VERSION
@@ -40,10 +48,6 @@ from jax_massact.studies.records import massive_records, outlier_records, remark
 
 # Norms that the literature calls outliers: of DINOv2-L and g, and, smaller, of CLIP and others.
 NORMS = (150.0, 75.0, 30.0)
-# An outlier patch: its norm is this far above the median of its image, and that many medians.
-MADS, MEDIANS = 10.0, 2.0
-# 1 for a Gaussian.
-_MAD = 1.4826
 LISTED, PICTURED = 64, 4
 
 
@@ -159,8 +163,7 @@ class _Totals:
         tokens = jax.tree.map(lambda x: np.float64(x[:, :n]), batch.tokens)
         patches, cosine = tokens.norm[..., front:], np.asarray(batch.cosine[:n], np.float64)
         median = np.median(patches, -1, keepdims=True)
-        mad = _MAD * np.median(abs(patches - median), -1, keepdims=True)
-        outlier = (patches > median + MADS * mad) & (patches > MEDIANS * median)
+        outlier = outlier_patches(patches, np)
         std = patches.mean(-1, keepdims=True) + 3 * patches.std(-1, keepdims=True)
         sums = {
             **{f"above {t:g}": (patches > t).sum(-1) for t in NORMS},
