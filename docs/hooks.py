@@ -140,21 +140,15 @@ def gemma3():
     return f"{perplexity}\n\n{layers}\n\n{found['tokens']} tokens, BOS included. {how}"
 
 
-def search(name):
-    """The recipes that were tried for a configuration, one run each."""
+def runs(name):
+    """A recorded table of training runs, a row each; the file names its columns."""
     found = result(name)
-    head = ("attention", "recipe", "steps", "loss", "top-1", "top-1 / median", "in layer",
-            "kurtosis", "sink rate", "relaxed")
-    rows = [
-        [row["attention"], row["recipe"], f"{row['steps']:,}", f"{row['loss']:.3f}",
-         *(words.number(row[key]) for key in ("top1", "ratio")), row["layer"],
-         *(words.number(row[key]) for key in ("kurtosis", "sink_rate", "relaxed"))]
-        for row in found["rows"]
-    ]
+    cell = lambda x: {str: str, int: "{:,}".format}.get(type(x), words.number)(x)
+    rows = [[cell(row[key]) for key in found["columns"]] for row in found["rows"]]
     versions = found["versions"]
     software = ", ".join(f"{package} {versions[package]}" for package in ("python", "jax"))
     how = f"`{found['command']}`, {found['hardware']}, {software}, {found['date']}."
-    return f"{table(head, rows)}\n\n{how}"
+    return f"{table(found['columns'].values(), rows)}\n\n{how}"
 
 
 def usage(name):
@@ -199,5 +193,5 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-FUNCTIONS = (output, gemma3, search, usage, listing, commands, parameters, changes)
+FUNCTIONS = (output, gemma3, runs, usage, listing, commands, parameters, changes)
 PAGES = {f.__name__: f for f in FUNCTIONS} | {"studies": STUDIES}
