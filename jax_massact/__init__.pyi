@@ -6,7 +6,7 @@ from .errors import (
     UserError,
     WeightsError,
 )
-from .loading import load, load_encoder
+from .loading import load, load_encoder, open
 from .measure.attention import AttentionStats, attention_stats
 from .measure.definition import Definition, Threshold
 from .measure.fold import fold
@@ -26,6 +26,7 @@ from .nn.acts import Acts
 from .nn.config import ModelConfig
 from .nn.edits import Edits
 from .nn.rounding import Rounding
+from .nn.stream import stream
 from .nn.transformer import Transformer
 from .saving import save
 
@@ -60,6 +61,7 @@ __all__ = [
     "load_encoder",
     "magnitudes",
     "massive_tokens",
+    "open",
     "perplexity",
     "register_means",
     "residual_streams",
@@ -68,5 +70,6 @@ __all__ = [
     "sink_rate",
     "super_weights",
     "smooth",
+    "stream",
     "token_losses",
 ]

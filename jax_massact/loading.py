@@ -22,6 +22,7 @@ from jax_massact.families import focus
 from jax_massact.families.checkpoint import Checkpoint, check_tensors
 from jax_massact.families.config_files import read_config, read_gguf_config
 from jax_massact.families.encoder_files import encoder_of, open_encoder
+from jax_massact.families.open_model import OpenModel
 from jax_massact.families.own import names_of
 from jax_massact.families.places import Names
 from jax_massact.families.run_checkpoint import is_run, open_run
@@ -65,6 +66,27 @@ def load(
     checkpoint = open_checkpoint(source, step)
     tokenizer = checkpoint.load_tokenizer()  # first: it is soon known whether there is one
     return checkpoint.load_model(dtype, mesh), tokenizer
+
+
+def open(
+    source: str | Path, *, dtype: DType = "float32", mesh: jax.sharding.Mesh | None = None
+) -> OpenModel:
+    """A model, of text or of images, whose blocks stay in its file, for models larger than memory.
+
+    It is called like a model in memory, outside of `jax.jit`, and reads its blocks one by one:
+    `stream`, `magnitudes`, `explain`, `token_losses`, `super_weights` and `fold` take it, too. Its
+    tokenizer is `open(source).tokenizer`.
+
+    Args:
+      source: as for `load`; of a training run, one that has ended.
+      dtype: of the computation.
+      mesh: the devices to lay a block out on; None: the default device.
+
+    Raises:
+      WeightsError: there is no such checkpoint, or it is damaged or of a kind not supported.
+      ResourceError: a named resource could not be fetched.
+    """
+    return OpenModel(open_checkpoint(source), dtype, mesh)
 
 
 def load_encoder(

@@ -39,7 +39,13 @@ def run_example(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
         monkeypatch.setattr(type(tokenizer), "encode", encode)
         return model, tokenizer
 
+    def open_small(name: str):
+        load_small(name)
+        return opened(GGUF)
+
+    opened = ma.open
     monkeypatch.setattr(ma, "load", load_small)
+    monkeypatch.setattr(ma, "open", open_small)
     names: dict = {}
     exec(compile(code.replace("[12, 0", "[-1, 0"), page.name, "exec"), names)
     return names
@@ -62,6 +68,15 @@ def test_the_example_of_the_page_on_python_runs(monkeypatch, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 5 and not any("nan" in line for line in lines)
     assert names["folded"].config.block.attention.variant == "kv_bias"
+
+
+def test_the_example_of_the_page_on_streaming_runs(monkeypatch, capsys) -> None:
+    names = run_example(ROOT / "docs" / "streaming.md", monkeypatch)
+    model, _ = ma.load("smollm2-135m")
+    np.testing.assert_allclose(
+        names["squares"], (ma.residual_streams(model, names["tokens"]) ** 2).sum(-1), rtol=1e-4
+    )
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_the_readme_names_every_command_in_two_screens():

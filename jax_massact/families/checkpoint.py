@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +82,23 @@ class Checkpoint:
         """
         check_in("dtype", dtype, ("float32", "bfloat16"))
         config = dataclasses.replace(self.config, dtype=dtype)
-        shapes = {name: leaf.shape for name, leaf in parameters(abstract(config)).items()}
+        return from_parameters(config, self.load_parameters(self.places, dtype, mesh))
+
+    def load_parameters(
+        self, names: Collection[str], dtype: DType, mesh: jax.sharding.Mesh | None = None
+    ) -> dict[str, jax.Array | None]:
+        """Reads some of the parameters; see `load_model`."""
+        shapes = {name: leaf.shape for name, leaf in parameters(abstract(self.config)).items()}
         arrays: dict[str, jax.Array | None] = {}
         # A tensor that holds several parameters is read once. The largest come first, while there
         # is the most room for their copy on the host.
         for group in sorted(fused(self.places), key=self._size, reverse=True):
+            if group.keys().isdisjoint(names):
+                continue
             parts = {name: Destination(name, shapes[name], dtype, mesh) for name in group}
             self._fill(parts, group)
             arrays.update((name, part.array) for name, part in parts.items())
-        return from_parameters(config, arrays)
+        return arrays
 
     def _size(self, group: Names) -> int:
         return math.prod(file_shape(group, sizes_of(self.config)))

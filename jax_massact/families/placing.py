@@ -25,29 +25,31 @@ class Destination:
         self, name: str, shape: tuple[int, ...], dtype: DType, mesh: jax.sharding.Mesh | None
     ):
         self.is_stacked = is_stacked(name)
-        self._dtype = jnp.dtype(dtype)
-        self._stack = self._block = None
-        if mesh is not None:
-            letters = parameter(name).letters
-            block = shape[1:] if self.is_stacked else shape
-            self._block = parameter_sharding(mesh, letters, block, stacked=False)
-            self._stack = parameter_sharding(mesh, letters, shape, stacked=self.is_stacked)
-        self.array = jnp.zeros(shape, self._dtype, device=self._stack) if self.is_stacked else None
+        self._name, self._dtype, self._mesh = name, jnp.dtype(dtype), mesh
+        self.array = None
+        if self.is_stacked:
+            layout = None
+            if mesh is not None:
+                layout = parameter_sharding(mesh, parameter(name).letters, shape, stacked=True)
+            self.array = jnp.zeros(shape, self._dtype, device=layout)
 
     def put(self, block: np.ndarray, layer: int) -> None:
         """Writes the part of block `layer`, or the whole of a parameter outside the blocks."""
         # Waiting keeps a fast reader from piling up arrays whose transfer is still to come.
-        on_device = self._transfer(block).block_until_ready()
+        on_device = transfer(self._name, block, self._mesh).block_until_ready()
         if self.array is None:
             self.array = on_device.astype(self._dtype)
         else:
             self.array = _write(self.array, on_device, layer)
 
-    def _transfer(self, block: np.ndarray) -> jax.Array:
-        if self._block is None:
-            return jnp.asarray(block)
-        # Each process and device is given its own slice and nothing else.
-        return jax.make_array_from_callback(block.shape, self._block, lambda index: block[index])
+
+def transfer(name: str, block: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """A parameter of one block, or one outside the blocks, on its devices."""
+    if mesh is None:
+        return jnp.asarray(block)
+    layout = parameter_sharding(mesh, parameter(name).letters, block.shape, stacked=False)
+    # Each process and device is given its own slice and nothing else.
+    return jax.make_array_from_callback(block.shape, layout, lambda index: block[index])
 
 
 @functools.partial(jax.jit, donate_argnums=0)

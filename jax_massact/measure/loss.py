@@ -1,5 +1,7 @@
 """The loss of next-token prediction, with or without edits of the residual stream."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,12 @@ from jaxtyping import Array, Float, Int
 from jax_massact.measure.padding import AttentionMask, is_real, unpad
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.fused.cross_entropy import cross_entropy
-from jax_massact.nn.transformer import Transformer
+from jax_massact.nn.stream import BlockSource, losses_in_pieces
+from jax_massact.nn.transformer import Transformer, check_head
 
 
 def token_losses(
-    model: Transformer,
+    model: Transformer | BlockSource,
     tokens: Int[Array | np.ndarray, "B T"],
     *,
     mask: AttentionMask | None = None,
@@ -21,7 +24,8 @@ def token_losses(
     """-log p(token t + 1 | tokens up to t), in nats, float32.
 
     Pure; works under `jax.jit`, `jax.vmap` (also over `edits`: several interventions at once) and
-    any mesh.
+    any mesh. Of a model whose blocks are on disk, which `jax.jit` does not take, logits are never
+    whole.
 
     Args:
       tokens: ids in [0, V), at least two in a sequence.
@@ -34,15 +38,21 @@ def token_losses(
       ValueError: `tokens` or `mask` does not have a shape or dtype that the model takes.
     """
     if mask is None:
-        logits, _ = model(tokens, edits=edits)
-        return losses_of(logits, tokens)
+        return _losses(model, tokens, edits)
     batch = unpad(tokens, mask)
-    logits, _ = model(batch.tokens, edits=batch.edits(edits))
     real = is_real(batch.count - 1, tokens.shape[1] - 1)
-    losses = jnp.where(real, losses_of(logits, batch.tokens), 0)
+    losses = jnp.where(real, _losses(model, batch.tokens, batch.edits(edits)), 0)
     # Back to where the predicted tokens stand; the first token of all is never one.
     place = lambda row, order: jnp.zeros_like(row, shape=tokens.shape[1]).at[order].set(row)
     return jax.vmap(place)(losses, batch.order[:, 1:])[:, 1:]
+
+
+def _losses(model: Transformer | BlockSource, tokens: Any, edits: Any) -> Float[Array, "B T-1"]:
+    if isinstance(model, BlockSource):
+        check_head(model.config)
+        x, _ = model.residual(tokens, edits=edits)
+        return losses_in_pieces(model.back(), x, jnp.asarray(tokens))
+    return losses_of(model(tokens, edits=edits)[0], tokens)
 
 
 def losses_of(
@@ -53,7 +63,7 @@ def losses_of(
 
 
 def perplexity(
-    model: Transformer,
+    model: Transformer | BlockSource,
     tokens: Int[Array | np.ndarray, "B T"],
     *,
     mask: AttentionMask | None = None,

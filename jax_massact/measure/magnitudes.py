@@ -22,6 +22,7 @@ from jax_massact.measure.statistics import (
 from jax_massact.nn.acts import Acts
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.patches import ModelInput
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer
 
 THRESHOLDS = (10.0, 100.0, 1000.0)
@@ -173,7 +174,7 @@ def _binned(magnitude: Float[Array, "B T D"]) -> Float[Array, "B MT MB"]:
 
 
 def magnitudes(
-    model: Transformer,
+    model: Transformer | BlockSource,
     tokens: ModelInput,
     *,
     mask: AttentionMask | None = None,
@@ -218,7 +219,7 @@ def magnitudes(
 
 
 def residual_streams(
-    model: Transformer, tokens: ModelInput, *, edits: Edits | None = None
+    model: Transformer | BlockSource, tokens: ModelInput, *, edits: Edits | None = None
 ) -> Float[Array, "L B T D"]:
     """The residual stream after every block. Pure; memory grows with the number of layers."""
     return model.residual(tokens, tap=lambda acts: acts.resid_post, edits=edits)[1]

@@ -20,6 +20,7 @@ from jax_massact.measure.attention import (
 from jax_massact.measure.padding import AttentionMask, in_order, is_real, unpad
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer
 
 MAP_TOKENS = 48
@@ -113,7 +114,7 @@ def _sums(x: Float[Array, "B T F"], mask: Bool[Array, "B T"]) -> VectorSums:
 
 
 def explain(
-    model: Transformer,
+    model: Transformer | BlockSource,
     tokens: Int[Array | np.ndarray, "B T"],
     massive: Bool[Array, "B S"],
     *,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts
 from jax_massact.nn.patches import ModelInput
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer, parameters
 
 # The expert of units that serve every token.
@@ -60,7 +61,7 @@ class _Part(NamedTuple):
 
 
 def super_weights(
-    model: Transformer,
+    model: Transformer | BlockSource,
     tokens: ModelInput,
     layer: Int[Array, " E"] | list[int],
     dim: Int[Array, " E"] | list[int],
@@ -68,7 +69,8 @@ def super_weights(
     """The entries of down projections that write these dimensions (Yu et al. 2024, "The Super
     Weight in Large Language Models"), from the weights and one forward pass.
 
-    Pure; works under `jax.jit`. The unit is the one whose product with its weight is the largest
+    Pure; works under `jax.jit`, but for a model whose blocks are on disk, of which those up to the
+    last layer are read. The unit is the one whose product with its weight is the largest
     part of what the MLP adds, so the weight's input and output are both large, as in the paper.
 
     Args:
@@ -88,7 +90,10 @@ def super_weights(
         router = (None, None) if acts.router is None else map(at, acts.router)
         return _Token(position, at(acts.mlp_hidden), *router)
 
-    taps = model.residual(tokens, tap=tap)[1]
+    if isinstance(model, BlockSource):
+        taps = model.residual(tokens, tap=tap, depth=1 + int(layer.max()))[1]
+    else:
+        taps = model.residual(tokens, tap=tap)[1]
     # Of each entry its own layer: [L B E ...] to [B E ...].
     own = lambda x: jax.vmap(lambda x, l: x[l], (2, 0), 1)(x, layer)
     token = jax.tree.map(own, taps)
@@ -105,12 +110,14 @@ def super_weights(
     )
 
 
-def _parts(model: Transformer, token: _Token, layer: jax.Array, dim: jax.Array) -> list[_Part]:
-    p, moe = parameters(model), model.config.block.mlp.moe
+def _parts(
+    model: Transformer | BlockSource, token: _Token, layer: jax.Array, dim: jax.Array
+) -> list[_Part]:
+    moe = model.config.block.mlp.moe
     units = token.units.astype(jnp.float32)
 
     def served(name: str, units: jax.Array) -> _Part:
-        entries = sharded.entries(p[name], (layer, slice(None), dim)).astype(jnp.float32)
+        entries = _columns(model, name, layer, dim).astype(jnp.float32)
         shape = (*units.shape[:2], 1)
         entries = jnp.broadcast_to(entries, units.shape)[:, :, None]
         return _Part(jnp.full(shape, EVERY_TOKEN), entries, units[:, :, None], jnp.ones(shape))
@@ -118,13 +125,28 @@ def _parts(model: Transformer, token: _Token, layer: jax.Array, dim: jax.Array) 
     if token.experts is None or token.weights is None:
         return [served("blocks.mlp.down", units)]
     experts = sharded.whole(token.experts)
-    index = (layer[:, None], experts, slice(None), dim[:, None])
-    entries = sharded.entries(p["blocks.mlp.experts.down"], index).astype(jnp.float32)
+    entries = _columns(model, "blocks.mlp.experts.down", layer, dim, experts).astype(jnp.float32)
     routed = units[..., : units.shape[-1] - moe.shared].reshape(*experts.shape, -1)
     parts = [_Part(token.experts, entries, routed, token.weights)]
     if moe.shared:
         parts.append(served("blocks.mlp.shared.down", units[..., -moe.shared :]))
     return parts
+
+
+def _columns(
+    model: Transformer | BlockSource, name: str, layer: Int[Array, " E"], dim: Int[Array, " E"],
+    experts: Int[Array, "B E k"] | None = None,
+) -> jax.Array:
+    """What each unit of a layer writes to its dimension: [E F], or [B E k F] of some experts."""
+    if isinstance(model, BlockSource):
+        found = [model.column(name, int(l), int(d)) for l, d in zip(layer, dim, strict=True)]
+        if experts is None:
+            return jnp.stack(found)
+        return jnp.stack([x[experts[:, e]] for e, x in enumerate(found)], 1)
+    own = (layer, slice(None), dim)
+    if experts is not None:
+        own = (layer[:, None], experts, slice(None), dim[:, None])
+    return sharded.entries(parameters(model)[name], own)
 
 
 def _best(part: _Part, products: jax.Array, sign: Float[Array, "B E"]) -> SuperWeights:

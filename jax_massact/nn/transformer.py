@@ -12,23 +12,18 @@ from jaxtyping import Array, Float
 
 from jax_massact.errors import WeightsError
 from jax_massact.nn import sharded
-from jax_massact.nn.acts import Acts, Mask
-from jax_massact.nn.attention import choose_kernel
 from jax_massact.nn.block import Block
-from jax_massact.nn.config import INIT_STD, BlockConfig, ModelConfig, PatchConfig
-from jax_massact.nn.edits import Edit, apply_edits, known
+from jax_massact.nn.config import INIT_STD, ModelConfig, PatchConfig
+from jax_massact.nn.edits import Edit, known
 from jax_massact.nn.embed import embed
 from jax_massact.nn.fused.vendor import platform
 from jax_massact.nn.linear import project
 from jax_massact.nn.norms import Norm
-from jax_massact.nn.patches import ModelInput, embed_images, grid_of, places_of
+from jax_massact.nn.passage import Passage, Tap
+from jax_massact.nn.patches import ModelInput, embed_images
 from jax_massact.nn.pool import POOLS, MapPool
-from jax_massact.nn.positions import POSITIONS
 from jax_massact.nn.rounding import Rounding
 from jax_massact.nn.variants import rows_in_front, variant_of
-
-# Reduces one block's activations on the device; its results are stacked over layers.
-Tap = Callable[[Acts], Any]
 
 
 class Transformer(nnx.Module):
@@ -122,46 +117,25 @@ class Transformer(nnx.Module):
 
         Learned rows in front are dropped from it, but for images: their CLS and registers stay.
         """
-        self._check(tokens)
+        self.check(tokens)
         config, pattern = self.config, self.config.pattern
         x = self.embedded(tokens)
-        S, prefix = x.shape[1], rows_in_front(config)
-        changes: Sequence[Edit] = (
-            () if edits is None else edits if isinstance(edits, Sequence) else (edits,)
-        )
-        for change in changes:
-            width = config.block.mlp.units if change.site == "mlp_hidden" else config.width
-            change.check((x.shape[0], S, width), config.depth)
-        masks = [self._mask(kind, prefix) for kind in pattern]
-        if rounding is None:
-            x = self._even(x, masks)
-        else:
-            rounding.check((x.shape[0], S), config.depth)
-        positions = self._positions(x.shape[1], tokens.shape)
-        turns = [
-            POSITIONS[kind.attention.position](kind.attention, positions, config.first_position + S)
-            for kind in pattern
-        ]
-
-        def changer(index):
-            """The edits and the rounding of one block."""
-
-            def changed(site: str, x: jax.Array) -> jax.Array:
-                x = apply_edits(x, changes, site, index)
-                return x if rounding is None else rounding.apply(site, x, index)
-
-            return changed
+        passage = Passage(config, tokens.shape, x.shape[1])
+        changes = passage.checked(edits, rounding)
+        x = x if rounding is not None else passage.even(x)
+        masks = [passage.mask(kind) for kind in pattern]
+        positions = passage.positions(x.shape[1])
+        turns = [passage.rotation(kind, positions) for kind in pattern]
 
         def period(x, layers):
             """One block of every kind; `layers` have a leading axis of as many."""
             outs = []
             for i in range(layers[0].shape[0]):
                 index, block = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-                rounded = None
-                if rounding is not None:
-                    rounded = functools.partial(rounding.softmax, layer=index)
-                x, acts = block(x, pattern[i], masks[i], turns[i], changer(index), rounded)
-                outs.append(None if tap is None else tap(jax.lax.stop_gradient(acts.first(S))))
+                x, out = passage.block(
+                    x, block, pattern[i], masks[i], turns[i], index, changes, tap
+                )
+                outs.append(out)
             return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
 
         if remat:
@@ -169,44 +143,7 @@ class Transformer(nnx.Module):
             period = jax.checkpoint(period, prevent_cse=unroll > 1)
         layers = (jnp.arange(config.depth), self.blocks)
         x, taps = _scan(period, x, layers, len(pattern), unroll)
-        return x[:, prefix if config.embed.patches is None else 0 : S], taps
-
-    def _positions(self, length: int, shape: tuple[int, ...]) -> jax.Array:
-        patches = self.config.embed.patches
-        if patches is None:
-            return self.config.first_position + jnp.arange(length)
-        return jnp.asarray(places_of(grid_of(patches, shape), rows_in_front(self.config)))
-
-    def _mask(self, kind: BlockConfig, prefix: int) -> Mask:
-        c = kind.attention
-        return Mask(
-            scale=c.head_dim**-0.5 if c.scale is None else c.scale,
-            causal=c.causal,
-            window=c.window,
-            reach=self.config.reach(kind),
-            softcap=c.softcap,
-            slopes=c.slopes,
-            rounded_from=self.config.first_position if c.position == "alibi_rounded" else None,
-            prefix=prefix,
-            weigh=variant_of(self.config).weigh(self.config),
-        )
-
-    def _even(self, x: Float[Array, "B S D"], masks: Sequence[Mask]) -> Float[Array, "B even D"]:
-        """`x`, with a token behind all others where flash attention would pad an odd length.
-
-        It changes nothing before it, and one token in all activations costs less than to copy
-        queries, keys, values and results in every block. Only learned rows in front make a length
-        odd that was chosen not to be. Full attention would see it.
-        """
-        causal = all(mask.causal for mask in masks)
-        if self.prefix is None or x.shape[1] % 2 == 0 or not causal:
-            return x
-        for kind, mask in zip(self.config.pattern, masks, strict=True):
-            c = kind.attention
-            q = jax.ShapeDtypeStruct((*x.shape[:2], c.heads, c.head_dim), x.dtype)
-            if choose_kernel(c.implementation, q, mask) is None:
-                return x
-        return jnp.concatenate([x, x[:, -1:]], axis=1)
+        return passage.tokens_of(x), taps
 
     def embedded(self, tokens: ModelInput) -> Float[Array, "B S D"]:
         """The residual stream before the first block; the tokens are the last T of S."""
@@ -261,7 +198,8 @@ class Transformer(nnx.Module):
         logits = logits if head.scale == 1 else logits * head.scale
         return logits if head.softcap is None else head.softcap * jnp.tanh(logits / head.softcap)
 
-    def _check(self, tokens: jax.Array | np.ndarray) -> None:
+    def check(self, tokens: jax.Array | np.ndarray) -> None:
+        """Raises ValueError unless the model takes such tokens or images."""
         if (patches := self.config.embed.patches) is not None:
             return _check_images(patches, tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):

@@ -1,7 +1,7 @@
 """Probing many sequences: batches stream through the device, and only totals are kept."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jax_massact.measure.magnitudes import (
     THRESHOLDS,
     Magnitudes,
     Places,
-    magnitudes,
+    magnitudes_tap,
     map_first_dims,
 )
 from jax_massact.measure.massive import (
@@ -27,7 +27,6 @@ from jax_massact.measure.massive import (
     tally,
 )
 from jax_massact.nn import sharded
-from jax_massact.nn.patches import ModelInput
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import (
     ActivationMap,
@@ -36,6 +35,7 @@ from jax_massact.results import (
     TopEntry,
 )
 from jax_massact.studies.inputs import ImageInputs, Inputs
+from jax_massact.studies.passes import Batch, Reading, compile_reading
 
 PROMPT_TOKENS = 512
 # One number of each sequence, which has its name in both and is averaged. NaN and infinity are
@@ -61,17 +61,17 @@ class BatchProbe(NamedTuple):
     map: jax.Array
 
 
-def probe_batch(
-    model: Transformer,
-    tokens: ModelInput,
-    keep: Bool[Array, " B"],
-    *,
-    top_k: int = 5,
-    definition: Definition | None = None,
-) -> BatchProbe:
-    """One batch's statistics; sequences that are not kept are left out of the tally."""
-    stats = magnitudes(model, tokens, top_k=top_k, definition=definition)
-    return reduce_batch(stats, keep, definition)
+def probe_reading(*, top_k: int, definition: Definition) -> Reading:
+    """A batch's statistics; its data says which sequences count in the tally."""
+    return Reading(
+        lambda acts, keep: magnitudes_tap(acts, top_k=top_k, definition=definition),
+        lambda stats, losses, keep: reduce_batch(stats, keep, definition),
+    )
+
+
+def kept(inputs: Inputs | ImageInputs, size: int) -> Iterator[Batch]:
+    """The batches of `inputs`, as `probe_reading` takes them."""
+    return (Batch(tokens, keep) for _, tokens, keep in inputs.batches(size))
 
 
 def reduce_batch(
@@ -96,19 +96,15 @@ def first_sequence(x: Float[Array, "L B ..."]) -> Float[Array, "L 1 ..."]:
 def compile_probe(
     model: Any, shape: tuple[int, ...], *, top_k: int, definition: Definition
 ) -> Callable[[Transformer, np.ndarray, np.ndarray], BatchProbe]:
-    """`probe_batch` compiled for batches of this shape: [B, T], or of images [B, Y, X, C].
+    """`probe_reading` compiled for batches of this shape: [B, T], or of images [B, Y, X, C].
 
     Args:
-      model: a model, or its shapes alone (`nn.transformer.abstract`), so that compiling can go on
-        while the weights are being read.
+      model: a model, or its shapes alone; see `compile_reading`.
     """
-
-    def step(model, tokens, keep):
-        return probe_batch(model, tokens, keep, top_k=top_k, definition=definition)
-
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 2 else jnp.uint8)
     keep = jax.ShapeDtypeStruct(shape[:1], jnp.bool_)
-    return jax.jit(step).lower(model, tokens, keep).compile()
+    reading = probe_reading(top_k=top_k, definition=definition)
+    return compile_reading(reading, model, tokens, keep)
 
 
 class Whereabouts(NamedTuple):
@@ -137,23 +133,21 @@ class Probed(NamedTuple):
 
 
 def probe_inputs(
-    step: Callable[..., BatchProbe],
-    model: Transformer,
+    batches: Iterable[BatchProbe],
     inputs: Inputs | ImageInputs,
     *,
-    batch_size: int,
     definition: Definition,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Probed:
-    """Streams sequences through `step`, batch by batch.
+    """Merges batches of results.
 
     Args:
-      step: of `compile_probe`, for batches of [batch_size, T].
+      batches: what `probe_reading` gives for those of `inputs`, in order.
       progress: called with the number of sequences done.
     """
     collector = Collector(definition, inputs)
-    for _, tokens, keep in inputs.batches(batch_size):
-        collector.add(jax.device_get(step(model, tokens, keep)))
+    for batch in batches:
+        collector.add(batch)
         progress(collector.sequences)
     return collector.probed()
 
@@ -193,7 +187,7 @@ class Collector:
         self._total = part if self._total is None else self._total.merge(part)
         sequences = jax.tree.map(lambda x: x[:, :n], batch.sequences)
         self._layers.add(sequences, self._inputs.ids(rows))
-        found = [_found(batch, b) for b in range(n)]
+        found = [found_in(batch.hits, batch.places, b) for b in range(n)]
         for b in range(n):
             self._note_places(found[b], rows.start + b)
         if self._prompt is None:
@@ -237,15 +231,16 @@ class Collector:
             place.kinds[kind] += 1
 
 
-def _found(batch: BatchProbe, b: int) -> list[Found]:
-    """Every hit of sequence b, at any layer."""
-    hits = np.nonzero(batch.hits.relaxed[:, b])
-    columns = (
-        batch.places.position[:, b], batch.places.dim[:, b], batch.places.post[:, b],
-        batch.hits.strict[:, b],
-    )
-    return [Found(*row) for row in zip(hits[0].tolist(), *(c[hits].tolist() for c in columns),
-                                       strict=True)]
+def found_in(hits: Hits, places: Places, b: int, first_layer: int = 0) -> list[Found]:
+    """Every hit of sequence b, at any of the layers; arrays on the host.
+
+    Args:
+      first_layer: number of the first of these layers.
+    """
+    at = np.nonzero(hits.relaxed[:, b])
+    columns = (places.position[:, b], places.dim[:, b], places.post[:, b], hits.strict[:, b])
+    layers = (at[0] + first_layer).tolist()
+    return [Found(*row) for row in zip(layers, *(c[at].tolist() for c in columns), strict=True)]
 
 
 class _LayerTotals:

@@ -1,9 +1,10 @@
 """What every study does once: prepare, announce, compile while loading, run, write and print.
 
 A study is a folder with a `run` module, whose `run(prepared, config, progress)` gives an `Outcome`
-(`run_images`, if it has one, for encoders of images),
-and a `report` module, whose `show(result, console)` prints it and whose `page` and `charts`, if
-it has them, make further files (see `output`); and one row of `cli.table`.
+(`run_images`, if it has one, for encoders of images) and which has `STREAMS` if it can read blocks
+from the file one at a time; and a `report` module, whose `show(result, console)` prints it and
+whose `page` and `charts`, if it has them, make further files (see `output`); and one row of
+`cli.table`.
 """
 
 import concurrent.futures
@@ -34,6 +35,7 @@ from jax_massact.families.table import FAMILIES
 from jax_massact.loading import open_checkpoint
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import DType
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer, abstract, parameters
 from jax_massact.nn.variants import rows_in_front
 from jax_massact.report.console import make_console
@@ -42,6 +44,7 @@ from jax_massact.results import (
     DefinitionInfo,
     ModelInfo,
 )
+from jax_massact.studies.fitting import why_streamed
 from jax_massact.studies.inputs import ImageInputs, Inputs
 from jax_massact.studies.output import finish, make_folder
 from jax_massact.studies.settings import AUTO, DEFAULT_LENGTH, RunConfig
@@ -69,10 +72,11 @@ class Stopwatch:
 
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]  # called with the sequences done, and those of the whole run
+# Called with the sequences done, and those of the whole run; or with blocks, and a line about them.
+Progress = Callable[..., None]
 
 
-def silent(done: int, total: int) -> None:
+def silent(done: int, total: int, line: str = "") -> None:
     """A `Progress` that says nothing."""
 
 
@@ -84,6 +88,7 @@ class Prepared(NamedTuple):
       text: the source of the sequences; without texts where they are rows of a training run.
       inputs: the sequences; every id has an embedding in the model.
       bos: whether every sequence begins with the BOS token.
+      streamed: why the model's blocks are read from the file one at a time; empty: they are not.
     """
 
     name: str
@@ -92,6 +97,7 @@ class Prepared(NamedTuple):
     text: Documents
     inputs: Inputs
     bos: bool
+    streamed: str = ""
 
 
 class PreparedImages(NamedTuple):
@@ -164,7 +170,18 @@ def prepare_any(
     inputs = Inputs(tokens, tokenizer.token_strings, rows_in_front(checkpoint.config))
     if isinstance(checkpoint, RunCheckpoint):
         source = f"{source}, step {checkpoint.path.name}"
-    return Prepared(source, checkpoint, tokenizer, text, inputs, bos)
+    return Prepared(
+        source, checkpoint, tokenizer, text, inputs, bos, _streamed(checkpoint, config)
+    )
+
+
+def _streamed(checkpoint: Checkpoint, config: RunConfig) -> str:
+    """Why blocks are to be streamed; empty: they are not."""
+    if config.stream == "true":
+        return "blocks are streamed from the file"
+    if config.stream == "false" or not checkpoint.places:
+        return ""
+    return why_streamed(checkpoint, config.dtype) or ""
 
 
 def _prepare_images(
@@ -172,6 +189,11 @@ def _prepare_images(
 ) -> PreparedImages:
     model, patches = checkpoint.config, checkpoint.config.embed.patches
     assert patches is not None
+    if config.stream == "true":
+        raise ConfigError(
+            f"stream is 'true'; {source} is an encoder of images, which the commands load whole; "
+            "expected: auto or false. In Python, ma.open streams it"
+        )
     rule = rule.resized(config.image_size or rule.crop, patches.size)
     config.check(model)
     side = rule.crop // patches.size
@@ -215,7 +237,9 @@ def data_info(prepared: Prepared | PreparedImages, config: RunConfig) -> DataInf
     )
 
 
-def model_info(prepared: Prepared | PreparedImages, dtype: DType, model: Transformer) -> ModelInfo:
+def model_info(
+    prepared: Prepared | PreparedImages, dtype: DType, model: Transformer | BlockSource
+) -> ModelInfo:
     """Which model was run."""
     c = prepared.checkpoint.config
     attention = c.block.attention
@@ -223,7 +247,7 @@ def model_info(prepared: Prepared | PreparedImages, dtype: DType, model: Transfo
         name=Path(prepared.name).name,
         source=prepared.checkpoint.path.name,
         family=prepared.checkpoint.family,
-        parameters=sum(leaf.size for leaf in parameters(model).values()),
+        parameters=sum(leaf.size for leaf in parameters(abstract(model.config)).values()),
         depth=c.depth,
         width=c.width,
         num_heads=attention.heads,
@@ -270,6 +294,8 @@ def announce(
     console.print(
         f"{prepared.name}: {found} x {length} tokens of {prepared.text.description}, {bos}"
     )
+    if prepared.streamed:
+        console.print(f"note: {prepared.streamed}")
     twice = tokenizer.second_bos(prepared.inputs.tokens) if prepared.bos else None
     for note in filter(None, (*tokenizer.notes, twice, _without_bos(prepared, config))):
         console.print(f"note: {note}")
@@ -299,18 +325,32 @@ def progress_bar(console: rich.console.Console) -> Iterator[Progress]:
         columns = rich.progress.Progress.get_default_columns()
         with rich.progress.Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("running", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda done, total, line="running": bar.update(
+                task, completed=done, total=total, description=line
+            )
         return
-    seen = 0
+    seen = {True: 0, False: 0}  # of blocks, of sequences
 
-    def line(done: int, total: int) -> None:
-        nonlocal seen
-        tenth = max(1, total // 10)
-        if done // tenth > seen // tenth or done == total:
-            console.print(f"ran {done} of {total} sequences")
-        seen = done
+    def say(done: int, total: int, line: str = "") -> None:
+        kind, tenth = bool(line), max(1, total // 10)
+        if done // tenth > seen[kind] // tenth or done == total:
+            console.print(line or f"ran {done} of {total} sequences")
+        seen[kind] = done
 
-    yield line
+    yield say
+
+
+def _streamed_or_loaded(
+    prepared: Prepared, config: RunConfig, name: str, streams: bool
+) -> Prepared:
+    """As prepared; loaded whole if the study cannot stream and was not told to."""
+    if streams or not prepared.streamed:
+        return prepared
+    if config.stream == "true":
+        raise ConfigError(
+            f"stream is 'true', and {name} loads the model whole; expected: auto or false"
+        )
+    return prepared._replace(streamed="")
 
 
 def run_study(
@@ -333,6 +373,8 @@ def run_study(
     study = importlib.import_module(f"jax_massact.studies.{name}.run")
     if isinstance(prepared, PreparedImages) and not hasattr(study, "run_images"):
         raise WeightsError(f"{source} is an encoder of images; expected: a model of text")
+    if isinstance(prepared, Prepared):
+        prepared = _streamed_or_loaded(prepared, config, name, hasattr(study, "STREAMS"))
     announce(prepared, config, console)
     # What is not finite is reported by its layer; NumPy would warn of every sum over it.
     with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):

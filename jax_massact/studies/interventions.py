@@ -6,31 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool
 
 from jax_massact.errors import DataError
 from jax_massact.measure.definition import Definition
-from jax_massact.measure.loss import losses_of
-from jax_massact.measure.magnitudes import magnitudes_tap
-from jax_massact.nn.edits import Edits
-from jax_massact.nn.transformer import Transformer
 from jax_massact.results import SCHEMA_VERSION, MassiveRecord
-from jax_massact.studies.changes import ORIGINAL, Met, change_of, with_fractions
-from jax_massact.studies.collector import (
-    BatchProbe,
-    Collector,
-    Probed,
-    compile_probe,
-    reduce_batch,
-)
+from jax_massact.studies.changed import ZERO, Meeting, passes
+from jax_massact.studies.changes import change_of, with_fractions
+from jax_massact.studies.collector import Collector, Probed, kept, probe_reading
 from jax_massact.studies.frame import (
     Prepared,
     Progress,
     Stopwatch,
-    compile_while_loading,
     definition_info,
     model_info,
     silent,
@@ -47,6 +35,7 @@ from jax_massact.studies.interventions_result import (
     Trajectory,
     Verdict,
 )
+from jax_massact.studies.passes import Runner, ready
 from jax_massact.studies.records import massive_records, remarks
 from jax_massact.studies.settings import InterveneConfig, RunConfig
 from jax_massact.studies.targets import (
@@ -55,46 +44,11 @@ from jax_massact.studies.targets import (
     TargetPlace,
     choose_control_dims,
     choose_targets,
-    control_places,
     estimate_means,
-    find_places,
 )
 
 # A perplexity that rises by more than this share says that the model needs what was set to zero.
 NEEDED = 0.01
-
-
-class Evaluated(NamedTuple):
-    """One forward pass over a batch of the held-out text.
-
-    Attributes:
-      losses: nats.
-      columns: resid_post in the watched dimensions W.
-      batch: the probe's statistics of the same pass.
-    """
-
-    losses: Float[Array, "B T-1"]
-    columns: Float[Array, "L B T W"]
-    batch: BatchProbe
-
-
-def evaluate(
-    model: Transformer,
-    tokens: Int[Array, "B T"],
-    keep: Bool[Array, " B"],
-    edits: Edits,
-    watched: Int[Array, " W"],
-    *,
-    definition: Definition | None = None,
-) -> Evaluated:
-    """Losses, watched dimensions and the probe's statistics of one edited forward pass. Pure."""
-
-    def tap(acts):
-        stats = magnitudes_tap(acts, top_k=1, definition=definition)
-        return stats, acts.resid_post[..., watched].astype(jnp.float32)
-
-    logits, (stats, columns) = model(tokens, tap=tap, edits=edits)
-    return Evaluated(losses_of(logits, tokens), columns, reduce_batch(stats, keep, definition))
 
 
 class _Runs:
@@ -137,28 +91,23 @@ def intervene_checkpoint(
     calibration, held_out = split(prepared, config, config.calibration_sequences)
     batch = min(config.batch_size, len(calibration))
     total, window = len(calibration) + len(held_out), calibration.tokens.shape[1]
-    step, model = compile_while_loading(
-        prepared.checkpoint,
-        config.dtype,
-        lambda shapes: compile_probe(
-            shapes, (batch, window), top_k=1, definition=config.definition
-        ),
-    )
+    reading = probe_reading(top_k=1, definition=config.definition)
+    runner = ready(prepared, config, reading, next(kept(calibration, batch)), progress)
     seconds = {"load_and_compile": watch.lap()}
     samples = Samples()
     collector = Collector(config.definition, calibration)
-    for rows, tokens, keep in calibration.batches(batch):
-        found = collector.add(jax.device_get(step(model, tokens, keep)))
-        for sequence, hits in enumerate(found, start=rows.start):
+    for result in runner.run(reading, kept(calibration, batch)):
+        start = collector.sequences
+        for sequence, hits in enumerate(collector.add(result), start=start):
             samples.add(hits, functools.partial(calibration.kind_at, sequence))
         progress(collector.sequences, total)
     calibrated = collector.probed()
     massive = massive_records(calibrated)
-    targets = choose_targets(massive, config.layers, model.config.depth)
+    targets = choose_targets(massive, config.layers, runner.model.config.depth)
     means = estimate_means(samples, targets)
     seconds["calibrate"] = watch.lap()
     measured = _measure(
-        model, held_out, targets, means, calibrated, config,
+        runner, held_out, targets, means, calibrated, config,
         lambda n: progress(len(calibration) + n, total),
     )
     seconds["intervene"] = watch.lap()
@@ -174,7 +123,7 @@ def intervene_checkpoint(
     return InterveneResult(
         schema=SCHEMA_VERSION,
         **said,
-        model=model_info(prepared, config.dtype, model),
+        model=model_info(prepared, config.dtype, runner.model),
         data=InterveneData(
             source=prepared.text.description,
             calibration_sequences=len(calibration),
@@ -236,7 +185,7 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    model: Transformer,
+    runner: Runner,
     held_out: Inputs,
     targets: Sequence[TargetPlace],
     means: Sequence[Means],
@@ -244,54 +193,34 @@ def _measure(
     config: InterveneConfig,
     progress: Callable[[int], None],
 ) -> _Measured:
-    """Every intervention on every held-out sequence; all share one compilation."""
+    """Every intervention on every held-out sequence."""
     E = len(targets)
     dims = sorted({t.dim for t in targets})
     taken = np.nonzero(calibrated.massive.relaxed | calibrated.tally.outlier.count.any(0))[0]
-    control_dims = choose_control_dims(E, model.config.width, taken, config.seed)
+    control_dims = choose_control_dims(E, runner.model.config.width, taken, config.seed)
     watched = np.array([*dims, *control_dims], np.int32)
     size = min(config.batch_size, len(held_out))
-    shape = (size, held_out.length)
-    step = jax.jit(evaluate, static_argnames="definition")
-    run = lambda tokens, keep, edits: jax.device_get(
-        step(model, tokens, keep, edits, watched, definition=config.definition)
-    )
-    none = np.zeros((E, *shape), bool)
-    nothing = Met(targets, none, np.zeros(none.shape, np.float32), control_dims, none)
     changes = with_fractions(config.fractions) if E else {}
+    meeting = Meeting(targets, means, watched, held_out, size, config.seed, config.definition)
     runs = _Runs()
     before, after = (Collector(config.definition, held_out) for _ in range(2))
     activations, controls = np.zeros(E, int), np.zeros(E, int)
     in_dim = np.array([[t.dim == d for t in targets] for d in dims], bool).reshape(len(dims), E)
-    for rows, filled, keep in held_out.batches(size):
+    for rows, plain, met, changed in passes(runner, held_out, meeting, changes, size):
         n = rows.stop - rows.start
-        plain: Any = run(filled, keep, ORIGINAL.edits(nothing))  # an Evaluated of NumPy arrays
-        runs.add("original", plain.losses[:n])
-        found = before.add(plain.batch)
+        runs.add("original", np.asarray(plain.losses[:n]))
+        before.add(plain.batch)
         if E:
-            kind_of = lambda b, position, rows=rows: held_out.kind_at(rows.start + b, position)
-            tokens, mean = find_places(targets, means, found, kind_of, shape)
-            layers = [t.layer for t in targets]
-            # [E B T]: every target's control dimension at its layer.
-            ordinary = np.abs(
-                np.stack([plain.columns[l, :, :, len(dims) + e] for e, l in enumerate(layers)])
-            )
-            quantile = plain.batch.sequences.quantile[layers]
-            control = control_places(
-                tokens, ordinary, quantile[..., 0], quantile[..., 1], rows.start, config.seed
-            )
-            activations += tokens[:, :n].sum((1, 2))
-            controls += control[:, :n].sum((1, 2))
-            met = Met(targets, tokens, mean, control_dims, control)
-            changed = np.einsum("we,ebt->wbt", in_dim, tokens)
-            runs.places = runs.places + changed.sum((1, 2))
-            runs.add_columns("original", plain.columns[..., : len(dims)], changed)
-            for name, change in changes.items():
-                result: Any = run(filled, keep, change.edits(met))
-                runs.add(name, result.losses[:n])
-                if name == "zero":
-                    after.add(result.batch)
-                    runs.add_columns("zero", result.columns[..., : len(dims)], changed)
+            activations += met.tokens[:, :n].sum((1, 2))
+            controls += met.control[:, :n].sum((1, 2))
+            places = np.einsum("we,ebt->wbt", in_dim, met.tokens)
+            runs.places = runs.places + places.sum((1, 2))
+            runs.add_columns("original", np.asarray(plain.columns[..., : len(dims)]), places)
+            for name, losses, whole in changed:
+                runs.add(name, losses[:n])
+                if name == ZERO and whole is not None:
+                    after.add(whole.batch)
+                    runs.add_columns(ZERO, np.asarray(whole.columns[..., : len(dims)]), places)
         progress(before.sequences)
     mean_of = lambda name: runs.sums.get(name, np.zeros(0)) / np.maximum(runs.places, 1)
     return _Measured(

@@ -6,6 +6,7 @@ A section of `massact probe` and `massact fold`.
 import collections
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,13 +15,15 @@ import numpy as np
 from jaxtyping import Bool
 
 from jax_massact.errors import ConfigError
-from jax_massact.measure.loss import token_losses
 from jax_massact.measure.medium import MediumSums, Written, medium_tap, written_tap
 from jax_massact.nn.edits import BandEdits
-from jax_massact.nn.transformer import Transformer, parameters
+from jax_massact.nn.stream import BlockSource
+from jax_massact.nn.transformer import Transformer, abstract, parameters
 from jax_massact.results import MediumDim, MediumLayer, MediumResult, TokenCount, Writer
 from jax_massact.settings import check_float, check_int
+from jax_massact.studies.collector import kept
 from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.passes import Batch, Reading, Runner
 
 FEATURE, TOKEN = 0.5, 0.02  # shares of tokens
 KINDS = ("feature", "mixed", "token")
@@ -57,7 +60,7 @@ def check_medium(medium: MediumConfig, sequences: int) -> None:
 
 
 def measure_medium(
-    model: Transformer, inputs: Inputs, config: MediumConfig, *, batch_size: int
+    runner: Runner, inputs: Inputs, config: MediumConfig, *, batch_size: int
 ) -> MediumResult | None:
     """The section; None where it is not asked for, or the text is too short to leave any for it."""
     if not config.sequences or config.sequences >= len(inputs):
@@ -65,9 +68,9 @@ def measure_medium(
     first = len(inputs) - config.sequences
     calibration, held_out = inputs[:first], inputs[first:]
     size = min(batch_size, len(calibration))
-    sums = _sums(model, calibration, config, size)
+    sums = _sums(runner, calibration, config, size)
     number = len(calibration) * calibration.length
-    depth = model.config.depth
+    depth = runner.model.config.depth
     # The last block feeds the final norm alone.
     counted = np.arange(depth)[:, None] < max(1, depth - 1)
     hits = sums.hits * counted
@@ -75,11 +78,11 @@ def measure_medium(
     kind = np.where(share > FEATURE, 0, np.where(share < TOKEN, 2, 1))
     kind = np.where(hits > 0, kind, -1)
     chosen = _chosen(kind, hits, sums.hit_square)
-    tokens, named = _tokens(model, calibration, chosen, config, size)
-    written = _written(model, calibration, chosen, tokens, size)
+    tokens, named = _tokens(runner, calibration, chosen, config, size)
+    written = _written(runner, calibration, chosen, tokens, size)
     total = hits.sum()
     dims = [
-        _record(model, sums, kind, hits, number, record, tokens[n], named[n],
+        _record(runner, sums, kind, hits, number, record, tokens[n], named[n],
                 jax.tree.map(lambda x, n=n: x[:, n], written))
         for n, record in enumerate(chosen)
     ]
@@ -92,19 +95,24 @@ def measure_medium(
         dims=dims,
         layers=_layers(sums, kind, hits, number),
         held_out=len(held_out),
-        perplexity=_interventions(model, held_out, sums, counted[:, 0], config),
+        perplexity=_interventions(runner, held_out, sums, counted[:, 0], config),
     )
 
 
-def _sums(model: Transformer, inputs: Inputs, config: MediumConfig, size: int) -> MediumSums:
-    @jax.jit
-    def step(model, tokens, keep):
-        tap = lambda acts: medium_tap(acts, keep, config.low, config.high)
-        return model.residual(tokens, tap=tap)[1]
+def _taps(taps: Any, losses: Any, data: Any) -> Any:
+    return taps
 
+
+def _sums(runner: Runner, inputs: Inputs, config: MediumConfig, size: int) -> MediumSums:
+    reading = Reading(lambda acts, keep: medium_tap(acts, keep, config.low, config.high), _taps)
+    return _total(runner.run(reading, kept(inputs, size)))
+
+
+def _total(parts: Iterable[Any]) -> Any:
+    """The sum of all, in float64."""
     total: Any = None
-    for _, tokens, keep in inputs.batches(size):
-        part = jax.tree.map(np.float64, jax.device_get(step(model, tokens, keep)))
+    for part in parts:
+        part = jax.tree.map(np.float64, part)
         total = part if total is None else jax.tree.map(np.add, total, part)
     return total
 
@@ -122,7 +130,7 @@ def _chosen(kind, hits, squares) -> list[tuple[int, int, int]]:
 
 
 def _tokens(
-    model: Transformer, inputs: Inputs, chosen: list[tuple[int, int, int]], config: MediumConfig,
+    runner: Runner, inputs: Inputs, chosen: list[tuple[int, int, int]], config: MediumConfig,
     size: int,
 ) -> tuple[Bool[np.ndarray, "N S T"], list[list[TokenCount]]]:
     """At which tokens each record's mean is taken: all, of kind token those of its activations at
@@ -133,13 +141,10 @@ def _tokens(
     if not rare:
         return tokens, named
     dims = np.array([chosen[n][0] for n in rare])
-
-    @jax.jit
-    def step(model, tokens):
-        return model.residual(tokens, tap=lambda acts: acts.resid_post[..., dims])[1]
-
-    for rows, ids, _ in inputs.batches(size):
-        columns = np.abs(np.float32(jax.device_get(step(model, ids))))[:, : rows.stop - rows.start]
+    reading = Reading(lambda acts, data: acts.resid_post[..., dims], _taps)
+    found = runner.run(reading, kept(inputs, size))
+    for (rows, _, _), values in zip(inputs.batches(size), found, strict=True):
+        columns = np.abs(np.float32(values))[:, : rows.stop - rows.start]
         for i, n in enumerate(rare):
             own = columns[chosen[n][2], :, :, i]
             tokens[n, rows] = (own > config.low) & (own < config.high)
@@ -154,28 +159,25 @@ def _tokens(
 
 
 def _written(
-    model: Transformer, inputs: Inputs, chosen: list[tuple[int, int, int]],
+    runner: Runner, inputs: Inputs, chosen: list[tuple[int, int, int]],
     tokens: Bool[np.ndarray, "N S T"], size: int,
 ) -> Written:
     """Means over those tokens, [L, N, ...]."""
-    dims = jnp.asarray([d for d, _, _ in chosen], jnp.int32)
+    dims = np.array([d for d, _, _ in chosen], np.int32)
 
-    @jax.jit
-    def step(model, ids, tokens):
-        return model.residual(ids, tap=lambda acts: written_tap(acts, dims, tokens))[1]
+    def batches() -> Iterator[Batch]:
+        for rows, ids, keep in inputs.batches(size):
+            index = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)
+            yield Batch(ids, (dims, tokens[:, index] & keep[:, None]))
 
-    total: Any = None
-    for rows, ids, keep in inputs.batches(size):
-        index = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)
-        part = step(model, ids, tokens[:, index] & keep[:, None])
-        part = jax.tree.map(np.float64, jax.device_get(part))
-        total = part if total is None else jax.tree.map(np.add, total, part)
+    reading = Reading(lambda acts, data: written_tap(acts, *data), _taps)
+    total = _total(runner.run(reading, batches()))
     number = np.maximum(tokens.sum((1, 2)), 1)
     return Written(total.attn / number, total.mlp / number, total.hidden / number[:, None])
 
 
 def _record(
-    model: Transformer, sums: MediumSums, kind, hits, number: int,
+    runner: Runner, sums: MediumSums, kind, hits, number: int,
     record: tuple[int, int, int], tokens, named: list[TokenCount], written: Written,
 ) -> MediumDim:
     dim, k, peak = record
@@ -190,7 +192,8 @@ def _record(
     else:
         of_layers = (mean**2 / square)[layers]
         constancy = float(of_layers.min()), float(of_layers.max())
-    writers, unit, unit_share = _writers(model, written, dim, peak, float(np.sign(mean[peak])))
+    sign = float(np.sign(mean[peak]))
+    writers, unit, unit_share = _writers(runner.model, written, dim, peak, sign)
     return MediumDim(
         dim=dim,
         kind=KINDS[k],
@@ -210,7 +213,7 @@ def _record(
 
 
 def _writers(
-    model: Transformer, written: Written, dim: int, peak: int, sign: float
+    model: Transformer | BlockSource, written: Written, dim: int, peak: int, sign: float
 ) -> tuple[list[Writer], int | None, float | None]:
     """The sublayers up to the peak that add most along the sign, and the first MLP's unit."""
     parts = np.stack([written.attn[: peak + 1], written.mlp[: peak + 1]], axis=1)  # [l, 2]
@@ -219,10 +222,14 @@ def _writers(
                     value=float(parts.reshape(-1)[i])) for i in order]
     found = [writer for writer in found if writer["value"] * sign > 0]
     layer = next((w["layer"] for w in found if w["sublayer"] == "mlp"), None)
-    down = parameters(model).get("blocks.mlp.down")
-    if layer is None or down is None:
+    down = "blocks.mlp.down"
+    if layer is None or down not in parameters(abstract(model.config)):
         return found, None, None
-    given = written.hidden[layer] * np.float64(jax.device_get(down[layer, :, dim]))
+    if isinstance(model, BlockSource):
+        column = model.column(down, layer, dim)
+    else:
+        column = parameters(model)[down][layer, :, dim]
+    given = written.hidden[layer] * np.float64(jax.device_get(column))
     unit = int(np.argmax(given * np.sign(given.sum())))
     return found, unit, float(given[unit] / given.sum())
 
@@ -246,7 +253,7 @@ def _layers(sums: MediumSums, kind, hits, number: int) -> list[MediumLayer]:
 
 
 def _interventions(
-    model: Transformer, inputs: Inputs, sums: MediumSums, layers: Bool[np.ndarray, " L"],
+    runner: Runner, inputs: Inputs, sums: MediumSums, layers: Bool[np.ndarray, " L"],
     config: MediumConfig,
 ) -> dict[str, float]:
     """Perplexities with the activations of medium scale changed in these blocks."""
@@ -264,10 +271,11 @@ def _interventions(
         "original": edits(none, on=False), "zero": edits(none), "mean": edits(np.asarray(mean)),
         "clip": edits(none, low), "control": edits(none, ordinary=True),
     }
-    step = jax.jit(lambda model, tokens, edits: token_losses(model, tokens, edits=edits))
+    reading = Reading(None, lambda taps, losses, data: losses, losses=True)
+    many = [(reading, [Batch(tokens, edits=change) for _, tokens, _ in inputs.batches(1)])
+            for change in changes.values()]
     losses = {
-        name: np.mean([jax.device_get(step(model, tokens, change))
-                       for _, tokens, _ in inputs.batches(1)])
-        for name, change in changes.items()
+        name: np.mean(list(results))
+        for name, results in zip(changes, runner.start(many), strict=True)
     }
     return {name: math.exp(loss) if loss < 709 else math.inf for name, loss in losses.items()}

@@ -32,6 +32,9 @@ class RunConfig:
         model that takes fewer, and to the rows of a training run.
       batch_size: sequences in one forward pass.
       dtype: of the weights and the computation.
+      stream: `true`: blocks are read from the file one at a time, all sequences passing each before
+        the next is read, so that memory is two blocks and the sequences' residual streams; `false`:
+        the whole model is loaded; `auto`: streamed where it would not fit into memory.
       definition: what counts as massive.
     """
 
@@ -44,6 +47,7 @@ class RunConfig:
     sequence_length: int = DEFAULT_LENGTH
     batch_size: int = 1
     dtype: DType = "float32"
+    stream: str = AUTO
     definition: Definition = Definition()
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class RunConfig:
         check_int("sequence_length", self.sequence_length, 1, 1 << 20)
         check_int("batch_size", self.batch_size, 1, 65_536)
         check_in("dtype", self.dtype, ("float32", "bfloat16"))
+        object.__setattr__(self, "stream", str(self.stream).lower())
+        check_in("stream", self.stream, (AUTO, "true", "false"))
 
     @property
     def total(self) -> int:

@@ -139,7 +139,7 @@ def test_bfloat16_compute_with_float32_parameters(family):
 ])
 def test_wrong_tokens(tokens, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(Transformer._check, decoder(LLAMA), tokens)
+        jax.eval_shape(Transformer.check, decoder(LLAMA), tokens)
 
 
 def test_first_position_shortens_the_longest_sequence():

@@ -17,11 +17,13 @@ from jax_massact.studies.collector import (
     PROMPT_TOKENS,
     compile_probe,
     first_sequence,
-    probe_batch,
+    kept,
     probe_inputs,
+    probe_reading,
 )
 from jax_massact.studies.frame import versions
 from jax_massact.studies.inputs import Inputs
+from jax_massact.studies.passes import InMemory, compile_reading, step_of
 from jax_massact.studies.records import MAX_LISTED, massive_records, outlier_records
 
 S, T = 5, 12
@@ -56,9 +58,8 @@ def probe(batch_size, model=MODEL, tokens=TOKENS, definition=DEFINITION, **setti
     shape = (batch_size, tokens.shape[1])
     step = compile_probe(model, shape, top_k=3, definition=definition)
     inputs = Inputs(tokens, pieces, kind=kind)
-    return probe_inputs(
-        step, model, inputs, batch_size=batch_size, definition=definition, **settings
-    )
+    found = (jax.device_get(step(model, *batch[:2])) for batch in kept(inputs, batch_size))
+    return probe_inputs(found, inputs, definition=definition, **settings)
 
 
 def results(probed):
@@ -101,7 +102,8 @@ def test_batch_size_changes_nothing(batch_size, whole):
 def test_a_mesh_may_split_the_sequences():
     keep, map_of_each = np.ones(4, bool), np.arange(8.0).reshape(1, 4, 2)
     with jax.set_mesh(make_mesh(data=2, devices=jax.devices()[:2])):
-        run = lambda tokens: probe_batch(MODEL, tokens, keep, definition=DEFINITION)
+        reading = probe_reading(top_k=5, definition=DEFINITION)
+        run = lambda tokens: step_of(reading)(MODEL, tokens, keep)
         assert jax.eval_shape(run, TOKENS[:4]).map.shape == (CONFIG.depth, 1, T, CONFIG.width)
         split = jax.device_put(map_of_each, jax.P(None, "data"))
         np.testing.assert_array_equal(jax.jit(first_sequence)(split), map_of_each[:, :1])
@@ -219,7 +221,8 @@ def test_memory_does_not_grow_with_depth_and_stays_below_that_of_logits():
     peak = {}
     for depth in (2, 12):
         config = varied(LLAMA, depth=depth, **sizes)
-        found = memory(config, 2, 256, probe_batch)
+        reading = probe_reading(top_k=5, definition=Definition())
+        found = memory(config, 2, 256, step_of(reading))
         # What is returned may grow, by layers: but not by tokens x dimensions.
         assert found.output_size_in_bytes < depth * 2 * 256 * 64 * 4 / 2
         peak[depth] = found.temp_size_in_bytes
@@ -229,10 +232,12 @@ def test_memory_does_not_grow_with_depth_and_stays_below_that_of_logits():
 
 
 def test_shapes_are_enough_to_compile():
-    definition = Definition()
-    step = compile_probe(abstract(CONFIG), (1, T), top_k=3, definition=definition)
+    reading = probe_reading(top_k=3, definition=Definition())
+    shapes = [jax.ShapeDtypeStruct((1, T), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.bool_)]
+    step = compile_reading(reading, abstract(CONFIG), *shapes)
     inputs = Inputs(TOKENS[:1], pieces, kind=kind)
-    probed = probe_inputs(step, MODEL, inputs, batch_size=1, definition=definition)
+    results = InMemory(MODEL, {reading: step}).run(reading, kept(inputs, 1))
+    probed = probe_inputs(results, inputs, definition=Definition())
     assert probed.layers[0]["layer"] == 0 and len(probed.layers[0]["top"]) == 3
 
 

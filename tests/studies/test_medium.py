@@ -16,6 +16,7 @@ from jax_massact.report.encode import to_json
 from jax_massact.results import MediumResult
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.medium import MediumConfig, measure_medium
+from jax_massact.studies.passes import InMemory
 from jax_massact.studies.probe.settings import ProbeConfig
 
 L, D, T = LLAMA_CONFIG.depth, LLAMA_CONFIG.width, 60
@@ -43,7 +44,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def result(model, inputs):
-    return measure_medium(model, inputs, MediumConfig(sequences=2), batch_size=3)
+    return measure_medium(InMemory(model), inputs, MediumConfig(sequences=2), batch_size=3)
 
 
 def test_kinds_shares_and_constancy(result, model, inputs):
@@ -122,7 +123,8 @@ def test_a_band_is_set_to_a_value_clipped_or_left():
 def test_some_sequences_must_be_left_for_the_statistics(model, inputs):
     with pytest.raises(ConfigError, match="medium.sequences is 10; expected: fewer than"):
         ProbeConfig(sequences=10, medium=MediumConfig(sequences=10))
-    assert measure_medium(model, inputs[:2], MediumConfig(sequences=2), batch_size=1) is None
+    short = measure_medium(InMemory(model), inputs[:2], MediumConfig(sequences=2), batch_size=1)
+    assert short is None
 
 
 @pytest.mark.parametrize("name", ["probe", "fold"])

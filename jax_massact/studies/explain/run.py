@@ -1,25 +1,23 @@
 """The mechanism of a checkpoint's massive activations, measured over many sequences."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jax_massact.data.windows import windows
 from jax_massact.errors import DataError
-from jax_massact.measure.mechanism import LayerMechanism, explain
-from jax_massact.nn.transformer import Transformer
+from jax_massact.measure.mechanism import LayerMechanism, mechanism_tap
 from jax_massact.nn.variants import variant_of
 from jax_massact.results import SCHEMA_VERSION, MassiveRecord
 from jax_massact.studies.collector import (
     Collector,
     Found,
-    compile_probe,
+    kept,
     probe_inputs,
+    probe_reading,
 )
 from jax_massact.studies.explain.result import (
     AttentionMap,
@@ -36,17 +34,20 @@ from jax_massact.studies.frame import (
     Prepared,
     Progress,
     Stopwatch,
-    compile_while_loading,
     data_info,
     definition_info,
     model_info,
     silent,
     versions,
 )
+from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.output import Outcome
+from jax_massact.studies.passes import Batch, Reading, ready
 from jax_massact.studies.records import massive_records, remarks
 
 VECTORS = ("stream", "normed", "keys", "values")
+
+STREAMS = True  # see `frame.run_study`
 
 
 def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) -> Outcome:
@@ -66,34 +67,36 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
     inputs = prepared.inputs
     batch = min(config.batch_size, len(inputs))
     total_sequences = 2 * len(inputs) + len(bos_choices(prepared)) * config.location_sequences
-    find, model = compile_while_loading(
-        prepared.checkpoint,
-        config.dtype,
-        lambda shapes: compile_probe(
-            shapes, (batch, inputs.tokens.shape[1]), top_k=1, definition=config.definition
-        ),
-    )
+    reading = probe_reading(top_k=1, definition=config.definition)
+    runner = ready(prepared, config, reading, next(kept(inputs, batch)), progress)
     seconds = {"load_and_compile": watch.lap()}
     collector = Collector(config.definition, inputs)
     found: list[list[Found]] = []
-    for _, tokens, keep in inputs.batches(batch):
-        found += collector.add(jax.device_get(find(model, tokens, keep)))
+    located = _location_inputs(prepared, config)
+    # Of another shape than what `reading` is compiled for.
+    there = probe_reading(top_k=1, definition=config.definition)
+    jobs = [(there, kept(of, min(config.batch_size, len(of)))) for of in located.values()]
+    first, *others = runner.start([(reading, kept(inputs, batch)), *jobs])
+    for result in first:
+        found += collector.add(result)
         progress(len(found), total_sequences)
     probed = collector.probed()
     massive = massive_records(probed)
     marks = mark_tokens(found, massive, (len(inputs), inputs.length))
     seconds["find"] = watch.lap()
 
-    step = jax.jit(explain, static_argnames="sink_length")
+    explained = Reading(
+        lambda acts, massive: mechanism_tap(acts, massive, config.sink_length),
+        lambda taps, losses, massive: taps,
+    )
+    padded = lambda at: np.concatenate([at, np.repeat(at[-1:], batch - len(at), axis=0)])
+    batches = [Batch(tokens, padded(marks[rows])) for rows, tokens, _ in inputs.batches(batch)]
+    results = runner.run(explained, batches)
     total = Totals(config.sink_epsilon)
     picture: AttentionMap | None = None
-    for rows, tokens, _ in inputs.batches(batch):
+    for (rows, _, _), measured in zip(inputs.batches(batch), results, strict=True):
         at = marks[rows]
         n = len(at)
-        padded = np.concatenate([at, np.repeat(at[-1:], batch - n, axis=0)])
-        measured: Any = jax.device_get(
-            step(model, tokens, jnp.asarray(padded), sink_length=config.sink_length)
-        )
         total.add(jax.tree.map(lambda x, n=n: np.float64(x[:, :n]), measured))
         if picture is None:
             weight = measured.map[:, 0]
@@ -101,17 +104,26 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
             picture = AttentionMap(weight, inputs.names(0, shown), at[0, :shown].tolist())
         progress(len(inputs) + rows.stop, total_sequences)
     assert picture is not None
-    has_extra = variant_of(model.config).extra_key is not None
+    has_extra = variant_of(runner.model.config).extra_key is not None
     layers = total.layers(has_extra)
     seconds["explain"] = watch.lap()
-    locations = _locations(
-        prepared, config, model, lambda n: progress(2 * len(inputs) + n, total_sequences)
-    )
+    locations = []
+    done = 2 * len(inputs)
+    for (bos, of), results in zip(located.items(), others, strict=True):
+        note = lambda n, done=done: progress(done + n, total_sequences)
+        probed_there = probe_inputs(results, of, definition=config.definition, progress=note)
+        done += config.location_sequences
+        locations.append(
+            Location(
+                bos=bos, sequences=len(of), sequence_length=of.tokens.shape[1],
+                massive=massive_records(probed_there),
+            )
+        )
     seconds["locate"] = watch.lap()
     result = ExplainResult(
         schema=SCHEMA_VERSION,
         **remarks(probed.layers),
-        model=model_info(prepared, config.dtype, model),
+        model=model_info(prepared, config.dtype, runner.model),
         data=data_info(prepared, config),
         definition=definition_info(config.definition),
         massive=massive,
@@ -334,35 +346,14 @@ def _constancy(mean, direction, square, norm):
     return (direction * mean).sum(-1) / size, np.sqrt(square) / size
 
 
-def _locations(
-    prepared: Prepared,
-    config: ExplainConfig,
-    model: Transformer,
-    progress: Callable[[int], None],
-) -> list[Location]:
-    """Where massive activations sit in many sequences, without and with BOS."""
+def _location_inputs(prepared: Prepared, config: ExplainConfig) -> dict[bool, Inputs]:
+    """The many sequences of the location studies, without and with BOS."""
     if not config.location_sequences:
-        return []
-    locations, done = [], 0
-    for bos in bos_choices(prepared):
-        tokens = _location_tokens(prepared, config, bos)
-        inputs = dataclasses.replace(prepared.inputs, tokens=tokens)
-        batch = min(config.batch_size, len(inputs))
-        step = compile_probe(model, (batch, tokens.shape[1]), top_k=1, definition=config.definition)
-        probed = probe_inputs(
-            step, model, inputs, batch_size=batch, definition=config.definition,
-            progress=lambda n, done=done: progress(done + n),
-        )
-        done += config.location_sequences
-        locations.append(
-            Location(
-                bos=bos,
-                sequences=len(tokens),
-                sequence_length=tokens.shape[1],
-                massive=massive_records(probed),
-            )
-        )
-    return locations
+        return {}
+    return {
+        bos: dataclasses.replace(prepared.inputs, tokens=_location_tokens(prepared, config, bos))
+        for bos in bos_choices(prepared)
+    }
 
 
 def _location_tokens(

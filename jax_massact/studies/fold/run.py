@@ -36,6 +36,7 @@ from jax_massact.studies.frame import (
 )
 from jax_massact.studies.medium import measure_medium
 from jax_massact.studies.output import Outcome
+from jax_massact.studies.passes import InMemory
 from jax_massact.studies.records import massive_records, outlier_records, remarks
 
 __all__ = ["run", "run_images"]
@@ -146,7 +147,7 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
         seconds=seconds,
         versions=versions(),
     )
-    medium = measure_medium(folded, inputs, config.medium, batch_size=size)
+    medium = measure_medium(InMemory(folded), inputs, config.medium, batch_size=size)
     if medium is not None:
         last = slice(len(inputs) - config.medium.sequences, len(inputs))
         result["medium"] = medium

@@ -8,6 +8,8 @@ from jax_massact.studies.settings import InterveneConfig
 
 __all__ = ["run", "run_images"]
 
+STREAMS = True  # see `frame.run_study`
+
 
 def run(prepared: Prepared, config: InterveneConfig, progress: Progress = silent) -> Outcome:
     """The `InterveneResult` of `intervene_checkpoint`, whose errors it raises."""

@@ -3,12 +3,11 @@
 import dataclasses
 
 from jax_massact.results import SCHEMA_VERSION
-from jax_massact.studies.collector import compile_probe, probe_inputs
+from jax_massact.studies.collector import kept, probe_inputs, probe_reading
 from jax_massact.studies.frame import (
     Prepared,
     Progress,
     Stopwatch,
-    compile_while_loading,
     data_info,
     definition_info,
     model_info,
@@ -17,6 +16,7 @@ from jax_massact.studies.frame import (
 )
 from jax_massact.studies.medium import measure_medium
 from jax_massact.studies.output import Outcome
+from jax_massact.studies.passes import ready
 from jax_massact.studies.probe.images import run_images
 from jax_massact.studies.probe.result import ProbeResult
 from jax_massact.studies.probe.settings import ProbeConfig
@@ -24,6 +24,8 @@ from jax_massact.studies.probe.super_weights import super_weight_records
 from jax_massact.studies.records import massive_records, outlier_records, remarks
 
 __all__ = ["run", "run_images"]
+
+STREAMS = True  # see `frame.run_study`
 
 
 def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) -> Outcome:
@@ -38,22 +40,12 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
     watch = Stopwatch()
     inputs = prepared.inputs
     batch = min(config.batch_size, len(inputs))
-    step, model = compile_while_loading(
-        prepared.checkpoint,
-        config.dtype,
-        lambda shapes: compile_probe(
-            shapes,
-            (batch, inputs.tokens.shape[1]),
-            top_k=config.top_k,
-            definition=config.definition,
-        ),
-    )
+    reading = probe_reading(top_k=config.top_k, definition=config.definition)
+    runner = ready(prepared, config, reading, next(kept(inputs, batch)), progress)
     loaded = watch.lap()
     probed = probe_inputs(
-        step,
-        model,
+        runner.run(reading, kept(inputs, batch)),
         inputs,
-        batch_size=batch,
         definition=config.definition,
         progress=lambda done: progress(done, len(inputs)),
     )
@@ -61,19 +53,19 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
     result = ProbeResult(
         schema=SCHEMA_VERSION,
         **remarks(probed.layers),
-        model=model_info(prepared, config.dtype, model),
+        model=model_info(prepared, config.dtype, runner.model),
         data=data_info(prepared, config),
         definition=definition_info(config.definition),
         layers=probed.layers,
         massive=massive,
-        super_weights=super_weight_records(prepared, model, probed, massive),
+        super_weights=super_weight_records(prepared, runner.model, probed, massive),
         outlier_features=outlier_records(probed),
         prompt=probed.prompt,
         config=dataclasses.asdict(config),
         seconds={"load_and_compile": loaded, "run": watch.lap()},
         versions=versions(),
     )
-    medium = measure_medium(model, inputs, config.medium, batch_size=batch)
+    medium = measure_medium(runner, inputs, config.medium, batch_size=batch)
     if medium is not None:
         result["medium"] = medium
         result["seconds"]["medium_scale"] = watch.lap()

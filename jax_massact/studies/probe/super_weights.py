@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.measure.super_weights import EVERY_TOKEN, SuperWeights, super_weights
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer
 from jax_massact.results import MassiveRecord
 from jax_massact.studies.collector import Probed
@@ -18,7 +20,7 @@ MOST = 16
 
 def super_weight_records(
     prepared: Prepared | PreparedImages,
-    model: Transformer,
+    model: Transformer | BlockSource,
     probed: Probed,
     massive: Sequence[MassiveRecord],
 ) -> list[SuperWeight]:
@@ -30,23 +32,27 @@ def super_weight_records(
     written = [r for r in strict if r["written_by"]["sublayer"] == "mlp"][:MOST]
     if not written:
         return []
-    layers = np.array([r["written_by"]["layer"] for r in written])
-    dims = np.array([r["dim"] for r in written])
+    layers = jnp.asarray([r["written_by"]["layer"] for r in written])
+    dims = jnp.asarray([r["dim"] for r in written])
     firsts = [probed.where[r["dim"]].first for r in written]
     last = None if _depends_on_what_follows(model) else 1 + max(p for _, p in firsts)
-    compute = jax.jit(super_weights)
-    found = {
-        sequence: jax.device_get(compute(model, prepared.inputs.one(sequence, last), layers, dims))
-        for sequence, _ in sorted(set(firsts))
-    }
-    of = lambda sequence, i: SuperWeights(*(x[0, i] for x in found[sequence]))
+    sequences = sorted({sequence for sequence, _ in firsts})
+    texts = [prepared.inputs.one(sequence, last) for sequence in sequences]
+    if isinstance(model, BlockSource):
+        # All at once: blocks are read from the file.
+        found = jax.device_get(super_weights(model, np.concatenate(texts), layers, dims))
+    else:
+        compute = jax.jit(super_weights)
+        rows = [jax.device_get(compute(model, text, layers, dims)) for text in texts]
+        found = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    of = lambda sequence, i: SuperWeights(*(x[sequences.index(sequence), i] for x in found))
     return [
         _record(prepared.checkpoint, record, sequence, of(sequence, i))
         for i, (record, (sequence, _)) in enumerate(zip(written, firsts, strict=True))
     ]
 
 
-def _depends_on_what_follows(model: Transformer) -> bool:
+def _depends_on_what_follows(model: Transformer | BlockSource) -> bool:
     """Whether a token's activations depend on the tokens behind it, or on how many these are."""
     kinds = (kind.attention for kind in model.config.pattern)
     return any(not kind.causal or kind.rope.original_context is not None for kind in kinds)
