@@ -18,6 +18,7 @@ import numpy as np
 from jax_massact.bench.kernels import communication, longest, run_kernels
 from jax_massact.settings import from_mapping
 from jax_massact.train.config import TrainConfig
+from jax_massact.train.rows import random_rows, split_rows
 from jax_massact.train.step import (
     State,
     compile_update,
@@ -43,8 +44,7 @@ def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) 
     """
     mesh = make_mesh(config.mesh)
     rng = np.random.default_rng(0)
-    shape = (config.batch_size, config.sequence_length + 1)
-    tokens = rng.integers(0, config.model.embed.vocab_size, shape, dtype=np.int32)
+    tokens = random_rows(config, rng)
     begin = time.perf_counter()
     update = compile_update(config, mesh)
     compiled = time.perf_counter() - begin
@@ -89,8 +89,8 @@ def measure(config: TrainConfig, *, steps: int, windows: int, profile: int = 0) 
 
 
 def _time_watch(config: TrainConfig, state: State, tokens: np.ndarray, mesh: Any) -> float:
-    run = jax.jit(lambda model, tokens: watch(model, tokens, config.watch))
-    some = tokens[: config.watch.sequences, :-1]
+    run = jax.jit(lambda model, rows: watch(model, split_rows(config.model, rows)[0], config.watch))
+    some = tokens[: config.watch.sequences]
     seconds = []
     with jax.set_mesh(mesh):
         for _ in range(4):

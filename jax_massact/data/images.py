@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ class Pictures:
 def pictures(source: str, count: int) -> Pictures:
     """The first `count` pictures that a user means by `source`.
 
-    It is a folder with pictures, or with a folder of pictures for each class; one picture; or
-    `tfds:NAME[/CONFIG][:SPLIT]`, a data set that tensorflow_datasets has prepared. Of classes one
-    picture each is taken in turn.
+    It is a folder with pictures, or with a folder of pictures for each class; one picture;
+    `tfds:NAME[/CONFIG][:SPLIT]`, a data set that tensorflow_datasets has prepared; or an `.npz`
+    file of arrays: `images`, uint8 [N, Y, X] or [N, Y, X, 3], with `labels` [N] and the names of
+    the `classes`, if it has them. Of folders of classes one picture each is taken in turn.
 
     Raises:
       DataError: there is no such source, or no picture in it.
@@ -63,6 +65,8 @@ def pictures(source: str, count: int) -> Pictures:
             records.description, records.images, records.names, records.labels, records.classes
         )
     path = Path(os.path.expanduser(source))
+    if path.is_file() and path.suffix == ".npz":
+        return _arrays(path, count)
     if path.is_file():
         return Pictures(path.name, [path], [path.name])
     if not source or not path.is_dir():
@@ -88,6 +92,30 @@ def pictures(source: str, count: int) -> Pictures:
         [f"{file.parent.name}/{file.name}" for _, file in chosen],
         [label for label, _ in chosen],
         [folder.name for folder, _ in kept],
+    )
+
+
+def _arrays(path: Path, count: int) -> Pictures:
+    """The pictures of an `.npz` file; no pickle is read."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in ("images", "labels", "classes")
+                      if name in found}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as arrays: {error}") from None
+    images, labels = arrays.get("images"), arrays.get("labels")
+    good = images is not None and images.dtype == np.uint8 and images.ndim in (3, 4)
+    if images is None or not good or (labels is not None and len(labels) != len(images)):
+        shapes = {name: (x.dtype.name, x.shape) for name, x in arrays.items()}
+        raise DataError(
+            f"{path} holds {shapes}; expected: images, uint8 [N, Y, X] or [N, Y, X, 3], and as "
+            "many labels, if any"
+        )
+    images = images[:count]
+    return Pictures(
+        path.name, images, [f"picture {i}" for i in range(len(images))],
+        () if labels is None else labels[:count].tolist(),
+        [str(name) for name in arrays.get("classes", ())],
     )
 
 

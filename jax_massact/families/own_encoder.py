@@ -63,6 +63,15 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {"model_type": MODEL_TYPE, GROUP: settings}
 
 
+def rule_of(config: ModelConfig) -> Preprocessing | None:
+    """How pictures are prepared for an encoder that this package trains; None: it takes text."""
+    patches = config.embed.patches
+    if patches is None:
+        return None
+    side = patches.size * patches.grid[0]
+    return Preprocessing(edge=side, crop=side)
+
+
 def picture_files(pictures: Preprocessing) -> dict[str, str]:
     """The file that says how pictures are prepared, in Hugging Face's words."""
     edge, crop = pictures.edge, pictures.crop

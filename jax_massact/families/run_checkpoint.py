@@ -11,6 +11,7 @@ import jax
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.data.tokenizer_files import read_tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
+from jax_massact.families import own_encoder
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.families.config_files import describe
 from jax_massact.mesh import parameter_sharding
@@ -112,9 +113,10 @@ def open_run(folder: Path, step: int | None = None) -> RunCheckpoint:
         raise WeightsError(
             f"{path} has no settings of a model that this version reads: {error}"
         ) from None
-    family, _ = describe(config)
+    pictures = own_encoder.rule_of(config)
+    family = describe(config)[0].model_type if pictures is None else own_encoder.MODEL_TYPE
     tokenizer = functools.partial(_read_tokenizer, folder)
-    return RunCheckpoint(path, family.model_type, config, {}, {}, tokenizer)
+    return RunCheckpoint(path, family, config, {}, {}, tokenizer, pictures)
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts
@@ -50,11 +50,15 @@ def outlier_patches(norm: Any, numbers: Any = jnp) -> Any:
     return (norm > median + MADS * mad) & (norm > MEDIANS * median)
 
 
+def query_patches(front: int, tokens: int) -> Int[np.ndarray, " Q"]:
+    """The patches whose attention is measured, by their places among all tokens."""
+    return np.linspace(front, tokens - 1, min(tokens - front, QUERIES)).round().astype(int)
+
+
 def token_tap(acts: Acts):
     """Reduces one block's activations to its `TokenStats`, without the layer axis."""
     front, S = acts.mask.prefix, acts.resid_post.shape[1]
-    chosen = np.linspace(front, S - 1, min(S - front, QUERIES)).round().astype(int)
-    index = jnp.asarray(np.concatenate([np.arange(front), chosen]))
+    index = jnp.asarray(np.concatenate([np.arange(front), query_patches(front, S)]))
     q, k = sharded.by_sequence(acts.q), sharded.by_sequence(acts.k)
     extra = jax.tree.map(sharded.whole, acts.extra)
     found = weights(q[:, index], k, acts.mask, extra=extra, queries=index)

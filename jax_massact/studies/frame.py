@@ -196,11 +196,19 @@ def _prepare_images(
         )
     rule = rule.resized(config.image_size or rule.crop, patches.size)
     config.check(model)
-    side = rule.crop // patches.size
+    side, path = rule.crop // patches.size, Path(source).expanduser()
+    if not config.images and is_run(path):
+        from jax_massact.studies.held_out import pictures_of
+
+        chosen = pictures_of(path, config.total)
+    else:
+        chosen = pictures(config.images, config.total)
     inputs = ImageInputs(
-        pictures(config.images, config.total), rule, (side, side), patches.cls,
+        chosen, rule, (side, side), patches.cls,
         rows_in_front(model) - patches.cls,
     )
+    if isinstance(checkpoint, RunCheckpoint):
+        source = f"{source}, step {checkpoint.path.name}"
     return PreparedImages(source, checkpoint, inputs)
 
 

@@ -1,6 +1,7 @@
 """The rows that a training run held out: the text on which its model is studied."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +9,15 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 
-from jax_massact.data.stream import Stream
+from jax_massact.data.images import Pictures
+from jax_massact.data.labelled import LabelledStream, unpack
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, UserError
 from jax_massact.settings import from_mapping
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
 from jax_massact.train.loop import CONFIG, SUMMARY
+from jax_massact.train.rows import side_of
 
 
 class HeldOut(NamedTuple):
@@ -69,12 +72,39 @@ def held_out(folder: Path, config: TrainConfig, count: int) -> HeldOut:
       UserError: the data of the run cannot be read any more, or has changed since.
     """
     stream = open_batches(config)
-    _check_unchanged(folder, stream)
+    if isinstance(stream, LabelledStream):
+        raise DataError(f"{folder} is a run on images; expected: a run on text")
+    _check_unchanged(folder, stream.digests)
     return HeldOut(
         tokens=_different(stream.validation(0, count)[:, :-1]),
         tokenizer=stream.tokenizer or _nameless(stream.vocab_size),
         description=f"validation rows of {stream.description}",
         bos=stream.first_token is not None,
+    )
+
+
+def pictures_of(folder: Path, count: int) -> Pictures:
+    """The first pictures that the run of an encoder held out, as it saw them.
+
+    Raises:
+      DataError: they cannot be read any more, or have changed since.
+    """
+    config = run_config(folder)
+    other = "--config.images=FOLDER, or any other pictures, are measured instead"
+    try:
+        stream = open_batches(config)
+        assert isinstance(stream, LabelledStream)
+        _check_unchanged(folder, stream.digests)
+    except UserError as error:
+        raise DataError(
+            f"the pictures of {folder} are those that the run held out, which cannot be read: "
+            f"{error}. {other}"
+        ) from None
+    count = min(count, stream.validation_size)
+    images, labels = unpack(stream.validation(0, count), side_of(config.model))
+    return Pictures(
+        f"validation pictures of {stream.description}", list(images),
+        [f"picture {i}" for i in range(count)], labels.tolist(), stream.classes,
     )
 
 
@@ -115,11 +145,11 @@ def sequences_of(folder: Path, *, count: int, length: int | None, bos: str) -> H
     return found._replace(tokens=found.tokens[:, :length])
 
 
-def _check_unchanged(folder: Path, stream: Stream) -> None:
+def _check_unchanged(folder: Path, digests: Mapping[str, str]) -> None:
     if not (folder / SUMMARY).exists():
         return  # a run that has not ended: it is checked when it is resumed
     before = run_file(folder, SUMMARY).get("digests", {})
-    changed = [name for name, digest in before.items() if stream.digests.get(name) != digest]
+    changed = [name for name, digest in before.items() if digests.get(name) != digest]
     if changed:
         raise DataError(f"it has changed since the run: {', '.join(changed)}")
 

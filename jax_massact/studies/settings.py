@@ -24,7 +24,8 @@ class RunConfig:
       bos: `true` or `false`, whether every sequence begins with the BOS token; `auto`: as the
         model's own tokenizer does.
       images: of an encoder of images, what it runs on in place of a text: a folder of pictures, or
-        of a folder for each class; one picture; or `tfds:NAME[:SPLIT]`.
+        of a folder for each class; one picture; `tfds:NAME[:SPLIT]`; or an .npz file with `images`.
+        The default of a training run is what it held out.
       image_size: side of the square that pictures are cut to, a multiple of a patch's; 0: as the
         model's own rule has it.
       sequences: how many to run; of pictures, too.

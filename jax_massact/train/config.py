@@ -5,6 +5,7 @@ import json
 import math
 from typing import Literal, get_args
 
+from jax_massact.data.labelled import ViewKind
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
 from jax_massact.nn.config import ModelConfig
@@ -32,6 +33,10 @@ class DataConfig:
       text_field: the field of JSON lines, or the feature of a data set, that holds the text.
       special_tokens_as_text: special tokens that are written out in the text are tokenized like
         other text.
+      view: how an encoder of images sees pictures, of which `source` is then a folder of folders,
+        one for each class, `tfds:NAME[:SPLIT]`, or an .npz file with `images` and `labels`:
+        `whole`, `crop` (a random part, flipped half of the time), or `canvas` (shrunk to 1/9 to 1/3
+        of a plain, graded or noisy background, anywhere on it).
     """
 
     source: str = "help-3.11"
@@ -39,6 +44,7 @@ class DataConfig:
     same_first_token: bool = False
     text_field: str = "text"
     special_tokens_as_text: bool = False
+    view: ViewKind = "whole"
 
     @property
     def vocabulary(self) -> int | None:
@@ -52,6 +58,7 @@ class DataConfig:
         for name in ("source", "tokenizer", "text_field"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"data.{name} is {getattr(self, name)!r}; expected: a text")
+        check_in("view", self.view, get_args(ViewKind))
         for name in ("same_first_token", "special_tokens_as_text"):
             check_in(name, getattr(self, name), (True, False))
 
@@ -165,7 +172,7 @@ class TrainConfig:
     Attributes:
       steps: number of updates.
       batch_size: sequences in one batch, over all devices.
-      sequence_length: predicted tokens in a sequence.
+      sequence_length: predicted tokens in a sequence; of an encoder of images, its patches.
       accumulate: micro-batches in a batch; they are computed one after the other.
       remat: keep only the residual stream between blocks, and recompute the rest for the gradient.
       unroll: compile every block by itself: faster steps on a GPU, slower compilation.
@@ -216,6 +223,7 @@ class TrainConfig:
             check_in(name, getattr(self, name), (True, False))
         variant_of(self.model)
         self._check_sizes()
+        self._check_images()
         self._check_schedule()
 
     def _check_sizes(self) -> None:
@@ -236,6 +244,23 @@ class TrainConfig:
                 f"watch.sequences is {self.watch.sequences}; expected: at most batch_size, "
                 f"which is {self.batch_size}"
             )
+
+    def _check_images(self) -> None:
+        patches = self.model.embed.patches
+        if patches is None:
+            return
+        if patches.grid[0] != patches.grid[1] or patches.channels != 3:
+            raise ConfigError(
+                f"embed.patches has the grid {patches.grid} and {patches.channels} channels; "
+                "expected for training: a square and 3"
+            )
+        if self.sequence_length != self.model.context_length:
+            raise ConfigError(
+                f"sequence_length is {self.sequence_length}; expected with images: "
+                f"{self.model.context_length}, their patches"
+            )
+        if not self.model.head.present:
+            raise ConfigError("head.present is False; expected for training: True, a classifier")
 
     def _check_mesh(self) -> None:
         """Every axis divides what it splits; one of -1 is checked when its size is known."""

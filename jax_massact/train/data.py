@@ -8,15 +8,19 @@ import numpy as np
 
 from jax_massact import mesh as layout
 from jax_massact.cache import cache_folder
+from jax_massact.data.labelled import LabelledStream, open_labelled
 from jax_massact.data.stream import Stream, open_stream
 from jax_massact.errors import ConfigError
 from jax_massact.train.config import TrainConfig
+from jax_massact.train.rows import side_of
 
 Rows = Callable[[int, int], np.ndarray]
 """`rows(lo, hi)`: rows lo to hi - 1 of a batch [B, T]."""
 
 
-def open_batches(config: TrainConfig, report: Callable[[str], None] | None = None) -> Stream:
+def open_batches(
+    config: TrainConfig, report: Callable[[str], None] | None = None
+) -> Stream | LabelledStream:
     """The data of a run; tokenized text is kept in the cache folder.
 
     Args:
@@ -28,6 +32,11 @@ def open_batches(config: TrainConfig, report: Callable[[str], None] | None = Non
       ResourceError: a named resource cannot be fetched.
     """
     data, size = config.data, config.model.embed.vocab_size
+    if config.model.embed.patches is not None:
+        return open_labelled(
+            data.source, side=side_of(config.model), view=data.view, seed=config.seed,
+            batch_size=config.batch_size, report=report,
+        )
     if data.vocabulary is not None and data.vocabulary > size:
         raise ConfigError(
             f"model.embed.vocab_size is {size}; expected with data.tokenizer={data.tokenizer}: at "

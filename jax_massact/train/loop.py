@@ -17,6 +17,7 @@ from jax_massact.cluster.sharing import check_shared, is_first, on_first, share,
 from jax_massact.cluster.vote import Vote
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.families import own_encoder
 from jax_massact.families.run_checkpoint import CHECKPOINTS, MODEL, TOKENIZER
 from jax_massact.nn.sharded import whole
 from jax_massact.nn.transformer import Transformer
@@ -28,6 +29,7 @@ from jax_massact.train.metrics import FILE, MetricsFile, Row, read_rows, write_t
 from jax_massact.train.nonfinite import diagnose
 from jax_massact.train.prefetch import Batches, Fetched, prefetch
 from jax_massact.train.record import IN_FLIGHT, NotFinite, Recorder, due, summarize
+from jax_massact.train.rows import row_shape, split_rows
 from jax_massact.train.stall import StallGuard
 from jax_massact.train.step import (
     State,
@@ -37,11 +39,11 @@ from jax_massact.train.step import (
     make_mesh,
     new_state,
     on_devices,
-    validation_loss,
+    validation,
 )
 from jax_massact.train.tensorboard import FOLDER as TENSORBOARD
 from jax_massact.train.tensorboard import check_installed, open_tensorboard
-from jax_massact.train.watch import Watch, watch
+from jax_massact.train.watch import ImageWatch, Watch, watch
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 
@@ -206,7 +208,7 @@ def export(
     model = _on_all(state.model) if jax.process_count() > 1 else state.model
 
     def write() -> None:
-        save(model, folder, tokenizer=tokenizer)
+        save(model, folder, tokenizer=tokenizer, pictures=own_encoder.rule_of(config.model))
 
     on_first(write)
 
@@ -259,9 +261,9 @@ class _Run:
         self.checkpoints, self.record, self.guard = checkpoints, record, guard
         self.compiled: set[str] = set()
         self.compute = compute_settings(config)
-        shape = (config.accumulate, config.micro_batch, config.sequence_length + 1)
+        shape = (config.accumulate, config.micro_batch, row_shape(config)[0])
         self.place = functools.partial(place_rows, shape=shape, mesh=mesh)
-        watched = batches.validation(0)[: config.watch.sequences, :-1] if config.watch.every else 0
+        watched = batches.validation(0)[: config.watch.sequences] if config.watch.every else 0
         self.watched = np.asarray(watched)
 
     def go(self, state: State, start: int, stop: Callable[[], bool]) -> State:
@@ -340,11 +342,11 @@ class _Run:
         if done and due(config.validate_every, done, config.steps):
             self.record.flush()
             with self._may_compile("the validation loss", done):
-                losses = jax.device_get([
-                    validation_loss(state.model, self._held_out(i), self.compute)
+                found = jax.device_get([
+                    validation(state.model, self._held_out(i), self.compute)
                     for i in range(config.validation_batches)
                 ])
-            self.record.validated(done, np.asarray(losses))
+            self.record.validated(done, found)
 
     @contextlib.contextmanager
     def _may_compile(self, what: str, done: int) -> Iterator[None]:
@@ -361,5 +363,5 @@ class _Run:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _watch(model: Transformer, tokens: jax.Array, config: WatchConfig) -> Watch:
-    return watch(model, tokens, config)
+def _watch(model: Transformer, rows: jax.Array, config: WatchConfig) -> Watch | ImageWatch:
+    return watch(model, split_rows(model.config, rows)[0], config)

@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Int
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import SITES, Acts
 from jax_massact.nn.transformer import Transformer, parameters
+from jax_massact.nn.variants import rows_in_front
 from jax_massact.train.config import TrainConfig
+from jax_massact.train.rows import logits_of, split_rows
 from jax_massact.train.step import loss
 
 # Of a block, in the order in which they are computed.
@@ -25,7 +27,7 @@ class Seen(NamedTuple):
 
     Attributes:
       activations: for each of ACTIVATIONS and each row the first token with a number that is not
-        finite, or T.
+        finite, or the number of all tokens.
       logits: the same.
     """
 
@@ -49,8 +51,13 @@ def diagnose(model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainCon
     else:
         where = ""
     seen = jax.device_get(_look(model, tokens, config))
-    return where + (_in_activations(seen, tokens.shape[-1] - 1)
+    return where + (_in_activations(seen, _length(config))
                     or _in_gradient(model, tokens, config))
+
+
+def _length(config: TrainConfig) -> int:
+    """Tokens of a row with the rows in front: more than the index of any."""
+    return rows_in_front(config.model) + config.sequence_length
 
 
 def _in_activations(seen: Seen, length: int) -> str | None:
@@ -103,21 +110,24 @@ def _bad_parameters(model: Transformer) -> dict[str, Bool[Array, ""]]:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _look(model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainConfig) -> Seen:
+    length = _length(config)
+
     def tap(acts: Acts):
-        return jnp.stack([_first_token(getattr(acts, name)) for name in ACTIVATIONS])
+        return jnp.stack([_first_token(getattr(acts, name), length) for name in ACTIVATIONS])
 
     def look(rows):
-        logits, activations = model(rows[:, :-1], tap=tap)
-        return Seen(sharded.whole(activations), sharded.whole(_first_token(logits)))
+        logits, activations = model(split_rows(config.model, rows)[0], tap=tap)
+        bad = _first_token(logits_of(config.model, logits), length)
+        return Seen(sharded.whole(activations), bad)
 
     return jax.lax.map(look, tokens)
 
 
-def _first_token(x: jax.Array) -> Int[Array, " B"]:
-    """The first token with a number that is not finite; T where there is none."""
+def _first_token(x: jax.Array, length: int) -> Int[Array, " B"]:
+    """The first token with a number that is not finite; `length` where there is none."""
     bad = ~jnp.isfinite(x).all(range(2, x.ndim))
     index = jnp.arange(bad.shape[1])
-    return sharded.whole(jnp.where(bad, index, bad.shape[1]).min(1))
+    return sharded.whole(jnp.where(bad, index, length).min(1))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

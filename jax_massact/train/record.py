@@ -4,7 +4,7 @@ import importlib.metadata
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax_massact.errors import UserError
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.metrics import Row, flops_per_token, of_kind
 from jax_massact.train.step import parameter_count
-from jax_massact.train.watch import Watch, emergence
+from jax_massact.train.watch import ImageWatch, Watch, emergence
 
 # Updates that may be on their way to the devices before the host waits for the first of them.
 IN_FLIGHT = 2
@@ -122,13 +122,15 @@ class Recorder:
         self.write({"kind": "skipped", "step": done, "loss": loss, "grad_norm": grad_norm,
                     "in_a_row": self.skipped})
 
-    def watched(self, done: int, found: Watch, seconds: float) -> None:
+    def watched(self, done: int, found: Watch | ImageWatch, seconds: float) -> None:
         """Writes a measurement of the activations."""
         values = {name: value.tolist() for name, value in found._asdict().items()}
         self.write({"kind": "watch", "step": done, **values, "seconds": seconds})
 
-    def validated(self, done: int, losses: np.ndarray) -> None:
-        """Writes the losses of the validation batches."""
+    def validated(self, done: int, found: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the losses of the validation batches, and the accuracy, if they have one."""
+        losses = np.array([batch["loss"] for batch in found])
+        accuracy = [float(batch["accuracy"]) for batch in found if "accuracy" in batch]
         self.write(
             {
                 "kind": "validation",
@@ -136,6 +138,7 @@ class Recorder:
                 "loss": float(losses.mean()),
                 "std": float(losses.std(ddof=1)) if len(losses) > 1 else None,
                 "losses": losses.tolist(),
+                **({"accuracy": statistics.fmean(accuracy)} if accuracy else {}),
             }
         )
 

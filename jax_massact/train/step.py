@@ -33,6 +33,7 @@ from jax_massact.train.config import (
     WatchConfig,
 )
 from jax_massact.train.optimizer import make_optimizer, schedule
+from jax_massact.train.rows import logits_of, row_shape, split_rows
 
 # What XLA may record in CUDA graphs: everything that it would but cuDNN's kernels. Recording them,
 # in the first update, made some starts fail.
@@ -166,8 +167,8 @@ def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> 
     return State(jnp.int32(0), jnp.bool_(False), model, make_optimizer(config).init(params))
 
 
-def place(batch: Int[np.ndarray, "B T"], parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
-    """A batch on the devices, as micro-batches [parts, B / parts, T]."""
+def place(batch: np.ndarray, parts: int, mesh: jax.sharding.Mesh) -> jax.Array:
+    """A batch [B T] on the devices, as micro-batches [parts, B / parts, T]."""
     tokens = batch.reshape(parts, -1, batch.shape[-1])
     sharding = _batch_sharding(mesh)
     return jax.make_array_from_callback(tokens.shape, sharding, lambda index: tokens[index])
@@ -177,17 +178,16 @@ def _batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, *layout.LAYOUTS["bt"]))
 
 
-def loss(
-    model: Transformer, tokens: Int[Array, "B T+1"], config: TrainConfig
-) -> Float[Array, ""]:
-    """Mean cross-entropy of the next token in nats, in float32."""
+def loss(model: Transformer, rows: Array, config: TrainConfig) -> Float[Array, ""]:
+    """Mean cross-entropy in nats, in float32: of the next token, or of an image's class."""
     unroll = config.model.depth if config.unroll else 1
-    logits, _ = model(tokens[:, :-1], unroll=unroll, remat=config.remat)
-    return cross_entropy(logits, tokens[:, 1:]).mean()
+    inputs, targets = split_rows(config.model, rows)
+    logits, _ = model(inputs, unroll=unroll, remat=config.remat)
+    return cross_entropy(logits_of(config.model, logits), targets).mean()
 
 
 def update(
-    state: State, tokens: Int[Array, "A B T+1"], config: TrainConfig
+    state: State, tokens: Array, config: TrainConfig
 ) -> tuple[State, StepMetrics]:
     """One update, by the gradient of the mean over all micro-batches.
 
@@ -234,19 +234,28 @@ def compile_update(
 
 def lower_update(config: TrainConfig, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """`update`, lowered for the devices of `mesh`."""
-    shape = (config.accumulate, config.micro_batch, config.sequence_length + 1)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=_batch_sharding(mesh))
+    length, dtype = row_shape(config)
+    shape = (config.accumulate, config.micro_batch, length)
+    tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=_batch_sharding(mesh))
     with jax.set_mesh(mesh):
         run = jax.jit(update, static_argnums=2, donate_argnums=0)
         return run.lower(abstract_state(config, mesh), tokens, config)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def validation_loss(
-    model: Transformer, tokens: Int[Array, "A B T+1"], config: TrainConfig
-) -> Float[Array, ""]:
-    """Mean loss of one batch, one micro-batch after the other."""
-    return jax.lax.map(lambda rows: loss(model, rows, config), tokens).mean()
+def validation(
+    model: Transformer, tokens: Array, config: TrainConfig
+) -> dict[str, Float[Array, ""]]:
+    """Mean loss of one batch, one micro-batch after the other; of images also the accuracy."""
+    def measured(rows):
+        found = {"loss": loss(model, rows, config)}
+        if config.model.embed.patches is not None:
+            images, targets = split_rows(config.model, rows)
+            right = model(images)[0].argmax(-1) == targets[:, 0]
+            found["accuracy"] = right.mean(dtype=jnp.float32)
+        return found
+
+    return jax.tree.map(jnp.mean, jax.lax.map(measured, tokens))
 
 
 def parameter_count(config: TrainConfig) -> int:

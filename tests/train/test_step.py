@@ -27,7 +27,7 @@ from jax_massact.train.step import (
     make_mesh,
     new_state,
     place,
-    validation_loss,
+    validation,
 )
 
 DATA = Counting()
@@ -227,7 +227,7 @@ def test_loss_is_the_mean_cross_entropy():
     expected = -np.take_along_axis(log_probability, batch[:, 1:, None], -1).mean()
     np.testing.assert_allclose(loss(model, batch, MICRO), expected, rtol=1e-6)
     parts = batch.reshape(4, 2, -1)
-    np.testing.assert_allclose(validation_loss(model, parts, MICRO), expected, rtol=1e-6)
+    np.testing.assert_allclose(validation(model, parts, MICRO)["loss"], expected, rtol=1e-6)
 
 
 def test_bfloat16_keeps_float32_parameters():

@@ -140,6 +140,8 @@ def compare_runs(
     configs = [run_config(folder) for folder in folders]
     records = [_record(folder, config) for folder, config in zip(folders, configs, strict=True)]
     _check_watched_alike(folders, configs)
+    if interventions and any(config.model.embed.patches is not None for config in configs):
+        raise UserError("runs of image encoders; expected with them: --no-interventions")
     if interventions:
         for record, folder, config in zip(records, folders, configs, strict=True):
             report(f"intervening on {folder}")
