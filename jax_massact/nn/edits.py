@@ -239,6 +239,39 @@ class MaxMoves:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
+    data_fields=["layer", "dim", "limit"], meta_fields=["site"],
+)
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Clips single dimensions at every token: |x[b, t, dim]| <= limit, with its sign.
+
+    Attributes:
+      layer: in which block, from 0.
+      dim: which dimension of the site.
+      limit: the largest magnitude that is left; infinite: nothing changes.
+    """
+
+    layer: Int[Array, " E"]
+    dim: Int[Array, " E"]
+    limit: Float[Array, " E"]
+    site: str = "resid_post"
+
+    def apply(self, x: Float[Array, "B T D"], layer: int | Int[Array, ""]) -> Float[Array, "B T D"]:
+        limit = jnp.where(self.layer == layer, self.limit, jnp.inf)
+        limits = jnp.full(x.shape[2], jnp.inf).at[self.dim].min(limit).astype(x.dtype)
+        return jnp.clip(x, -limits, limits)
+
+    def check(self, shape: tuple[int, int, int], depth: int) -> None:
+        _check_place(self, depth)
+        _in_range("dim", self.dim, shape[2], f"dimensions of {self.site}")
+
+    def reordered(self, order_of: OrderOf) -> "Clips":
+        del order_of
+        return self
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
     data_fields=["layers", "low", "high", "value", "limit", "ordinary"], meta_fields=["site"],
 )
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids
 
 from jax_massact.nn.acts import EDITABLE
-from jax_massact.nn.edits import Additions, Edits, MaxMoves, VectorEdits
+from jax_massact.nn.edits import Additions, Clips, Edits, MaxMoves, VectorEdits
 
 B, T, D = 2, 5, LLAMA.width
 MODEL, TOKENS = decoder(LLAMA), ids(LLAMA, B, T)
@@ -249,3 +249,17 @@ def test_edits_of_several_kinds_are_made_together():
     _, acts = streams(MODEL, TOKENS, edits)
     assert (acts.mlp_out[0, :, 1, 3] == 8).all() and (acts.resid_post[0, :, 1, 3] == 9).all()
     assert (acts.resid_post[0, :, 1, 4] == 7).all()
+
+
+def test_a_dimension_is_clipped_at_every_token_of_its_block():
+    _, acts = streams(MODEL, TOKENS)
+    stream = np.asarray(acts.resid_post)
+    limit = np.abs(stream[1, ..., 9]).mean()
+    both = Clips(jnp.array([1, 0]), jnp.array([9, 3]), jnp.array([limit, np.inf]))
+    _, new = streams(MODEL, TOKENS, both)
+    expected = stream[:2].copy()
+    expected[1, ..., 9] = np.clip(expected[1, ..., 9], -limit, limit)
+    assert not np.array_equal(expected, stream[:2])
+    np.testing.assert_array_equal(np.asarray(new.resid_post)[:2], expected)
+    with pytest.raises(ValueError, match="dim is 1000"):
+        MODEL(TOKENS, edits=Clips(jnp.array([1]), jnp.array([1000]), jnp.array([1.0])))

@@ -4,6 +4,7 @@ import collections
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -123,13 +124,22 @@ class Measured:
         limits = self.limits(row.percentile) if row.granularity == "static" else None
         text = self.variant.held_out
         inputs = text.inputs[: len(text.inputs) if count is None else count]
+        weights = self.weights(row.weights)
+
+        def one(batch):
+            rows, tokens, _ = batch
+            rounding = rounding_of(
+                row, places, self.work.sites, text.rows(rows, self.size), limits, self.rotations
+            )
+            losses = jax.device_get(_losses(weights, tokens, text.edits, rounding))
+            return losses[: rows.stop - rows.start, self.variant.skip :]
+
         found = []
-        for rows, tokens, _ in inputs.batches(self.size):
-            kept, edits = text.rows(rows, self.size)
-            rounding = rounding_of(row, places, self.work.sites, kept, limits, self.rotations)
-            losses = jax.device_get(_losses(self.weights(row.weights), tokens, edits, rounding))
-            found.append(losses[: rows.stop - rows.start, self.variant.skip :])
-            self.work.done(rows.stop - rows.start)
+        # Two passes at a time: one alone leaves cores of a CPU idle between its operations.
+        with ThreadPoolExecutor(2) as pool:
+            for losses in pool.map(one, inputs.batches(self.size)):
+                found.append(losses)
+                self.work.done(len(losses))
         return np.concatenate(found).astype(np.float64)
 
     def weights(self, bits: int | None) -> Transformer:
@@ -149,7 +159,8 @@ class Measured:
         quantile = None if percentile is None else percentile / 100
 
         limits, dims = [], collections.defaultdict(list)
-        for n, tokens, kept, _, edits in self._calibration():
+        edits = self.variant.calibration.edits
+        for n, tokens, kept, _ in self._calibration():
             limit, per_dim = jax.device_get(
                 _limits(self.model, tokens, edits, kept, self.rotations, quantile)
             )
@@ -159,20 +170,20 @@ class Measured:
             self.work.done(n)
         return np.max(limits, 0), {site: np.max(found, 0) for site, found in dims.items()}
 
-    def _calibration(self) -> Iterator[tuple[int, Any, Any, Any, Any]]:
-        """Batches of the calibration text: how many count, tokens, kept, massive, edits."""
+    def _calibration(self) -> Iterator[tuple[int, Any, Any, Any]]:
+        """Batches of the calibration text: how many count, tokens, kept, massive."""
         text = self.variant.calibration
         inputs = text.inputs[: self.config.static_sequences]
         for rows, tokens, _ in inputs.batches(self.size):
-            kept, edits = text.rows(rows, self.size)
-            massive, _ = text._replace(kept=text.massive).rows(rows, self.size)
-            yield rows.stop - rows.start, tokens, kept, massive, edits
+            kept = text.rows(rows, self.size)
+            massive = text._replace(kept=text.massive).rows(rows, self.size)
+            yield rows.stop - rows.start, tokens, kept, massive
 
     def ranges(self) -> list[RangeRecord]:
         """Ranges of each reported site and each block, over the calibration text."""
 
         found = []
-        for n, tokens, _, massive, _ in self._calibration():
+        for n, tokens, _, massive in self._calibration():
             batch = jax.device_get(_ranges(self.model, tokens, massive))
             found.append(jax.tree.map(lambda x, n=n: x[..., :n], batch))
             self.work.done(n)

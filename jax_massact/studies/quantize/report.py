@@ -199,7 +199,7 @@ def _notes(result: QuantizeResult) -> list[str]:
         notes.append(f"kept: {words.number(kept)} of a sequence's tokens in float "
                      f"(keep={result['config'].get('keep', 'first')}).")
     if any(row["variant"] == "halved" for row in result["rows"]):
-        notes.append("halved: massive activations set to half their mean.")
+        notes.append("halved: the dimensions of massive activations clipped to half their mean.")
     return [*notes, *words.definition(result["definition"])]
 
 

@@ -36,8 +36,8 @@ class QuantizeConfig(RunConfig):
         for each output channel.
       variants: of the model: `original`; `first` with `first_token` in front of every sequence;
         `folded`, in which that token is explicit k', v'; `kept`, in which the tokens of `keep` stay
-        in float; `halved`, whose massive activations are set to half their mean. What a model does
-        not have is left out.
+        in float; `halved`, whose massive dimensions are clipped to half their mean in the block
+        that writes them. What a model does not have is left out.
       first_token: which token to put in front and fold: `bos`, the id of a token, or a text that is
         one token.
       keep: which tokens stay in float in `kept`: `first`, `massive`, or `ratio:64`, those whose

@@ -11,17 +11,16 @@ from jaxtyping import Bool
 
 from jax_massact.errors import ConfigError, DataError
 from jax_massact.measure.fold import check_foldable, fold
-from jax_massact.nn.edits import Edits
+from jax_massact.nn.edits import Clips
 from jax_massact.nn.transformer import Transformer
-from jax_massact.studies.changes import Met, set_to
 from jax_massact.studies.collector import Found
 from jax_massact.studies.first_token import find_first_token
 from jax_massact.studies.frame import Prepared
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.quantize.settings import QuantizeConfig
-from jax_massact.studies.targets import Means, TargetPlace, find_places
+from jax_massact.studies.targets import Means, TargetPlace
 
-HALF = 0.5  # of the mean, to which `halved` sets massive activations
+HALF = 0.5  # of the mean, to which `halved` clips the dimensions of massive activations
 
 
 class Text(NamedTuple):
@@ -31,22 +30,17 @@ class Text(NamedTuple):
       inputs: what the model takes.
       kept: tokens that stay in float.
       massive: tokens with massive activations, whatever becomes of them.
-      edits: changes to all of the sequences; [E, S, P+T] masks.
+      edits: changes to all of the sequences.
     """
 
     inputs: Inputs
     kept: Bool[np.ndarray, "S P+T"]
     massive: Bool[np.ndarray, "S P+T"]
-    edits: Edits | None
+    edits: Clips | None
 
-    def rows(self, rows: slice, size: int) -> tuple[Bool[np.ndarray, "B T"], Edits | None]:
-        """What is kept and changed in one batch, filled up like its tokens."""
-        index = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)
-        if self.edits is None:
-            return self.kept[index], None
-        take = lambda x: np.asarray(x)[:, index]
-        tokens, add = take(self.edits.tokens), take(self.edits.add)
-        return self.kept[index], dataclasses.replace(self.edits, tokens=tokens, add=add)
+    def rows(self, rows: slice, size: int) -> Bool[np.ndarray, "B T"]:
+        """What is kept in one batch, filled up like its tokens."""
+        return self.kept[np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)]
 
 
 class Variant(NamedTuple):
@@ -87,8 +81,11 @@ def make_variants(
       kept: the tokens of `config.keep`, in held-out and calibration text.
     """
     notices: list[str] = []
-    plain = [_text(part, targets, means) for part in (held_out, calibration)]
-    same = [text._replace(edits=_nothing(text.edits)) for text in plain]
+    clips = _clips(targets, means)
+    plain = [_text(part, clips) for part in (held_out, calibration)]
+    # Edits of the same shape, which share a compilation, that change nothing.
+    none = clips and dataclasses.replace(clips, limit=np.full_like(clips.limit, np.inf))
+    same = [text._replace(edits=none) for text in plain]
     of = lambda name, model, texts, **more: Variant(name, model, texts[0], texts[1], **more)
     variants = [of("original", model, same)]
     first, name = None, None
@@ -123,19 +120,19 @@ def _behind(first: int, inputs: Inputs) -> Inputs:
     return dataclasses.replace(inputs, tokens=np.concatenate([column, inputs.tokens], axis=1))
 
 
-def _text(part: Read, targets: Sequence[TargetPlace], means: Sequence[Means]) -> Text:
+def _text(part: Read, edits: Clips | None) -> Text:
     shape = len(part.inputs), part.inputs.length
-    tokens, mean = find_places(targets, means, part.found, part.inputs.kind_at, shape)
-    none = np.zeros(shape, bool)
-    met = Met(targets, tokens, mean, np.zeros(len(targets), int), np.zeros_like(tokens))
-    edits = set_to(HALF)(met) if targets else None
-    return Text(part.inputs, none, massive_tokens(part.found, shape), edits)
+    return Text(part.inputs, np.zeros(shape, bool), massive_tokens(part.found, shape), edits)
 
 
-def _nothing(edits: Edits | None) -> Edits | None:
-    """Edits of the same shape, which share a compilation, at no token."""
-    return None if edits is None else dataclasses.replace(
-        edits, tokens=np.zeros_like(edits.tokens)
+def _clips(targets: Sequence[TargetPlace], means: Sequence[Means]) -> Clips | None:
+    """The dimensions of massive activations at half their mean at most, where they are written."""
+    if not targets:
+        return None
+    return Clips(
+        np.array([target.layer for target in targets], np.int32),  # pyright: ignore[reportArgumentType]
+        np.array([target.dim for target in targets], np.int32),  # pyright: ignore[reportArgumentType]
+        np.array([HALF * abs(mean.overall) for mean in means], np.float32),  # pyright: ignore
     )
 
 
