@@ -15,7 +15,7 @@ from jax_massact.nn.transformer import Transformer
 
 # Patches whose attention is measured, evenly spread over the image: all would take as long as the
 # attention itself.
-QUERIES = 128
+QUERIES = 64
 # An outlier patch: its norm is this far above the median of its image, and that many medians.
 MADS, MEDIANS = 10.0, 2.0
 _GAUSSIAN = 1.4826  # the standard deviation of a Gaussian, over its median absolute deviation
