@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 import types
@@ -56,7 +57,7 @@ def from_mapping(
         as one value, a setting without a default left out, or a value out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    kinds = get_type_hints(cls)
+    kinds = _kinds_of(cls)
     given: dict[str, Any] = {}
     if defaults is not None:
         given = {key: getattr(defaults, key) for key in fields}
@@ -72,6 +73,10 @@ def from_mapping(
         return cls(**given)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+# Strings become types: of all that reading settings does, what takes longest.
+_kinds_of = functools.cache(get_type_hints)
 
 
 def _value(kind: Any, value: Any, path: str, default: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax_massact.errors import ConfigError, WeightsError
 from jax_massact.families.family import Family
-from jax_massact.families.fields import build, flat
+from jax_massact.families.fields import Fields, build, flat
 from jax_massact.families.own import GROUP, names_of, read_group, write_group
 from jax_massact.families.places import places_of
 from jax_massact.families.rope import readable_rope
@@ -175,7 +175,12 @@ def describe(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     # Whether there is a head says the architecture.
     wanted = readable(config)
     wanted = dataclasses.replace(wanted, head=dataclasses.replace(wanted.head, present=True))
-    found = [described for family in FAMILIES if (described := _as_family(family, wanted))]
+    fields, found = flat(wanted), []
+    for family in FAMILIES:
+        if (described := _as_family(family, wanted, fields)) is not None:
+            found.append(described)
+            if not described[2]:
+                break
     near = [described for described in found if not described[2]]
     if not near:
         # In the words of the families that this package trains, if they can be.
@@ -208,13 +213,16 @@ def _distance(group: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _as_family(
-    family: Family, config: ModelConfig
+    family: Family, config: ModelConfig, fields: Fields
 ) -> tuple[Family, dict[str, Any], dict[str, Any]] | None:
-    """What a `config.json` of the family says of a configuration, and the group, if it can."""
+    """What a `config.json` of the family says of a configuration, and the group, if it can.
+
+    `fields` are those of the configuration.
+    """
     settings, file = family.write(config), Path("config.json")
     try:
         stated = family.read(Settings({**family.defaults, **settings, GROUP: {}}, file))
-        group = write_group(stated, flat(config))
+        group = write_group(stated, fields)
         rest = read_group(Settings({GROUP: group}, file), required=True)
         is_all = build({**stated, **rest}) == config
     except (ConfigError, WeightsError):

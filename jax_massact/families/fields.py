@@ -5,6 +5,7 @@ configuration is built and checked as a whole.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ def flat(config: ModelConfig) -> dict[str, Any]:
     return {**_leaves(dataclasses.replace(config, others=())), "others": others}
 
 
-def defaults() -> dict[str, Any]:
+@functools.cache
+def defaults() -> Fields:
     """What `build` takes for a setting that has a default and is not stated."""
     return flat(_LEAST)
 
