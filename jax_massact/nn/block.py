@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import Rounded, attend
-from jax_massact.nn.config import INIT_STD, LAYER_SCALE, BlockConfig, ModelConfig
+from jax_massact.nn.config import LAYER_SCALE, BlockConfig, ModelConfig
+from jax_massact.nn.draw import INIT_STD, Key, drawn, split
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP
 from jax_massact.nn.moe import MoE
@@ -25,14 +26,14 @@ Edit = Callable[[str, jax.Array], jax.Array]
 class Attention(nnx.Module):
     """Projections to queries, keys and values, the variant, and the way back to the stream."""
 
-    def __init__(self, config: ModelConfig, out_std: float, key: jax.Array):
+    def __init__(self, config: ModelConfig, out_std: float, key: Key):
         D, c = config.width, config.block.attention
         N, K, H = c.heads, c.kv_heads, c.head_dim
-        keys = jax.random.split(key, 5)
-        self.q = nnx.Param(INIT_STD * jax.random.normal(keys[0], (D, N, H)))
-        self.k = nnx.Param(INIT_STD * jax.random.normal(keys[1], (D, K, H)))
-        self.v = nnx.Param(INIT_STD * jax.random.normal(keys[2], (D, K, H)))
-        self.out = nnx.Param(out_std * jax.random.normal(keys[3], (N, H, D)))
+        keys = split(key, 5)
+        self.q = drawn(keys[0], D, N, H)
+        self.k = drawn(keys[1], D, K, H)
+        self.v = drawn(keys[2], D, K, H)
+        self.out = drawn(keys[3], N, H, D, std=out_std)
         self.q_bias = nnx.Param(jnp.zeros((N, H))) if c.qkv_bias else None
         self.k_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias and c.key_bias else None
         self.v_bias = nnx.Param(jnp.zeros((K, H))) if c.qkv_bias else None
@@ -62,8 +63,8 @@ class Block(nnx.Module):
     Blocks of all kinds have the same parameters; what else differs comes with each call.
     """
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        attn, mlp = jax.random.split(key)
+    def __init__(self, config: ModelConfig, key: Key):
+        attn, mlp = split(key)
         # GPT-2's: the sum of 2L sublayers keeps the size of the residual stream.
         out_std = INIT_STD / (2 * config.depth) ** 0.5
         c, D = config.block, config.width

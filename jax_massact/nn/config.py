@@ -22,8 +22,6 @@ RouterKind = Literal["softmax", "top_softmax"]
 DType = Literal["float32", "bfloat16"]
 ImplementationKind = Literal["xla", "cudnn", "splash"]
 
-# Standard deviation of new weights, GPT-2's and LLaMA's.
-INIT_STD = 0.02
 # New factors of LayerScale, those of DINOv2.
 LAYER_SCALE = 1e-5
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jax_massact.nn.config import INIT_STD, ActivationKind, MLPConfig
+from jax_massact.nn.config import ActivationKind, MLPConfig
+from jax_massact.nn.draw import Key, drawn, split
 from jax_massact.nn.fused.gelu import gelu
 from jax_massact.nn.linear import project
 
@@ -65,12 +66,12 @@ class Router(NamedTuple):
 class MLP(nnx.Module):
     """down(act(gate(x)) * up(x)) (SwiGLU, Shazeer 2020), or down(act(up(x))) without a gate."""
 
-    def __init__(self, config: MLPConfig, width: int, out_std: float, key: jax.Array):
+    def __init__(self, config: MLPConfig, width: int, out_std: float, key: Key):
         D, F, bias, gated = width, config.hidden, config.bias, config.gated
-        up, gate, down = jax.random.split(key, 3)
-        self.up = nnx.Param(INIT_STD * jax.random.normal(up, (D, F)))
-        self.gate = nnx.Param(INIT_STD * jax.random.normal(gate, (D, F))) if gated else None
-        self.down = nnx.Param(out_std * jax.random.normal(down, (F, D)))
+        up, gate, down = split(key, 3)
+        self.up = drawn(up, D, F)
+        self.gate = drawn(gate, D, F) if gated else None
+        self.down = drawn(down, F, D, std=out_std)
         self.up_bias = nnx.Param(jnp.zeros(F)) if bias else None
         self.gate_bias = nnx.Param(jnp.zeros(F)) if bias and gated else None
         self.down_bias = nnx.Param(jnp.zeros(D)) if bias else None

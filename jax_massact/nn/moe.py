@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn import sharded
-from jax_massact.nn.config import INIT_STD, ActivationKind, MLPConfig, MoEConfig, RouterKind
+from jax_massact.nn.config import ActivationKind, MLPConfig, MoEConfig, RouterKind
+from jax_massact.nn.draw import Key, drawn, split
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP, Router, gated_units
 
@@ -34,12 +35,12 @@ SCORES: dict[RouterKind, Callable[[Float[Array, "B T E"], MoEConfig], Router]] =
 class Experts(nnx.Module):
     """The MLPs of all experts, stacked."""
 
-    def __init__(self, config: MLPConfig, width: int, out_std: float, key: jax.Array):
+    def __init__(self, config: MLPConfig, width: int, out_std: float, key: Key):
         D, F, E, bias = width, config.hidden, config.moe.experts, config.bias
-        up, gate, down = jax.random.split(key, 3)
-        self.gate = nnx.Param(INIT_STD * jax.random.normal(gate, (E, D, F)))
-        self.up = nnx.Param(INIT_STD * jax.random.normal(up, (E, D, F)))
-        self.down = nnx.Param(out_std * jax.random.normal(down, (E, F, D)))
+        up, gate, down = split(key, 3)
+        self.gate = drawn(gate, E, D, F)
+        self.up = drawn(up, E, D, F)
+        self.down = drawn(down, E, F, D, std=out_std)
         self.gate_bias = nnx.Param(jnp.zeros((E, F))) if bias else None
         self.up_bias = nnx.Param(jnp.zeros((E, F))) if bias else None
         self.down_bias = nnx.Param(jnp.zeros((E, D))) if bias else None
@@ -51,18 +52,17 @@ class MoE(nnx.Module):
     Takes the place of `nn.mlp.MLP` in a block.
     """
 
-    def __init__(self, config: MLPConfig, width: int, out_std: float, key: jax.Array):
-        router, experts, shared, gate = jax.random.split(key, 4)
+    def __init__(self, config: MLPConfig, width: int, out_std: float, key: Key):
+        router, experts, shared, gate = split(key, 4)
         moe = config.moe
         self.config, self.units = moe, config.hidden
-        self.router = nnx.Param(INIT_STD * jax.random.normal(router, (width, moe.experts)))
+        self.router = drawn(router, width, moe.experts)
         self.router_bias = nnx.Param(jnp.zeros(moe.experts)) if moe.router_bias else None
         self.experts = Experts(config, width, out_std, experts)
         # Of no bias, as in every published model.
         own = MLPConfig(hidden=moe.shared, activation=config.activation) if moe.shared else None
         self.shared = MLP(own, width, out_std, shared) if own else None
-        drawn = INIT_STD * jax.random.normal(gate, (width,))
-        self.shared_gate = nnx.Param(drawn) if own and moe.shared_gate else None
+        self.shared_gate = drawn(gate, width) if own and moe.shared_gate else None
 
     def hidden(
         self, x: Float[Array, "B T D"], activation: ActivationKind

@@ -11,7 +11,8 @@ from jax_massact.nn import sharded
 from jax_massact.nn.acts import Mask
 from jax_massact.nn.attention import weights
 from jax_massact.nn.block import Attention
-from jax_massact.nn.config import INIT_STD, ModelConfig, PoolKind
+from jax_massact.nn.config import ModelConfig, PoolKind
+from jax_massact.nn.draw import INIT_STD, Key, drawn, split
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP
 from jax_massact.nn.norms import Norm
@@ -41,10 +42,10 @@ POOLS: dict[PoolKind, Pool] = {
 class MapPool(nnx.Module):
     """A learned query that attends to all tokens, then an MLP (SigLIP, Zhai et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        probe, attn, mlp = jax.random.split(key, 3)
+    def __init__(self, config: ModelConfig, key: Key):
+        probe, attn, mlp = split(key, 3)
         c, D = config.block, config.width
-        self.probe = nnx.Param(INIT_STD * jax.random.normal(probe, (D,)))
+        self.probe = drawn(probe, D)
         self.attn = Attention(config, INIT_STD, attn)
         self.norm = Norm(c.norm, D)
         self.mlp = MLP(c.mlp, D, INIT_STD, mlp)

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from jax_massact.errors import WeightsError
 from jax_massact.nn import sharded
 from jax_massact.nn.block import Block
-from jax_massact.nn.config import INIT_STD, ModelConfig, PatchConfig
+from jax_massact.nn.config import ModelConfig, PatchConfig
+from jax_massact.nn.draw import Key, drawn, split
 from jax_massact.nn.edits import Edit, known
 from jax_massact.nn.embed import embed
 from jax_massact.nn.fused.vendor import platform
@@ -34,32 +35,34 @@ class Transformer(nnx.Module):
 
     Attributes:
       config: everything that is not a weight; static under `jax.jit`.
+
+    A new model has normal weights, drawn from `key`; without one all of them are zeros.
     """
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        keys = jax.random.split(key, 5)
+    def __init__(self, config: ModelConfig, key: Key):
+        keys = split(key, 5)
         V, D, P = config.embed.vocab_size, config.width, config.context_length
-        draw = lambda key, *shape: nnx.Param(INIT_STD * jax.random.normal(key, shape))
         R = variant_of(config).prefix + config.registers
         patches = config.embed.patches
         self.config = config
-        self.embed = None if patches else draw(keys[0], V, D)
+        self.embed = None if patches else drawn(keys[0], V, D)
         self.embed_norm = Norm(config.final_norm, D) if config.embed.norm else None
-        self.positions = draw(keys[1], P, D) if config.embed.positions == "learned" else None
-        self.prefix = draw(keys[4], R, D) if R else None
+        self.positions = drawn(keys[1], P, D) if config.embed.positions == "learned" else None
+        self.prefix = drawn(keys[4], R, D) if R else None
         # One block's initialiser over L keys: every parameter gets a leading layer axis.
-        self.blocks = jax.vmap(lambda k: Block(config, k))(jax.random.split(keys[2], config.depth))
+        layers = None if keys[2] is None else jax.random.split(keys[2], config.depth)
+        self.blocks = jax.vmap(lambda k: Block(config, k), axis_size=config.depth)(layers)
         self.final_norm = Norm(config.final_norm, D)
         has_own = config.head.present and not config.head.tied
         features = 2 * D if config.head.pool == "cls_mean" else D
-        self.head = draw(keys[3], features, V) if has_own else None
+        self.head = drawn(keys[3], features, V) if has_own else None
         self.head_bias = nnx.Param(jnp.zeros(V)) if config.head.bias else None
-        more = jax.random.split(keys[0], 4)
+        more = split(keys[0], 4)
         pixels = 0 if patches is None else patches.channels * patches.size**2
-        self.patches = draw(more[0], pixels, D) if patches else None
+        self.patches = drawn(more[0], pixels, D) if patches else None
         self.patches_bias = nnx.Param(jnp.zeros(D)) if patches and patches.bias else None
-        self.cls = draw(more[1], D) if patches and patches.cls else None
-        self.cls_position = draw(more[2], D) if patches and patches.cls_position else None
+        self.cls = drawn(more[1], D) if patches and patches.cls else None
+        self.cls_position = drawn(more[2], D) if patches and patches.cls_position else None
         self.pool = MapPool(config, more[3]) if config.head.pool == "map" else None
 
     def __call__(
@@ -291,7 +294,7 @@ def _names(model: Transformer) -> list[str]:
 @functools.lru_cache(maxsize=16)
 def abstract(config: ModelConfig) -> Transformer:
     """A model of shapes: `jax.ShapeDtypeStruct` in place of every array, no memory used."""
-    shapes = jax.eval_shape(lambda key: Transformer(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: Transformer(config, None))
     # The same under every mesh: without the layout of the current one.
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from jax_massact.errors import ConfigError
 from jax_massact.nn import sharded
-from jax_massact.nn.config import INIT_STD, ModelConfig
+from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.draw import Key, drawn, split
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.linear import project
 from jax_massact.nn.weigh import Clipped, Sigmoid, Softmax, Softpick
@@ -35,7 +36,7 @@ class Standard(nnx.Module):
     prefix = 0
     extra_key: str | None = None
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: Key):
         del config, key
 
     @classmethod
@@ -76,10 +77,10 @@ class KVBias(Standard):
     about = "a learned key k' and value v' for each head (Sun et al. 2024, equation 3)"
     extra_key = "k'"
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        k, v = jax.random.split(key)
-        self.k = nnx.Param(INIT_STD * jax.random.normal(k, _extra_shape(config)))
-        self.v = nnx.Param(INIT_STD * jax.random.normal(v, _extra_shape(config)))
+    def __init__(self, config: ModelConfig, key: Key):
+        k, v = split(key)
+        self.k = drawn(k, *_extra_shape(config))
+        self.v = drawn(v, *_extra_shape(config))
 
     def extra(self) -> Extra:
         return Extra(key=self.k[...], value=self.v[...])
@@ -91,8 +92,8 @@ class KBias(Standard):
     about = "a learned key k' for each head, whose value is 0"
     extra_key = "k'"
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
-        self.k = nnx.Param(INIT_STD * jax.random.normal(key, _extra_shape(config)))
+    def __init__(self, config: ModelConfig, key: Key):
+        self.k = drawn(key, *_extra_shape(config))
 
     def extra(self) -> Extra:
         return Extra(key=self.k[...])
@@ -103,9 +104,9 @@ class VBias(Standard):
 
     about = "a learned bias v' added to each head's result"
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: Key):
         shape = _extra_shape(config)[1:]
-        self.v_bias = nnx.Param(INIT_STD * jax.random.normal(key, shape))
+        self.v_bias = drawn(key, *shape)
 
     def heads(
         self, z: Float[Array, "B T N H"], attn_in: Float[Array, "B T D"]
@@ -120,7 +121,7 @@ class SinkLogit(Standard):
     about = "a learned logit for each head, of a key whose value is 0"
     extra_key = "the learned logit"
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: Key):
         del key
         self.logit = nnx.Param(jnp.zeros(config.block.attention.heads))
 
@@ -134,7 +135,7 @@ class Softmax1(Standard):
     about = "softmax with 1 added to its denominator"
     extra_key = "the 1 in the denominator"
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: Key):
         del key
         self.heads_number = config.block.attention.heads
 
@@ -147,9 +148,9 @@ class Gated(Standard):
 
     about = "each head's result times a sigmoid gate of the attention's input"
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: Key):
         shape = (config.width, config.block.attention.heads)
-        self.gate = nnx.Param(INIT_STD * jax.random.normal(key, shape))
+        self.gate = drawn(key, *shape)
 
     def heads(
         self, z: Float[Array, "B T N H"], attn_in: Float[Array, "B T D"]
