@@ -1,5 +1,6 @@
 """A number for each array that says whether it is still the one that was saved."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,15 +23,12 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, str]:
     Args:
       arrays: of 1, 2 or 4 bytes a number. Every process has to call this.
     """
-    found = jax.device_get(_checksums(arrays))
+    found = jax.device_get({name: _checksum(array) for name, array in arrays.items()})
     return {name: "".join(f"{int(word):08x}" for word in words) for name, words in found.items()}
 
 
+# One small program for each shape, of which a state has a few: quicker to compile than one of all.
 @jax.jit
-def _checksums(arrays: dict[str, jax.Array]) -> dict[str, tuple[UInt32[Array, ""], ...]]:
-    return {name: _checksum(array) for name, array in arrays.items()}
-
-
 def _checksum(x: jax.Array) -> tuple[UInt32[Array, ""], ...]:
     bits = _bits(x)
     place = jnp.zeros((), jnp.uint32)
@@ -59,6 +57,8 @@ def _sharding(x: jax.Array) -> Any:
     return None if sharding.mesh.empty else sharding
 
 
+# Traced once for each shape, not four times.
+@functools.partial(jax.jit, inline=True)
 def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """The finalizer of MurmurHash3 (Appleby 2011): one-to-one, each bit depends on all."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)

@@ -61,6 +61,8 @@ def check_settings(config: TrainConfig, before: Mapping[str, Any], step: int, wh
 def _check_schedule(config: TrainConfig, before: Mapping[str, Any], step: int, where: str) -> None:
     optimizer = OptimizerConfig(**before["optimizer"])
     old = dataclasses.replace(config, optimizer=optimizer, steps=before["steps"])
+    if old == config:
+        return
     rates, former = _rates(config, step), _rates(old, step)
     if np.allclose(rates, former, rtol=1e-5, atol=0):
         return

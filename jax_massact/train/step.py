@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_massact import mesh as layout
 from jax_massact.errors import ConfigError
+from jax_massact.nn.draw import Key
 from jax_massact.nn.fused.cross_entropy import cross_entropy
 from jax_massact.nn.parameters import is_stacked, parameter
 from jax_massact.nn.transformer import (
@@ -143,7 +144,7 @@ def new_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
 def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
     """The shapes, dtypes and layouts of a state; no memory used."""
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(functools.partial(_new_state, config, mesh), jax.random.key(0))
+        state = jax.eval_shape(functools.partial(_new_state, config, mesh, None))
 
         def placed(leaf):
             # Arrays that are whole on every device come without a layout.
@@ -155,7 +156,7 @@ def abstract_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: jax.Array) -> State:
+def _new_state(config: TrainConfig, mesh: jax.sharding.Mesh, key: Key) -> State:
     def put(name, leaf):
         sharding = layout.parameter_sharding(
             mesh, parameter(name).letters, leaf.shape, stacked=is_stacked(name)

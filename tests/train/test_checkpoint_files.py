@@ -14,6 +14,9 @@ from jax_massact.train.checkpoint import DIGESTS, Checkpoints
 from jax_massact.train.config import CheckpointConfig, MeshConfig
 from jax_massact.train.step import abstract_state, make_mesh, new_state
 
+# Of the tasks that Orbax leaves behind where reading fails, in whichever test they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 MESH = make_mesh(MICRO.mesh)
 DATA = {"training data": "a", "tokenizer": "b"}
 KEEP = CheckpointConfig(every=1, keep=2, keep_every=3)
@@ -159,8 +162,6 @@ def test_any_damaged_file_sends_the_run_one_checkpoint_back(tmp_path, state, thr
         assert len(list((folder / "2.damaged").rglob("*"))) >= len(names) - 1
 
 
-# Of the tasks that Orbax leaves behind where reading fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_arrays_are_checked_where_files_have_no_digests_yet(tmp_path, state, three):
     """A flipped bit in any file either does not reach an array or is noticed."""
     source, names = three
