@@ -19,6 +19,7 @@ from jax_massact.families.config_files import describe
 from jax_massact.families.own import GROUP, names_of
 from jax_massact.families.places import Names, fused, join, places_of, sizes_of
 from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer, abstract, parameters
 from jax_massact.results import LoadsIn
 from jax_massact.weights.folder import CONFIG, INDEX, WEIGHTS
@@ -34,7 +35,7 @@ _UNFINISHED = {"model_type": "massact-unfinished", **_MARK}
 
 
 def save(
-    model: Transformer,
+    model: Transformer | BlockSource,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -52,6 +53,7 @@ def save(
     program would lose that took a language model for one of the nearest family.
 
     Args:
+      model: in memory, or one whose blocks are read from a file while they are written.
       folder: made if need be. One that this function wrote before is overwritten; other files in
         it stay, and a tokenizer, too, unless a new one is given.
       tokenizer: written beside the model, if given.
@@ -117,8 +119,10 @@ def _tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {"bos_token_id": bos, "eos_token_id": eos}
 
 
-def _check_parameters(model: Transformer) -> str:
+def _check_parameters(model: Transformer | BlockSource) -> str:
     """The type of most parameters, if each is one that `load` would take."""
+    if isinstance(model, BlockSource):
+        return model.config.dtype  # numbers are checked as they are read
     sizes: dict[str, int] = {}
     for name, array in parameters(model).items():
         dtype = array.dtype.name
@@ -156,7 +160,7 @@ def _is_ours(config: Path) -> bool:
     return isinstance(settings, dict) and _MARK.items() <= settings.items()
 
 
-def _write_weights(model: Transformer, places: Names, folder: Path) -> list[Path]:
+def _write_weights(model: Transformer | BlockSource, places: Names, folder: Path) -> list[Path]:
     """`model.safetensors`, or shards and their index; what was there before is gone."""
     before = {folder / WEIGHTS, folder / INDEX, *folder.glob(_SHARDS)}
     with contextlib.ExitStack() as stack:
@@ -185,8 +189,13 @@ def _write_weights(model: Transformer, places: Names, folder: Path) -> list[Path
     return files
 
 
-def tensors_of(model: Transformer, places: Names) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a file by name, yielded one at a time."""
+def tensors_of(
+    model: Transformer | BlockSource, places: Names
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a file by name, yielded one at a time; a block at a time from a file."""
+    if isinstance(model, BlockSource):
+        yield from _streamed_tensors(model, places)
+        return
     config, arrays, sizes = model.config, parameters(model), sizes_of(model.config)
     for group in fused(places):
         place = next(iter(group.values()))
@@ -198,6 +207,22 @@ def tensors_of(model: Transformer, places: Names) -> Iterator[tuple[str, np.ndar
             array = join(group, own, sizes)
             tensors = place.tensors(layer, sizes)
             yield from zip(tensors, array if place.index else [array], strict=True)
+
+
+def _streamed_tensors(model: BlockSource, places: Names) -> Iterator[tuple[str, np.ndarray]]:
+    groups, sizes = fused(places), sizes_of(model.config)
+    unpack = jax.jit(lambda arrays: dict(model.unpack(arrays)))
+    for layer in range(-1, model.config.depth):
+        if layer < 0:
+            arrays = parameters(model.front()) | parameters(model.back())
+        else:
+            arrays = unpack(model.take(layer, model.root.read(layer)))
+        for group in groups:
+            place = next(iter(group.values()))
+            if place.in_every_block == (layer >= 0):
+                array = join(group, {name: np.asarray(arrays[name]) for name in group}, sizes)
+                tensors = place.tensors(layer, sizes)
+                yield from zip(tensors, array if place.index else [array], strict=True)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

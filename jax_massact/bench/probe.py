@@ -115,7 +115,7 @@ def bench_probe(
         "sequences": len(tokens),
         "sequence_length": int(tokens.shape[1]),
         "repeat": repeat,
-        "cpus": _cpus(),
+        "cpus": cpus(),
         "runs": summary,
         "ratios": ratios,
         "differences": differences,
@@ -151,7 +151,7 @@ def _commands(
         # One sequence as well, so that the probe's per-layer means are of that sequence.
         commands["probe, 1 sequence"] = probe("first", 1)
         script = str(reference_probe.__file__)
-        threads = str(_cpus())
+        threads = str(cpus())
         commands["authors' way"] = [
             *(reference, script, "--gguf", str(path), "--tokens", str(folder / "tokens.npy")),
             *("--out", str(folder / "reference.json"), "--threads", threads),
@@ -177,5 +177,6 @@ def _differences(folder: Path) -> dict[str, float]:
     return worst
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """The same statistics the way the paper's authors compute them: PyTorch, hidden states on the host.
 
     python jax_massact/bench/reference_probe.py --gguf MODEL.gguf --tokens TOKENS.npy --out OUT.json
+    python jax_massact/bench/reference_probe.py --folder MODEL --tokens TOKENS.npy --out OUT.json
 
 A script on its own, for comparing speed and numbers. It imports nothing of this package, so that it
 runs in an environment with torch, transformers, accelerate and gguf, and without JAX. Each sequence
@@ -49,6 +50,29 @@ def load(path: Path) -> Any:
     transformers.logging.disable_progress_bar()
     return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+def load_offloaded(folder: Path, dtype: str) -> Any:
+    """The model of a folder whose blocks stay on the disk until each is run."""
+    import accelerate
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with accelerate.init_empty_weights():
+        shapes = transformers.AutoModelForCausalLM.from_config(config)
+    places = {name: "cpu" for name, _ in shapes.named_children()}
+    base = shapes.base_model_prefix
+    del places[base]
+    for name, child in getattr(shapes, base).named_children():
+        if name in ("layers", "h"):
+            places |= {f"{base}.{name}.{i}": "disk" for i in range(len(child))}
+        else:
+            places[f"{base}.{name}"] = "cpu"
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), device_map=places, offload_folder=str(folder / ".off")
     ).eval()
 
 
@@ -122,8 +146,14 @@ def read_tokens(path: Path, vocab_size: int) -> Any:
     return tokens
 
 
-def probe(gguf: Path, tokens_path: Path, threads: int) -> dict[str, Any]:
-    """Runs every sequence; returns the seconds of each stage and the first one's statistics."""
+def probe(
+    model_path: Path, tokens_path: Path, threads: int, dtype: str | None = None
+) -> dict[str, Any]:
+    """Runs every sequence; returns the seconds of each stage and the first one's statistics.
+
+    Args:
+      model_path: a GGUF file, or, with a `dtype`, a folder whose blocks stay on the disk.
+    """
     watch = Stopwatch()
     try:
         import accelerate
@@ -135,7 +165,7 @@ def probe(gguf: Path, tokens_path: Path, threads: int) -> dict[str, Any]:
         sys.exit(f"no module {error.name!r} in {sys.executable}; this script needs {NEEDS}")
     torch.set_num_threads(threads)
     watch.lap("import")
-    model = load(gguf)
+    model = load(model_path) if dtype is None else load_offloaded(model_path, dtype)
     watch.lap("load")
     tokens = read_tokens(tokens_path, model.config.vocab_size)
     first: list[dict[str, Any]] = []
@@ -144,7 +174,7 @@ def probe(gguf: Path, tokens_path: Path, threads: int) -> dict[str, Any]:
         hidden = forward(model, sequence)
         watch.lap("forward")
         # On a CPU `.cpu()` would copy nothing.
-        host = [state.to("cpu", copy=True) for state in hidden]
+        host = [state.to("cpu", copy=True).float() for state in hidden]
         watch.lap("copy")
         layers = [layer_stats(layer, state) for layer, state in enumerate(host)]
         watch.lap("statistics")
@@ -162,19 +192,27 @@ def probe(gguf: Path, tokens_path: Path, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the arguments, probes, prints a summary and writes the JSON file."""
+    # This script's neighbours have names of packages that transformers looks for.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
     parser = argparse.ArgumentParser(
         description="The statistics of `massact probe`, by PyTorch in float32 on the CPU.",
         epilog=f"Needs {NEEDS}.",
     )
-    parser.add_argument("--gguf", type=Path, required=True, help="model file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--gguf", type=Path, help="model file")
+    source.add_argument("--folder", type=Path, help="model whose blocks stay on the disk")
+    parser.add_argument("--dtype", default="float32", help="of a folder's model (%(default)s)")
     parser.add_argument("--tokens", type=Path, required=True, help=".npy file, int32 [S, T]")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
     args = parser.parse_args()
-    for path in (args.gguf, args.tokens):
-        if not path.is_file():
-            parser.error(f"there is no file {path}")
-    result = probe(args.gguf, args.tokens, args.threads)
+    for path in (args.gguf or args.folder, args.tokens):
+        if not path.exists():
+            parser.error(f"there is no {path}")
+    result = probe(
+        args.gguf or args.folder, args.tokens, args.threads, args.dtype if args.folder else None
+    )
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     for stats in result["layers"]:
         top = stats["top"][0]

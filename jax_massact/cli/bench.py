@@ -1,5 +1,6 @@
 """`massact bench`: measurements anyone can repeat."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ import rich.table
 from jax_massact.bench.attention import AttentionShape, bench_attention
 from jax_massact.bench.device_probe import PREFIX, bench_device_probe
 from jax_massact.bench.probe import bench_probe
+from jax_massact.bench.stream import bench_host_blocks, bench_stream, random_folder
 from jax_massact.bench.train import bench_train
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.nn.shapes import SHAPES
 from jax_massact.report.console import failure, make_console
-from jax_massact.settings import check_int
+from jax_massact.settings import check_in, check_int
 from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import MeshConfig, TrainConfig
 
@@ -157,6 +160,61 @@ def _run_device_probe(
         table.add_row(label, f"{1e3 * row['seconds']:,.2f}", memory)
     lines = [f"{label}: {ratio:.3f} x" for label, ratio in result["ratios"].items()]
     return _finish(table, result, json_file, lines)
+
+
+def run_bench_stream(
+    model: str, config: ProbeConfig, *, folder: str | None, filled: int, kept: int,
+    loaded: bool, reference: str | None, reference_dtype: str, json_file: str | None,
+) -> int:
+    """`bench.stream`, its table, and its figures as JSON where asked to."""
+    check_int("--filled", filled, 0)
+    check_int("--kept", kept, 0)
+    _check_writable(json_file)
+    console = make_console(stderr=True)
+    say = lambda line: console.print(line)
+    with contextlib.ExitStack() as stack:
+        path = Path(model).expanduser()
+        if model.startswith(PREFIX):
+            shape = model.removeprefix(PREFIX)
+            check_in("random", shape, tuple(SHAPES))
+            place = Path(folder).expanduser() if folder else None
+            path = stack.enter_context(random_folder(SHAPES[shape], shape, place, filled, say))
+        if kept:
+            return _host_blocks(bench_host_blocks(path, config, kept), json_file)
+        result = bench_stream(
+            str(path), config, loaded=loaded, reference=reference,
+            reference_dtype=reference_dtype, say=say,
+        )
+    table = rich.table.Table(
+        "", "seconds", "of CPU time", "peak MB that no file backs",
+        title=f"{result['model']}, {result['bytes'] / 1e9:.2f} GB, {result['sequences']} x "
+        f"{result['sequence_length']} tokens, {result['dtype']}, {result['cpus']} CPUs",
+    )
+    best = result["best"]
+    table.add_row("reading the file with cat", f"{best['cat']:.1f}", "", "")
+    table.add_row(
+        "arithmetic of the matmuls", f"{best['matmuls']:.1f}", f"{best['matmuls_cpu']:.1f}", ""
+    )
+    for name, run in result["runs"].items():
+        table.add_row(
+            name, f"{run['wall']:.1f}", f"{run['cpu']:.1f}", f"{run['anonymous'] / 1e6:,.0f}"
+        )
+    lines = [f"{name}: {ratio:.3f}" for name, ratio in result["ratios"].items()]
+    return _finish(table, result, json_file, lines)
+
+
+def _host_blocks(result: dict[str, Any], json_file: str | None) -> int:
+    table = rich.table.Table(
+        "", "", title=f"{result['model']}, {result['sequences']} x {result['sequence_length']} "
+        f"tokens, {result['dtype']}, {result['device']}; {result['kept_blocks']} blocks on the "
+        f"host, used in turn for {result['blocks']}",
+    )
+    table.add_row("seconds", f"{result['seconds']:.2f}")
+    table.add_row("share in which the device waits for the host", f"{result['waits']:.3f}")
+    table.add_row("GB of blocks a second", f"{result['bytes'] / 1e9 / result['seconds']:.2f}")
+    if result["peak"] is not None:
+        table.add_row("peak GB of the device", f"{result['peak'] / 1e9:.2f}")
+    return _finish(table, result, json_file)
 
 
 def _check_writable(json_file: str | None) -> None:

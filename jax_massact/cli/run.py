@@ -93,6 +93,17 @@ def bench_probe(args: argparse.Namespace, overrides: list[str]) -> int:
     )
 
 
+def bench_stream(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact bench stream`."""
+    from jax_massact.cli.bench import run_bench_stream
+
+    return run_bench_stream(
+        args.model, _settings(args, overrides), folder=args.folder, filled=args.filled,
+        kept=args.kept, loaded=args.loaded, reference=args.reference,
+        reference_dtype=args.reference_dtype, json_file=args.json,
+    )
+
+
 def listing(args: argparse.Namespace, overrides: list[str]) -> int:
     """`massact list`."""
     from jax_massact.cli.listing import show

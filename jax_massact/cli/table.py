@@ -263,6 +263,46 @@ def _bench_probe() -> tuple[Option | Group, ...]:
     )
 
 
+def _bench_stream() -> tuple[Option | Group, ...]:
+    import argparse
+
+    from jax_massact.bench.device_probe import SHAPES
+
+    return (
+        option(
+            "model", "a folder with config.json and safetensors; or random:SHAPE "
+            f"({', '.join(name for name in SHAPES if not name.startswith('vit'))}), which is "
+            "written first and removed at the end", metavar="MODEL",
+        ),
+        _BENCH_JSON,
+        option(
+            "--folder", "where random weights are written (a temporary folder)", metavar="DIR",
+        ),
+        option(
+            "--filled", "random weights: how many of the first blocks have numbers; the others are "
+            "holes in the files, which take no room (0: all have)", type=int, default=0,
+            metavar="N",
+        ),
+        option(
+            "--kept", "read so many blocks into the host's memory and use them in turn, in this "
+            "process: time and memory of the device without a disk (0: not)", type=int, default=0,
+            metavar="N",
+        ),
+        option(
+            "--loaded", "also the probe of the loaded model, where it fits (yes)",
+            action=argparse.BooleanOptionalAction, default=True,
+        ),
+        option(
+            "--reference", "a Python with torch, transformers and accelerate: also time the "
+            "authors' way, with blocks that are offloaded to the disk", metavar="PYTHON",
+        ),
+        option(
+            "--reference-dtype", "in which it computes (%(default)s)", metavar="DTYPE",
+            default="bfloat16", choices=("float32", "bfloat16", "float16"),
+        ),
+    )
+
+
 def _list() -> tuple[Option | Group, ...]:
     from jax_massact.cli.listing import TABLES
 
@@ -326,6 +366,13 @@ axes leave. Ends with 0; 1: it does not fit into the memory; 2: an error that th
         "massact bench probe smollm2-135m --repeat=3 --json=probe.json",
         "jax_massact.cli.run:bench_probe", "jax_massact.studies.probe.settings:ProbeConfig",
         _bench_probe,
+    ),
+    "bench stream": Command(
+        "the probe of a model that is read block by block, against reading its file, the "
+        "arithmetic of its matmuls, the loaded model and the authors' way",
+        "massact bench stream random:llama2-7b --config.dtype=bfloat16 --json=stream.json",
+        "jax_massact.cli.run:bench_stream", "jax_massact.studies.probe.settings:ProbeConfig",
+        _bench_stream,
     ),
     "list": Command(
         "what there is: formats, families, variants, resources, sources, tokenizers, configs",

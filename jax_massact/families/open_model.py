@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,9 @@ from jax_massact.errors import WeightsError
 from jax_massact.families.checkpoint import Checkpoint
 from jax_massact.families.places import fused, read_stack, sizes_of, split
 from jax_massact.families.placing import transfer
-from jax_massact.nn.block import Block
 from jax_massact.nn.config import DType
 from jax_massact.nn.stream import BlockSource
-from jax_massact.nn.transformer import Transformer, abstract, parameters
+from jax_massact.nn.transformer import Transformer, abstract, parameters, partial_model
 
 # What the way from the last residual stream to logits needs; all else outside blocks embeds.
 _BACK = ("head", "final_norm", "pool")
@@ -84,7 +83,7 @@ class OpenModel(BlockSource):
         """The model with these parameters; all others are None."""
         arrays = self.checkpoint.load_parameters(names, self.config.dtype, self.mesh)
         self._check_unchanged()
-        return _filled(abstract(self.config), arrays)
+        return partial_model(self.config, arrays)
 
     def read(self, layer: int) -> list[jax.Array] | dict[str, jax.Array]:
         """The file's arrays of a block as they lie there; over a mesh, its parameters."""
@@ -100,7 +99,7 @@ class OpenModel(BlockSource):
         self._check_unchanged()
         return laid_out or arrays
 
-    def unpack(self, arrays: Any) -> Block:
+    def unpack(self, arrays: Any) -> dict[str, jax.Array]:
         """See `BlockSource.unpack`."""
         if isinstance(arrays, list):
             found = {}
@@ -109,9 +108,7 @@ class OpenModel(BlockSource):
         else:
             found = arrays
         dtype = jnp.dtype(self.config.dtype)
-        return _filled(
-            abstract(self.config), {name: x.astype(dtype) for name, x in found.items()}
-        ).blocks
+        return {name: x.astype(dtype) for name, x in found.items()}
 
     def block_bytes(self, layer: int) -> int:
         """See `BlockSource.block_bytes`."""
@@ -148,8 +145,3 @@ def _stamp(path: Path) -> _Stamp:
         ) from error
     return _Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
 
-
-def _filled(model: Transformer, arrays: Mapping[str, Any]) -> Transformer:
-    """The model with these parameters and no others."""
-    leaves = [arrays.get(name) for name in parameters(model)]
-    return jax.tree.unflatten(jax.tree.structure(model), leaves)

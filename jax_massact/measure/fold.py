@@ -1,12 +1,16 @@
 """The bias made explicit: fixed first tokens as k' and v', and the tokens dropped."""
 
 import dataclasses
+from typing import TypeVar, cast
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jax_massact.errors import ConfigError
+from jax_massact.nn.acts import Acts
 from jax_massact.nn.config import ModelConfig
+from jax_massact.nn.stream import Altered, BlockSource
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
 
 
@@ -25,9 +29,12 @@ def check_foldable(config: ModelConfig) -> None:
             )
 
 
+M = TypeVar("M", Transformer, BlockSource, Transformer | BlockSource)
+
+
 def fold(
-    model: Transformer, first_token: int | Int[Array, ""] | Int[Array, " R"]
-) -> Transformer:
+    model: M, first_token: int | Int[Array, ""] | Int[Array, " R"]
+) -> M:
     """A model without its first token, or its first R tokens.
 
     What stands first sees nothing but itself, so its keys and values are constants of the model;
@@ -39,7 +46,8 @@ def fold(
     `fold(model, t)(tokens)` gives the logits that `model([t, *tokens])` gives after its first.
 
     Args:
-      model: with standard attention.
+      model: with standard attention; in memory, or with its blocks on disk. The folded model
+        shares its parameters, outside of `jax.jit`.
       first_token: id of the token that stands first in every sequence, or of several [R].
 
     Raises:
@@ -50,14 +58,26 @@ def fold(
     check_foldable(config)
     tokens = jnp.atleast_1d(jnp.asarray(first_token, jnp.int32))[None]
     R = tokens.shape[1]
-    # [L 1 R K H]
-    k, v = model.residual(tokens, tap=lambda acts: (acts.k, acts.v))[1]
-    params = parameters(model)
-    params |= {"blocks.attn.variant.k": k[:, 0], "blocks.attn.variant.v": v[:, 0]}
-
     folded = dataclasses.replace(
         config.with_attention(variant="kv_bias", extra_keys=R),
         first_position=config.first_position + R,
         bias_position=config.first_position,
     )
-    return from_parameters(folded, params)
+    # [L 1 R K H]
+    if isinstance(model, BlockSource):
+        k, v = model.residual(tokens, tap=_keys_and_values)[1]
+    else:
+        k, v = _found(model, tokens)
+    more = {"blocks.attn.variant.k": k[:, 0], "blocks.attn.variant.v": v[:, 0]}
+    if isinstance(model, BlockSource):
+        return cast(M, Altered(model, folded, more=more))
+    return from_parameters(folded, parameters(model) | more)
+
+
+def _keys_and_values(acts: Acts) -> tuple[jax.Array, jax.Array]:
+    return acts.k, acts.v
+
+
+@jax.jit
+def _found(model: Transformer, tokens: Int[Array, "1 R"]) -> tuple[jax.Array, jax.Array]:
+    return model.residual(tokens, tap=_keys_and_values)[1]

@@ -1,7 +1,7 @@
 """What numbers of few bits would lose: ranges of activations, and weights made ready for them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax_massact.nn.acts import SITES, Acts
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.parameters import PARAMETERS
 from jax_massact.nn.rounding import INTEGER, levels_of, scale_of, to_format, turned
+from jax_massact.nn.stream import Altered, BlockSource
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
 
 # The sites that are vectors at a token: all but the softmax, whose range is known.
@@ -44,18 +45,34 @@ READERS = {
 _SMALLEST = 1e-5  # of a factor between norm and linear layer
 
 
-def round_weights(model: Transformer, bits: int) -> Transformer:
+M = TypeVar("M", Transformer, BlockSource, Transformer | BlockSource)
+
+
+def round_weights(model: M, bits: int) -> M:
     """A model whose linear layers have integer weights times one scale for each output channel.
 
     Scales are the largest magnitude over the largest integer; nothing is cut.
+
+    Args:
+      model: in memory, or with its blocks on disk, each of which is rounded when it is read.
     """
-    params, levels = parameters(model), levels_of(bits)
+    if isinstance(model, BlockSource):
+        change = lambda block: _rounded(block, bits, layers=0)
+        return cast(M, Altered(model, model.config, change=change))
+    return cast(M, from_parameters(model.config, _rounded(parameters(model), bits, layers=1)))
+
+
+def _rounded(params: Mapping[str, Any], bits: int, layers: int) -> dict[str, Any]:
+    """The parameters, rounded; with so many axes of layers in front."""
+    found, levels = dict(params), levels_of(bits)
     for name, axes in LINEAR.items():
-        if name in params:
-            w = params[name].astype(jnp.float32)
-            scale = scale_of(jnp.abs(w).max(axes, keepdims=True), levels)
-            params[name] = (to_format(w, scale, INTEGER, levels) * scale).astype(params[name].dtype)
-    return from_parameters(model.config, params)
+        if name in found:
+            w = found[name].astype(jnp.float32)
+            summed = tuple(axis - 1 + layers for axis in axes)
+            scale = scale_of(jnp.abs(w).max(summed, keepdims=True), levels)
+            rounded = to_format(w, scale, INTEGER, levels) * scale
+            found[name] = rounded.astype(found[name].dtype)
+    return found
 
 
 def check_smoothable(config: ModelConfig) -> None:

@@ -18,8 +18,8 @@ from jax_massact.nn.fused.vendor import KERNELS, FlashKernel
 
 # From the weights of some queries [B K G Q S], and the queries, to rounded weights.
 Rounded = Callable[[jax.Array, jax.Array], jax.Array]
-# Queries are taken in blocks of at least this many, so that no [N, T, T] array is ever whole and
-# keys that a block cannot see are not multiplied.
+# Queries are taken in blocks of at least this many, so that keys that a block cannot see are not
+# multiplied; and of a longer block so many at a time, so that no [N, T, T] array is ever whole.
 QUERY_BLOCK = 128
 MAX_BLOCKS = 16
 
@@ -219,11 +219,23 @@ def _attend_block(
 ):
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     last = stop if mask.causal else k.shape[1]
-    queries = jnp.arange(start, stop)
-    found = weights(
-        q[:, start:stop], k[:, first:last], mask, extra=extra,
-        queries=queries, first_key=first, slopes=slopes,
-    )
-    if rounded is not None:
-        found = found.rounded(rounded, queries)
-    return found.mix(v[:, first:last], extra).astype(q.dtype)
+    keys, values = k[:, first:last], v[:, first:last]
+
+    def some(q, queries):
+        found = weights(
+            q, keys, mask, extra=extra, queries=queries, first_key=first, slopes=slopes,
+        )
+        if rounded is not None:
+            found = found.rounded(rounded, queries)
+        return found.mix(values, extra).astype(q.dtype)
+
+    number = -(-(stop - start) // QUERY_BLOCK)
+    if number == 1:
+        return some(q[:, start:stop], jnp.arange(start, stop))
+    # Of a long sequence one after the other, so that memory does not grow with its square.
+    size = -(-(stop - start) // number)
+    wide = ((0, 0), (0, number * size - (stop - start)), (0, 0), (0, 0))
+    parts = jnp.pad(q[:, start:stop], wide).reshape(q.shape[0], number, size, *q.shape[2:])
+    queries = start + jnp.arange(number * size).reshape(number, size)
+    found = jax.lax.map(lambda part: some(*part), (parts.swapaxes(0, 1), queries))
+    return found.swapaxes(0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, : stop - start]

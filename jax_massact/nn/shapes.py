@@ -104,6 +104,10 @@ SHAPES = {
         vocab_size=32000, depth=32, width=4096, heads=32, kv_heads=32, head_dim=128,
         hidden=11008, context_length=4096,
     ),
+    "llama2-70b": llama(
+        vocab_size=32000, depth=80, width=8192, heads=64, kv_heads=8, head_dim=128,
+        hidden=28672, context_length=4096,
+    ),
     "smollm2-135m": llama(
         vocab_size=49152, depth=30, width=576, heads=9, kv_heads=3, head_dim=64, hidden=1536,
         context_length=8192, rope_base=1e5, tied=True,

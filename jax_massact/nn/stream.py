@@ -10,16 +10,15 @@ import concurrent.futures
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jax_massact.nn.acts import Acts
-from jax_massact.nn.block import Block
 from jax_massact.nn.config import BlockConfig, ModelConfig
 from jax_massact.nn.edits import Edit
 from jax_massact.nn.fused.cross_entropy import cross_entropy
@@ -27,7 +26,7 @@ from jax_massact.nn.fused.vendor import platform
 from jax_massact.nn.passage import Changes, Passage, Tap
 from jax_massact.nn.patches import ModelInput
 from jax_massact.nn.rounding import Rounding
-from jax_massact.nn.transformer import Transformer, check_head
+from jax_massact.nn.transformer import Transformer, check_head, parameters, partial_model
 
 # Reduces one block's activations, with what belongs to the sequences of the batch.
 DataTap = Callable[[Acts, Any], Any]
@@ -91,12 +90,22 @@ class BlockSource(abc.ABC):
         """
 
     @abc.abstractmethod
-    def unpack(self, arrays: Any) -> Block:
-        """The block that such arrays make; called inside `jax.jit`."""
+    def unpack(self, arrays: Any) -> Mapping[str, jax.Array]:
+        """The parameters of a block, by their names in a model; called inside `jax.jit`."""
 
     @abc.abstractmethod
     def block_bytes(self, layer: int) -> int:
         """How many bytes a block takes where it comes from."""
+
+    @property
+    def root(self) -> "BlockSource":
+        """The source whose `read` gives the arrays."""
+        return self
+
+    def take(self, layer: int, arrays: Any) -> Any:
+        """What `unpack` needs of a block, of which the root has read the arrays."""
+        del layer
+        return arrays
 
     @abc.abstractmethod
     def column(self, name: str, layer: int, dim: int) -> jax.Array:
@@ -151,6 +160,62 @@ class BlockSource(abc.ABC):
     def features(self, x: Float[Array, "B S D"]) -> Float[Array, "B E"]:
         """As `Transformer.features`."""
         return _features(self.back(), x)
+
+
+class Altered(BlockSource):
+    """A model that shares the file of another, with more parameters in each block, or other ones.
+
+    Args:
+      source: of all other parameters.
+      config: of this model.
+      more: parameters that each block has besides, [L ...].
+      change: from a block's parameters to those of this model; compiled by its identity.
+    """
+
+    def __init__(
+        self, source: BlockSource, config: ModelConfig, *,
+        more: Mapping[str, Any] | None = None, change: Callable[[Any], Any] | None = None,
+    ):
+        self.source, self.config = source, config
+        self._more, self._change = dict(more or {}), change
+
+    @property
+    def root(self) -> BlockSource:
+        """See `BlockSource`."""
+        return self.source.root
+
+    def front(self) -> Transformer:
+        """See `BlockSource`."""
+        return partial_model(self.config, parameters(self.source.front()))
+
+    def back(self) -> Transformer:
+        """See `BlockSource`."""
+        return partial_model(self.config, parameters(self.source.back()))
+
+    def read(self, layer: int) -> Any:
+        """See `BlockSource`."""
+        return self.root.read(layer)
+
+    def take(self, layer: int, arrays: Any) -> Any:
+        """See `BlockSource`."""
+        own = {name: x[layer] for name, x in self._more.items()}
+        return self.source.take(layer, arrays), own
+
+    def unpack(self, arrays: Any) -> Mapping[str, jax.Array]:
+        """See `BlockSource`."""
+        theirs, own = arrays
+        found = {**self.source.unpack(theirs), **own}
+        return found if self._change is None else self._change(found)
+
+    def block_bytes(self, layer: int) -> int:
+        """See `BlockSource`."""
+        return self.source.block_bytes(layer)
+
+    def column(self, name: str, layer: int, dim: int) -> jax.Array:
+        """See `BlockSource`."""
+        if name in self._more or self._change is not None:
+            raise ValueError(f"{name} is not as in the file")
+        return self.source.column(name, layer, dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +298,9 @@ class Stream:
 
     def enter(self, front: Transformer) -> None:
         """Embeds the batch."""
-        front.check(self.tokens)
-        x = _embedded(front, jnp.asarray(self.tokens))
+        own = partial_model(self.source.config, parameters(front))
+        own.check(self.tokens)
+        x = _embedded(own, jnp.asarray(self.tokens))
         self.passage = Passage(self.source.config, self.tokens.shape, x.shape[1])
         self.changes = self.passage.checked(*self._asked)
         self.x = x if self.changes.rounding is not None else self.passage.even(x)
@@ -250,8 +316,9 @@ class Stream:
         """Passes a block."""
         pattern = self.source.config.pattern
         self.x, out = _compiled()(
-            arrays, self.x, np.int32(layer), self.data, self.changes, unpack=self.source.unpack,
-            passage=self.passage, kind=pattern[layer % len(pattern)], tap=self.tap,
+            self.source.take(layer, arrays), self.x, np.int32(layer), self.data, self.changes,
+            unpack=self.source.unpack, passage=self.passage, kind=pattern[layer % len(pattern)],
+            tap=self.tap,
         )
         # The block's memory is free before another is read.
         self.x.block_until_ready()
@@ -295,11 +362,13 @@ def _compiled() -> Callable[..., tuple[jax.Array, Any]]:
 
 def _pass_block(
     arrays: Any, x: jax.Array, layer: Int[Array, ""], data: Any, changes: Changes, *,
-    unpack: Callable[[Any], Block], passage: Passage, kind: BlockConfig, tap: DataTap | None,
+    unpack: Callable[[Any], Mapping[str, jax.Array]], passage: Passage, kind: BlockConfig,
+    tap: DataTap | None,
 ) -> tuple[jax.Array, Any]:
     own = None if tap is None else lambda acts: tap(acts, data)
     mask, rotation = passage.mask(kind), passage.rotation(kind, passage.positions(x.shape[1]))
-    return passage.block(x, unpack(arrays), kind, mask, rotation, layer, changes, own)
+    block = partial_model(passage.config, unpack(arrays)).blocks
+    return passage.block(x, block, kind, mask, rotation, layer, changes, own)
 
 
 def run(
@@ -309,7 +378,7 @@ def run(
     """Takes all streams through the blocks, each block being read once.
 
     Args:
-      source: of the arrays.
+      source: of the arrays; the streams may be of others with the same root.
       depth: how many blocks; None: all.
       report: called after each block.
 
@@ -322,7 +391,7 @@ def run(
     done = Done(0, depth, 0, sum(sizes), 0.0, 0.0)
     with concurrent.futures.ThreadPoolExecutor(1, "blocks") as pool:
         try:
-            coming = pool.submit(source.read, 0)
+            coming = pool.submit(source.root.read, 0)
             front = source.front()
             for stream in streams:
                 stream.enter(front)
@@ -332,7 +401,7 @@ def run(
                 arrays = coming.result()
                 waited += time.perf_counter() - before
                 if layer + 1 < depth:
-                    coming = pool.submit(source.read, layer + 1)
+                    coming = pool.submit(source.root.read, layer + 1)
                 for stream in streams:
                     stream.advance(layer, arrays)
                 del arrays
@@ -347,20 +416,28 @@ def run(
     return done
 
 
+def in_pieces(function: Callable[..., Any], *arrays: Shaped[Array, "B T ..."]) -> Any:
+    """`function` of PIECE tokens at a time: what it makes of [B PIECE ...] is [B PIECE ...]."""
+    B, T = arrays[0].shape[:2]
+    number = -(-T // PIECE)
+    size = -(-T // number)
+
+    def cut(x):
+        wide = ((0, 0), (0, number * size - T), *((0, 0),) * (x.ndim - 2))
+        return jnp.pad(x, wide).reshape(B, number, size, *x.shape[2:]).swapaxes(0, 1)
+
+    found = jax.lax.map(lambda pieces: function(*pieces), tuple(map(cut, arrays)))
+    join = lambda x: x.swapaxes(0, 1).reshape(B, number * size, *x.shape[3:])[:, :T]
+    return jax.tree.map(join, found)
+
+
 @jax.jit
 def losses_in_pieces(
     back: Transformer, x: Float[Array, "B T D"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T-1"]:
     """-log p(token t + 1 | tokens up to t), in nats, from the last residual stream.
 
-    The logits [B T V] are never whole: PIECE tokens at a time.
+    The logits [B T V] are never whole.
     """
-    B, T, D = x.shape
-    number = -(-(T - 1) // PIECE)
-    size = -(-(T - 1) // number)
-    rest = number * size - (T - 1)
-    x = jnp.pad(x[:, :-1], ((0, 0), (0, rest), (0, 0))).reshape(B, number, size, D)
-    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, rest))).reshape(B, number, size)
-    piece = lambda pair: cross_entropy(back.logits(pair[0]), pair[1])
-    found = jax.lax.map(piece, (x.swapaxes(0, 1), targets.swapaxes(0, 1)))
-    return found.swapaxes(0, 1).reshape(B, number * size)[:, : T - 1]
+    piece = lambda x, targets: cross_entropy(back.logits(x), targets)
+    return in_pieces(piece, x[:, :-1], tokens[:, 1:])

@@ -304,6 +304,13 @@ def parameters(model: Transformer) -> dict[str, Any]:
     return dict(zip(_names(model), jax.tree.leaves(model), strict=True))
 
 
+def partial_model(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
+    """A model that has some of its parameters, by their dotted names; the others are None."""
+    model = abstract(config)
+    leaves = [arrays.get(name) for name in parameters(model)]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
+
+
 def from_parameters(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
     """The model that has exactly these parameters; the inverse of `parameters`.
 

@@ -22,7 +22,7 @@ from jax_massact.nn.transformer import Transformer
 from jax_massact.studies.changes import ORIGINAL, Change, Met
 from jax_massact.studies.collector import BatchProbe, Found, found_in, reduce_batch
 from jax_massact.studies.inputs import Inputs
-from jax_massact.studies.passes import Batch, Reading, Runner, Streaming
+from jax_massact.studies.passes import LOSSES, Batch, Reading, Runner, Streaming
 from jax_massact.studies.targets import Means, TargetPlace, control_places, find_places
 
 ZERO = "zero"  # the change whose statistics are wanted, not its losses alone
@@ -54,9 +54,6 @@ def evaluation(watched: Int[np.ndarray, " W"], definition: Definition) -> Readin
         return Evaluated(losses, columns, reduce_batch(stats, keep, definition))
 
     return Reading(tap, finish, losses=True)
-
-
-LOSSES = Reading(None, lambda taps, losses, data: losses, losses=True)
 
 
 class Meeting:

@@ -64,12 +64,3 @@ def free_host_bytes() -> int | None:
     except (OSError, ValueError):
         pass  # no such group, or it has no limit
     return min(found) if found else None
-
-
-def anonymous_bytes() -> int | None:
-    """Bytes of memory of this process that no file backs; None: the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
-    except (OSError, StopIteration, ValueError):
-        return None

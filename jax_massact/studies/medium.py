@@ -23,7 +23,7 @@ from jax_massact.results import MediumDim, MediumLayer, MediumResult, TokenCount
 from jax_massact.settings import check_float, check_int
 from jax_massact.studies.collector import kept
 from jax_massact.studies.inputs import Inputs
-from jax_massact.studies.passes import Batch, Reading, Runner
+from jax_massact.studies.passes import LOSSES, Batch, Job, Reading, Runner
 
 FEATURE, TOKEN = 0.5, 0.02  # shares of tokens
 KINDS = ("feature", "mixed", "token")
@@ -271,8 +271,7 @@ def _interventions(
         "original": edits(none, on=False), "zero": edits(none), "mean": edits(np.asarray(mean)),
         "clip": edits(none, low), "control": edits(none, ordinary=True),
     }
-    reading = Reading(None, lambda taps, losses, data: losses, losses=True)
-    many = [(reading, [Batch(tokens, edits=change) for _, tokens, _ in inputs.batches(1)])
+    many = [Job(LOSSES, [Batch(tokens, edits=change) for _, tokens, _ in inputs.batches(1)])
             for change in changes.values()]
     losses = {
         name: np.mean(list(results))

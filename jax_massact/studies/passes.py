@@ -8,6 +8,7 @@ block is read.
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax_massact.measure.loss import losses_of
 from jax_massact.nn.acts import Acts
 from jax_massact.nn.edits import Edit
 from jax_massact.nn.rounding import Rounding
-from jax_massact.nn.stream import Done, Stream, losses_in_pieces, run
+from jax_massact.nn.stream import BlockSource, Done, Stream, losses_in_pieces, run
 from jax_massact.nn.transformer import Transformer
 from jax_massact.studies.frame import Prepared, Progress, compile_while_loading, silent
 from jax_massact.studies.settings import RunConfig
@@ -33,11 +34,14 @@ class Reading:
       finish: from the tap's results [L ...], the losses [B T-1], and what belongs to the batch, to
         what the host gets.
       losses: whether there are any; else `finish` gets None for them.
+      at_once: how many passes over a model in memory are computed at a time. One alone leaves cores
+        of a CPU idle between its operations; several take as much more memory.
     """
 
     tap: Callable[[Acts, Any], Any] | None
     finish: Callable[[Any, Any, Any], Any]
     losses: bool = False
+    at_once: int = 1
 
 
 class Batch(NamedTuple):
@@ -55,7 +59,22 @@ class Batch(NamedTuple):
     rounding: Rounding | None = None
 
 
-Job = tuple[Reading, Iterable[Batch]]
+class Job(NamedTuple):
+    """Batches to be read.
+
+    Attributes:
+      reading, batches: what of which.
+      model: gives the model, when its turn has come, in memory or of the same file; None: that of
+        the runner.
+    """
+
+    reading: Reading
+    batches: Iterable[Batch]
+    model: Callable[[], Transformer | BlockSource] | None = None
+
+
+# The losses alone.
+LOSSES = Reading(None, lambda taps, losses, data: losses, losses=True, at_once=2)
 
 
 class Runner(abc.ABC):
@@ -73,7 +92,7 @@ class Runner(abc.ABC):
 
     def run(self, reading: Reading, batches: Iterable[Batch]) -> Iterator[Any]:
         """The results of one job."""
-        return self.start([(reading, batches)])[0]
+        return self.start([Job(reading, batches)])[0]
 
 
 def step_of(reading: Reading) -> Callable[..., Any]:
@@ -101,6 +120,13 @@ def compile_reading(reading: Reading, model: Any, tokens: Any, data: Any) -> Cal
     return jax.jit(step_of(reading)).lower(model, tokens, data).compile()
 
 
+def waited(runner: Runner) -> dict[str, float]:
+    """Seconds in which the device has waited for blocks from a file, by a name for results."""
+    if not isinstance(runner, Streaming):
+        return {}
+    return {"waited": sum(done.waited for done in runner.done)}
+
+
 class InMemory(Runner):
     """A model whose weights are loaded.
 
@@ -120,14 +146,23 @@ class InMemory(Runner):
         """See `Runner`."""
         return [self._results(*job) for job in jobs]
 
-    def _results(self, reading: Reading, batches: Iterable[Batch]) -> Iterator[Any]:
+    def _results(
+        self, reading: Reading, batches: Iterable[Batch], other: Callable[[], Any] | None
+    ) -> Iterator[Any]:
         if reading not in self._steps:
             self._steps[reading] = jax.jit(step_of(reading))
         step = self._steps[reading]
-        for batch in batches:
+        model = self._model if other is None else other()
+
+        def one(batch: Batch) -> Any:
             changed = batch.edits is not None or batch.rounding is not None
-            given = batch if changed else batch[:2]
-            yield jax.device_get(step(self._model, *given))
+            return jax.device_get(step(model, *(batch if changed else batch[:2])))
+
+        if reading.at_once == 1:
+            yield from map(one, batches)
+            return
+        with ThreadPoolExecutor(reading.at_once) as pool:
+            yield from pool.map(one, batches)
 
 
 class Streaming(Runner):
@@ -135,11 +170,15 @@ class Streaming(Runner):
 
     Args:
       progress: told after every block.
+
+    Attributes:
+      done: how each pass over the blocks ended.
     """
 
     def __init__(self, model: OpenModel, progress: Progress = silent):
         self._model, self._progress = model, progress
         self._finish: dict[Reading, Callable] = {}
+        self.done: list[Done] = []
 
     @property
     def model(self) -> OpenModel:
@@ -148,26 +187,30 @@ class Streaming(Runner):
 
     def start(self, jobs: Sequence[Job]) -> list[Iterator[Any]]:
         """See `Runner`."""
-        streams = [(reading, [self._stream(reading, b) for b in batches])
-                   for reading, batches in jobs]
-        passed: list[Done] = []
+        streams = [(job.reading, self._streams(job)) for job in jobs]
+        waiting = [stream for _, many in streams for stream in many]
 
         def results(reading: Reading, own: list[Stream]) -> Iterator[Any]:
-            if not passed:
-                passed.append(self.take([s for _, many in streams for s in many]))
+            if waiting:
+                self.take(waiting)
+                waiting.clear()
             back = self.model.back() if reading.losses else None
             while own:
                 yield self.result(reading, own.pop(0), back)
 
         return [results(*job) for job in streams]
 
-    def _stream(self, reading: Reading, batch: Batch) -> Stream:
-        tokens, data, edits, rounding = batch
-        return Stream(self.model, tokens, reading.tap, data, edits, rounding)
+    def _streams(self, job: Job) -> list[Stream]:
+        source = self.model if job.model is None else job.model()
+        assert isinstance(source, BlockSource)
+        return [
+            Stream(source, tokens, job.reading.tap, data, edits, rounding)
+            for tokens, data, edits, rounding in job.batches
+        ]
 
-    def take(self, passengers: Sequence[Any]) -> Done:
+    def take(self, passengers: Sequence[Any]) -> None:
         """Takes streams through all blocks."""
-        return run(self.model, passengers, report=self.report)
+        self.done.append(run(self.model, passengers, report=self.report))
 
     def report(self, done: Done) -> None:
         """Tells the progress."""

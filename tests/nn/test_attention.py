@@ -9,6 +9,7 @@ import pytest
 from oracle import FIELDS, dense, mask_of, operands, rounded_alibi
 
 from jax_massact.nn import attention
+from jax_massact.nn.acts import Mask
 from jax_massact.nn.attention import (
     MAX_BLOCKS,
     QUERY_BLOCK,
@@ -82,6 +83,19 @@ def test_alibi_across_query_blocks(window):
         bias = taken[:, None, :] - taken[:, :, None]
         expected, _ = dense(x["q"], x["k"], x["v"], window, bias=bias)
         np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_length(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "MAX_BLOCKS", 2)
+
+    def temporary(T):
+        q = jax.ShapeDtypeStruct((1, T, 2, 4), jnp.float32)
+        step = jax.jit(lambda q, k, v: attend(q, k, v, Mask(scale=1.0)))
+        return step.lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(1024), temporary(2048)
+    assert long < 2.5 * short and long < 0.3 * 2 * 2048**2 * 4
 
 
 def test_query_blocks_grow_with_the_sequence(monkeypatch):

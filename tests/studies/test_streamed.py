@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import rich.console
+import safetensors.numpy
 from model_folders import folder_of
 from planted import DIM, WRITER, llama_written_and_removed
 
@@ -17,11 +18,15 @@ from jax_massact.studies import fitting, frame
 from jax_massact.studies.explain.run import run as explain
 from jax_massact.studies.explain.settings import ExplainConfig
 from jax_massact.studies.fitting import free_host_bytes, weights_bytes
+from jax_massact.studies.fold.run import run as fold
+from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.frame import prepare, progress_bar, run_study
 from jax_massact.studies.interventions import intervene_checkpoint
 from jax_massact.studies.medium import MediumConfig
 from jax_massact.studies.probe.run import run as probe
 from jax_massact.studies.probe.settings import ProbeConfig
+from jax_massact.studies.quantize.run import run as quantize
+from jax_massact.studies.quantize.settings import QuantizeConfig
 from jax_massact.studies.settings import InterveneConfig, RunConfig
 
 TEXT = "text:abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
@@ -179,3 +184,40 @@ def test_ctrl_c_ends_it(planted, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_study("probe", str(planted), ProbeConfig(**SIZE, stream="true"), "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".model"]
+
+
+def test_fold_reads_the_file_twice_and_saves_what_it_folds(planted, reads, tmp_path):
+    run = lambda prepared, config, progress: fold(prepared, config, progress)
+    loaded, streamed, _ = both(run, planted, FoldConfig, bos="false", sequences=3)
+    same(loaded.result, streamed.result)
+    assert streamed.result["unchanged"] and streamed.result["massive_before"][0]["dim"] == DIM
+    assert reads == [*range(6), *range(6)]
+    for name, outcome in (("loaded", loaded), ("streamed", streamed)):
+        outcome.save(tmp_path / name)
+    one, other = (safetensors.numpy.load_file(tmp_path / name / "model" / "model.safetensors")
+                  for name in ("loaded", "streamed"))
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-6)
+    config = FoldConfig(**SIZE | dict(bos="false"), stream="true", sequences=3,
+                        medium=MediumConfig(sequences=1))
+    with pytest.raises(ConfigError, match="medium.sequences is 1; expected of a model"):
+        fold(prepare(str(planted), config), config)
+
+
+def test_quantize_shares_passes(planted, reads):
+    settings = dict(
+        bos="auto", sequences=2, calibration_sequences=2, static_sequences=2,
+        rows="linear:int8:tensor,linear:int8:static,mlp_hidden:fp8:token:int4", bits_sequences=1,
+    )
+    loaded, streamed, _ = both(quantize, planted, QuantizeConfig, **settings)
+    same(loaded.result, streamed.result)
+    assert {r["variant"] for r in streamed.result["rows"]} >= {"original", "folded", "kept"}
+    assert len(streamed.result["rows"]) > 12 and streamed.result["bits"]
+    # Statistics, k' and v', ranges, static ranges of each variant, all rows with all blocks alone,
+    # the search.
+    variants = len({r["variant"] for r in streamed.result["rows"]})
+    assert 4 + variants < reads.count(5) <= 4 + variants + 4
+    config = QuantizeConfig(**SIZE | dict(bos="auto"), stream="true", smooth=0.5)
+    with pytest.raises(ConfigError, match="smooth is 0.5; expected of a model"):
+        quantize(prepare(str(planted), config), config)

@@ -42,7 +42,7 @@ from jax_massact.studies.frame import (
 )
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.output import Outcome
-from jax_massact.studies.passes import Batch, Reading, ready
+from jax_massact.studies.passes import Batch, Job, Reading, ready
 from jax_massact.studies.records import massive_records, remarks
 
 VECTORS = ("stream", "normed", "keys", "values")
@@ -75,8 +75,8 @@ def run(prepared: Prepared, config: ExplainConfig, progress: Progress = silent) 
     located = _location_inputs(prepared, config)
     # Of another shape than what `reading` is compiled for.
     there = probe_reading(top_k=1, definition=config.definition)
-    jobs = [(there, kept(of, min(config.batch_size, len(of)))) for of in located.values()]
-    first, *others = runner.start([(reading, kept(inputs, batch)), *jobs])
+    jobs = [Job(there, kept(of, min(config.batch_size, len(of)))) for of in located.values()]
+    first, *others = runner.start([Job(reading, kept(inputs, batch)), *jobs])
     for result in first:
         found += collector.add(result)
         progress(len(found), total_sequences)

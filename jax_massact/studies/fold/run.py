@@ -3,25 +3,20 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jax_massact.errors import ConfigError
+from jax_massact.families.open_model import OpenModel
 from jax_massact.measure.fold import fold
-from jax_massact.measure.loss import losses_of
-from jax_massact.measure.magnitudes import magnitudes_tap
+from jax_massact.nn.transformer import Transformer
 from jax_massact.results import SCHEMA_VERSION
 from jax_massact.saving import loads_in, save
-from jax_massact.studies.collector import (
-    Collector,
-    Found,
-    reduce_batch,
-)
+from jax_massact.studies.collector import Collector, Found
 from jax_massact.studies.first_token import find_first_token
 from jax_massact.studies.fold.images import MODEL, run_images
 from jax_massact.studies.fold.outliers import study_outliers
+from jax_massact.studies.fold.pairs import Pairs
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.fold.settings import FoldConfig
 from jax_massact.studies.frame import (
@@ -40,6 +35,7 @@ from jax_massact.studies.passes import InMemory
 from jax_massact.studies.records import massive_records, outlier_records, remarks
 
 __all__ = ["run", "run_images"]
+STREAMS = True  # see `frame.run_study`
 # Of logits in float32, relative to the largest.
 ALLOWED_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
@@ -61,8 +57,13 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     """
     watch = Stopwatch()
     first = find_first_token(prepared.tokenizer, config.first_token)
-    model = prepared.checkpoint.load_model(config.dtype)
-    folded = jax.jit(fold)(model, jnp.int32(first))
+    model: Transformer | OpenModel
+    if prepared.streamed:
+        _check_streamed(config)
+        model = OpenModel(prepared.checkpoint, config.dtype)
+    else:
+        model = prepared.checkpoint.load_model(config.dtype)
+    folded = fold(model, first)
     seconds = {"load_and_fold": watch.lap()}
     inputs = prepared.inputs
     column = np.full((len(inputs), 1), first, inputs.tokens.dtype)
@@ -77,50 +78,33 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     tops = {"original": 0.0, "folded": 0.0}
     found: dict[str, list[list[Found]]] = {"original": [], "folded": []}
 
-    @jax.jit
-    def forward(model, tokens, keep):
-        tap = lambda acts: magnitudes_tap(acts, top_k=1, definition=config.definition)
-        logits, stats = model(tokens, tap=tap)
-        return logits.astype(jnp.float32), reduce_batch(stats, keep, config.definition)
-
-    @jax.jit
-    def compare(whole, own, tokens, keep):
-        # Logits after the first token and the last token's are left out by losses_of.
-        rest = whole[:, 1:]
-        kept = keep[:, None, None]
-        return (
-            jnp.where(kept, jnp.abs(rest - own), 0).max(),
-            jnp.where(kept, jnp.abs(rest), 0).max(),
-            losses_of(rest, tokens),
-            losses_of(own, tokens),
-        )
-
-    for (rows, own_tokens, keep), (_, whole_tokens, _) in zip(
-        inputs.batches(size), whole_inputs.batches(size), strict=True
+    pairs = Pairs(model, folded, config.definition)
+    batches = [(whole_tokens, own_tokens, keep) for (_, own_tokens, keep), (_, whole_tokens, _)
+               in zip(inputs.batches(size), whole_inputs.batches(size), strict=True)]
+    for (rows, _, _), found_here in zip(
+        inputs.batches(size), pairs.compared(batches, progress), strict=True
     ):
-        whole, whole_batch = forward(model, whole_tokens, keep)
-        own, own_batch = forward(folded, own_tokens, keep)
-        gap, top, loss_whole, loss_own = jax.device_get(compare(whole, own, own_tokens, keep))
+        compared, whole_batch, own_batch = found_here
+        gap, top, loss_whole, loss_own = compared
         difference, largest = max(difference, float(gap)), max(largest, float(top))
         n = rows.stop - rows.start
-        losses["original"].append(loss_whole[:n])
-        losses["folded"].append(loss_own[:n])
+        losses["original"].append(np.asarray(loss_whole[:n]))
+        losses["folded"].append(np.asarray(loss_own[:n]))
         for name, batch, collector in (
             ("original", whole_batch, before), ("folded", own_batch, after)
         ):
-            host: Any = jax.device_get(batch)
-            found[name] += collector.add(host)
-            tops[name] = max(tops[name], float(np.abs(host.sequences.top.value[:, :n]).max()))
+            found[name] += collector.add(batch)
+            tops[name] = max(tops[name], float(np.abs(batch.sequences.top.value[:, :n]).max()))
         progress(rows.stop, len(inputs))
     seconds["compare"] = watch.lap()
     relative = difference / largest if largest else math.inf
-    perplexity = {name: float(np.exp(np.mean(x))) for name, x in losses.items()}
+    perplexity = {name: float(np.exp(np.mean(np.concatenate(x)))) for name, x in losses.items()}
     info = model_info(prepared, config.dtype, folded)
     original, remaining = before.probed(), after.probed()
     massive, left = massive_records(original), massive_records(remaining)
     again = [hits for hits in found["folded"] if any(hit.strict for hit in hits)]
     numbers = {"difference of the logits": relative} | {
-        f"loss of the {name} model": float(np.mean(x)) for name, x in losses.items()
+        f"loss of the {name} model": float(np.mean(np.concatenate(x))) for name, x in losses.items()
     }
     result = FoldResult(
         schema=SCHEMA_VERSION,
@@ -147,8 +131,10 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
         seconds=seconds,
         versions=versions(),
     )
-    medium = measure_medium(InMemory(folded), inputs, config.medium, batch_size=size)
-    if medium is not None:
+    medium = None
+    if isinstance(folded, Transformer):
+        medium = measure_medium(InMemory(folded), inputs, config.medium, batch_size=size)
+    if medium is not None and isinstance(model, Transformer) and isinstance(folded, Transformer):
         last = slice(len(inputs) - config.medium.sequences, len(inputs))
         result["medium"] = medium
         result["outliers"] = study_outliers(
@@ -165,3 +151,11 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
             result["notices"].append(f"the model in {folder / MODEL} is of an earlier fold")
 
     return Outcome(result, save=save_model)
+
+
+def _check_streamed(config: FoldConfig) -> None:
+    if config.medium.sequences:
+        raise ConfigError(
+            f"medium.sequences is {config.medium.sequences}; expected of a model whose blocks are "
+            "streamed: 0, since this section takes many passes"
+        )

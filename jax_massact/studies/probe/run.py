@@ -16,7 +16,7 @@ from jax_massact.studies.frame import (
 )
 from jax_massact.studies.medium import measure_medium
 from jax_massact.studies.output import Outcome
-from jax_massact.studies.passes import ready
+from jax_massact.studies.passes import ready, waited
 from jax_massact.studies.probe.images import run_images
 from jax_massact.studies.probe.result import ProbeResult
 from jax_massact.studies.probe.settings import ProbeConfig
@@ -62,7 +62,7 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
         outlier_features=outlier_records(probed),
         prompt=probed.prompt,
         config=dataclasses.asdict(config),
-        seconds={"load_and_compile": loaded, "run": watch.lap()},
+        seconds={"load_and_compile": loaded, "run": watch.lap()} | waited(runner),
         versions=versions(),
     )
     medium = measure_medium(runner, inputs, config.medium, batch_size=batch)

@@ -3,15 +3,13 @@
 import collections
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jax_massact.measure.loss import losses_of
 from jax_massact.measure.quantize import (
     REPORTED,
     Ranges,
@@ -21,16 +19,13 @@ from jax_massact.measure.quantize import (
     smooth,
 )
 from jax_massact.nn.acts import SITES
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer
 from jax_massact.studies.frame import Progress
 from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.interventions_result import Spread
-from jax_massact.studies.quantize.result import (
-    BitsRecord,
-    RangeRecord,
-    RowRecord,
-    SensitivityRecord,
-)
+from jax_massact.studies.passes import LOSSES, Batch, Job, Reading, Runner
+from jax_massact.studies.quantize.result import BitsRecord, RangeRecord, RowRecord
 from jax_massact.studies.quantize.settings import QuantizeConfig
 from jax_massact.studies.quantize.variants import Variant
 from jax_massact.studies.rounding_rows import (
@@ -45,24 +40,20 @@ BITS_RATIO = 1.1  # of perplexity, at most, with the fewest bits
 ALONE = Row("mlp_hidden", "int8")  # the rounding of one block alone, at whichever site
 
 
-@jax.jit
-def _losses(model, tokens, edits, rounding):
-    logits, _ = model(tokens, edits=edits, rounding=rounding)
-    return losses_of(logits, tokens)
-
-
-@functools.partial(jax.jit, static_argnames="quantile")
-def _limits(model, tokens, edits, kept, rotations, quantile):
-    tap = lambda acts: limits_tap(acts, kept, quantile, rotations)
-    return model.residual(tokens, tap=tap, edits=edits)[1]
-
-
-@jax.jit
-def _ranges(model, tokens, massive):
-    return model.residual(tokens, tap=lambda acts: ranges_tap(acts, massive))[1]
-
-
 _rounded = jax.jit(round_weights, static_argnums=1)
+# Ranges; the data are the massive tokens.
+_RANGES = Reading(ranges_tap, lambda taps, losses, data: taps)
+
+
+@functools.cache
+def _limits(quantile: float | None) -> Reading:
+    """Static ranges; the data are the tokens that stay in float, and rotations."""
+
+    def tap(acts, data):
+        kept, rotations = data
+        return limits_tap(acts, kept, quantile, rotations)
+
+    return Reading(tap, lambda taps, losses, data: taps)
 
 
 class Work:
@@ -99,76 +90,68 @@ class Work:
 
 
 class Measured:
-    """One variant, ready to be rounded."""
+    """One variant, ready to be rounded.
+
+    Args:
+      runner: of the original.
+    """
 
     def __init__(
         self, variant: Variant, work: Work, size: int, rotations: dict[str, np.ndarray],
-        config: QuantizeConfig,
+        config: QuantizeConfig, runner: Runner,
     ) -> None:
         self.variant, self.work, self.size, self.config = variant, work, size, config
-        self.rotations = rotations
+        self.rotations, self._runner = rotations, runner
         self.model = variant.model
-        self._weights: dict[int | None, Transformer] = {}
+        self._weights: dict[int | None, Any] = {}
         self._limits: dict[float | None, np.ndarray] = {}
         if config.smooth:
-            per_dim = self._surveyed(None)[1]
+            assert isinstance(self.model, Transformer)
+            ((_, per_dim),) = self._surveyed(runner.start([self._survey(None)]))
             self.model = smooth(self.model, per_dim, config.smooth)
-            self._limits.clear()
         self._weights[None] = self.model
 
-    def losses(
+    def ask(
         self, row: Row, places: Bool[np.ndarray, "L S"] | None = None, count: int | None = None
-    ) -> Float[np.ndarray, "S T-1"]:
-        """Losses of every held-out sequence, or of the first `count`, with this rounding."""
+    ) -> "Ask":
+        """The losses of every held-out sequence, or of the first `count`, with this rounding."""
         places = row.places(self.work.depth) if places is None else places
-        limits = self.limits(row.percentile) if row.granularity == "static" else None
-        text = self.variant.held_out
-        inputs = text.inputs[: len(text.inputs) if count is None else count]
-        weights = self.weights(row.weights)
+        return Ask(self, row, places, len(self.variant.held_out.inputs) if count is None else count)
 
-        def one(batch):
-            rows, tokens, _ = batch
-            rounding = rounding_of(
-                row, places, self.work.sites, text.rows(rows, self.size), limits, self.rotations
-            )
-            losses = jax.device_get(_losses(weights, tokens, text.edits, rounding))
-            return losses[: rows.stop - rows.start, self.variant.skip :]
-
-        found = []
-        # Two passes at a time: one alone leaves cores of a CPU idle between its operations.
-        with ThreadPoolExecutor(2) as pool:
-            for losses in pool.map(one, inputs.batches(self.size)):
-                found.append(losses)
-                self.work.done(len(losses))
-        return np.concatenate(found).astype(np.float64)
-
-    def weights(self, bits: int | None) -> Transformer:
+    def weights(self, bits: int | None) -> Any:
         """The model with weights of so many bits; the last one is kept."""
-        if bits not in self._weights:
-            self._weights = {None: self.model, bits: _rounded(self.model, bits)}
+        if bits is not None and bits not in self._weights:
+            on_disk = isinstance(self.model, BlockSource)
+            rounded = round_weights(self.model, bits) if on_disk else _rounded(self.model, bits)
+            self._weights = {None: self.model, bits: rounded}
         return self._weights[bits]
 
     def limits(self, percentile: float | None) -> Float[np.ndarray, "L S"]:
         """Static ranges, from the calibration text."""
         if percentile not in self._limits:
-            self._limits[percentile] = self._surveyed(percentile)[0]
+            ((limits, _),) = self._surveyed(self._runner.start([self._survey(percentile)]))
+            self._limits[percentile] = limits
         return self._limits[percentile]
 
-    def _surveyed(self, percentile: float | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The largest over sequences: of every site, and of every dimension of linear inputs."""
+    def _survey(self, percentile: float | None) -> Job:
         quantile = None if percentile is None else percentile / 100
-
-        limits, dims = [], collections.defaultdict(list)
         edits = self.variant.calibration.edits
-        for n, tokens, kept, _ in self._calibration():
-            limit, per_dim = jax.device_get(
-                _limits(self.model, tokens, edits, kept, self.rotations, quantile)
-            )
-            limits.append(limit[..., :n].max(-1))
-            for site, found in per_dim.items():
-                dims[site].append(found[:, :n].max(1))
-            self.work.done(n)
-        return np.max(limits, 0), {site: np.max(found, 0) for site, found in dims.items()}
+        batches = [Batch(tokens, (kept, self.rotations), edits)
+                   for _, tokens, kept, _ in self._calibration()]
+        return Job(_limits(quantile), batches, lambda: self.model)
+
+    def _surveyed(
+        self, jobs: Sequence[Iterator[Any]]
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """The largest over sequences: of every site, and of every dimension of linear inputs."""
+        for results in jobs:
+            limits, dims = [], collections.defaultdict(list)
+            for (n, *_), (limit, per_dim) in zip(self._calibration(), results, strict=True):
+                limits.append(limit[..., :n].max(-1))
+                for site, found in per_dim.items():
+                    dims[site].append(found[:, :n].max(1))
+                self.work.done(n)
+            yield np.max(limits, 0), {site: np.max(found, 0) for site, found in dims.items()}
 
     def _calibration(self) -> Iterator[tuple[int, Any, Any, Any]]:
         """Batches of the calibration text: how many count, tokens, kept, massive."""
@@ -181,10 +164,10 @@ class Measured:
 
     def ranges(self) -> list[RangeRecord]:
         """Ranges of each reported site and each block, over the calibration text."""
-
+        batches = [Batch(tokens, massive) for _, tokens, _, massive in self._calibration()]
         found = []
-        for n, tokens, _, massive in self._calibration():
-            batch = jax.device_get(_ranges(self.model, tokens, massive))
+        (results,) = self._runner.start([Job(_RANGES, batches, lambda: self.model)])
+        for (n, *_), batch in zip(self._calibration(), results, strict=True):
             found.append(jax.tree.map(lambda x, n=n: x[..., :n], batch))
             self.work.done(n)
         whole: Ranges = jax.tree.map(lambda *x: np.concatenate(x, -1), *found)
@@ -194,44 +177,97 @@ class Measured:
             for site in range(len(REPORTED)) for layer in range(self.work.depth)
         ]
 
-    def sensitivity(self, exact: Float[np.ndarray, "S T-1"]) -> list[SensitivityRecord]:
-        """Each of the sites of `config.alone` in each block alone."""
-        count = min(self.config.sensitivity_sequences, len(exact))
-        records = []
+    def alone(self, count: int) -> list[tuple[str, int, "Ask"]]:
+        """Each of the sites of `config.alone` in each block alone: site, block."""
+        found = []
         for site in self.config.alone:
             for layer in range(self.work.depth):
                 places = np.zeros((self.work.depth, len(SITES)), bool)
                 places[layer, SITES.index(site)] = True
-                row = ALONE._replace(sites=site)
-                change = (self.losses(row, places, count) - exact[:count]).mean(1)
-                records.append(SensitivityRecord(
-                    variant=self.variant.name, site=site, layer=layer,
-                    loss_change=float(change.mean()), stderr=stderr_of(change),
-                ))
-        return records
+                found.append((site, layer, self.ask(ALONE._replace(sites=site), places, count)))
+        return found
 
     def fewest_bits(
-        self, exact: Float[np.ndarray, "S T-1"], records: Sequence[RowRecord]
-    ) -> list[BitsRecord]:
-        """By bisection, beginning with the row of 8 bits that is measured already."""
-        count = min(self.config.bits_sequences, len(exact))
-        found = []
-        for row in self.work.bits_rows:
-            eight = next(r for r in records if r["variant"] == self.variant.name
-                         and (r["sites"], r["format"]) == (row.sites, row.format))
-            fits = {8: eight["ratio"]}
-            low, high = (FEWEST_BITS - 1, 8) if eight["ratio"] <= BITS_RATIO else (8, MOST_BITS + 1)
-            while high - low > 1:
-                bits = (low + high + 1) // 2 if high > MOST_BITS else (low + high) // 2
-                losses = self.losses(row._replace(format=f"int{bits}"), count=count)
-                fits[bits] = exp(float((losses - exact[:count]).mean()))
-                low, high = (low, bits) if fits[bits] <= BITS_RATIO else (bits, high)
-            bits = None if high > MOST_BITS else high
-            found.append(BitsRecord(
-                variant=self.variant.name, sites=row.sites, bits=bits,
-                ratio=None if bits is None else fits[bits],
-            ))
-        return found
+        self, row: Row, exact: Float[np.ndarray, "S T-1"], eight: float
+    ) -> "Search":
+        """By bisection, beginning with the row of 8 bits, whose ratio is known."""
+        fits = {8: eight}
+        low, high = (FEWEST_BITS - 1, 8) if eight <= BITS_RATIO else (8, MOST_BITS + 1)
+        while high - low > 1:
+            bits = (low + high + 1) // 2 if high > MOST_BITS else (low + high) // 2
+            losses = yield self.ask(row._replace(format=f"int{bits}"), count=len(exact))
+            fits[bits] = exp(float((losses - exact).mean()))
+            low, high = (low, bits) if fits[bits] <= BITS_RATIO else (bits, high)
+        bits = None if high > MOST_BITS else high
+        return BitsRecord(
+            variant=self.variant.name, sites=row.sites, bits=bits,
+            ratio=None if bits is None else fits[bits],
+        )
+
+
+Search = Generator["Ask", np.ndarray, BitsRecord]
+
+
+class Ask(NamedTuple):
+    """Losses that are wanted.
+
+    Attributes:
+      places: the sites of the blocks that are rounded.
+      count: of how many of the held-out sequences.
+    """
+
+    of: Measured
+    row: Row
+    places: Bool[np.ndarray, "L S"]
+    count: int
+
+    def job(self) -> Job:
+        """Its batches."""
+        return Job(LOSSES, self._batches(), lambda: self.of.weights(self.row.weights))
+
+    def _batches(self) -> Iterator[Batch]:
+        m, text, row = self.of, self.of.variant.held_out, self.row
+        limits = m.limits(row.percentile) if row.granularity == "static" else None
+        for rows, tokens, _ in text.inputs[: self.count].batches(m.size):
+            kept = text.rows(rows, m.size)
+            rounding = rounding_of(row, self.places, m.work.sites, kept, limits, m.rotations)
+            yield Batch(tokens, (), text.edits, rounding)
+
+    def collected(self, results: Iterator[Any]) -> Float[np.ndarray, "S T-1"]:
+        """The losses that its batches gave."""
+        m, found = self.of, []
+        inputs = m.variant.held_out.inputs[: self.count]
+        for (rows, _, _), losses in zip(inputs.batches(m.size), results, strict=True):
+            found.append(losses[: rows.stop - rows.start, m.variant.skip :])
+            m.work.done(rows.stop - rows.start)
+        return np.concatenate(found).astype(np.float64)
+
+
+def answers(runner: Runner, asks: Sequence[Ask]) -> Iterator[Float[np.ndarray, "S T-1"]]:
+    """The losses of all; a model that is streamed is read once for them."""
+    results = runner.start([ask.job() for ask in asks])
+    for ask, own in zip(asks, results, strict=True):
+        yield ask.collected(own)
+
+
+def searched(runner: Runner, searches: Sequence[Search]) -> list[BitsRecord]:
+    """Goes on with all searches at once."""
+    found: dict[int, BitsRecord] = {}
+    asks: dict[int, Ask] = {}
+
+    def go_on(i: int, losses: Any) -> None:
+        try:
+            asks[i] = searches[i].send(losses)
+        except StopIteration as end:
+            found[i] = end.value
+
+    for i in range(len(searches)):
+        go_on(i, None)
+    while asks:
+        now, asks = asks, {}
+        for i, losses in zip(now, answers(runner, list(now.values())), strict=True):
+            go_on(i, losses)
+    return [found[i] for i in range(len(searches))]
 
 
 def row_record(

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
 from jax_massact.errors import ConfigError, DataError
 from jax_massact.measure.fold import check_foldable, fold
 from jax_massact.nn.edits import Clips
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer
 from jax_massact.studies.collector import Found
 from jax_massact.studies.first_token import find_first_token
@@ -52,7 +51,7 @@ class Variant(NamedTuple):
     """
 
     name: str
-    model: Transformer
+    model: Transformer | BlockSource
     held_out: Text
     calibration: Text
     skip: int = 0
@@ -66,14 +65,14 @@ class Read(NamedTuple):
 
 
 def make_variants(
-    model: Transformer,
+    model: Transformer | BlockSource,
     held_out: Read,
     calibration: Read,
     targets: Sequence[TargetPlace],
     means: Sequence[Means],
     prepared: Prepared,
     config: QuantizeConfig,
-    kept: tuple[Bool[np.ndarray, "S T"], Bool[np.ndarray, "C T"]],
+    kept: Sequence[Bool[np.ndarray, "S T"]],
 ) -> tuple[list[Variant], str | None, list[str]]:
     """The variants that there are, the first token's name, and what had to be left out, and why.
 
@@ -104,7 +103,7 @@ def make_variants(
         elif "first" in config.names:
             variants.append(of("first", model, [_bare(_behind(first, i)) for i in bare], skip=1))
         if "folded" in config.names:
-            folded = jax.jit(fold)(model, jnp.int32(first))
+            folded = fold(model, first)
             variants.append(of("folded", folded, [_bare(i) for i in bare]))
     if "kept" in config.names:
         texts = [text._replace(kept=mask) for text, mask in zip(same, kept, strict=True)]
@@ -153,7 +152,7 @@ def massive_tokens(
     return mask
 
 
-def rotations_of(model: Transformer, seed: int) -> dict[str, np.ndarray]:
+def rotations_of(model: Transformer | BlockSource, seed: int) -> dict[str, np.ndarray]:
     """A random rotation for each size of activations that can be rounded."""
     c = model.config
     a = c.block.attention
