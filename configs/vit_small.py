@@ -4,6 +4,11 @@ Command:  massact train --config=configs/vit_small.py:standard --workdir=runs/vi
           massact train --config=configs/vit_small.py:registers:4 --workdir=runs/vit/registers
           massact probe runs/vit/standard
 Hardware: one GPU.
+Time:     600,000 tokens/s on an H100 with a batch of 128 (24 steps a second), a fifth of the time
+          waiting for pictures. The 20,000 steps have not been run.
+Shows:    in the first 2,600 steps of 128 pictures nothing massive, strict or relaxed: the whole
+          stream grows, the largest activation is 36 times the median, and 0.9 of the heads of a
+          layer have a patch as their sink. docs/results.md has the table.
 
 Every picture is shrunk to a ninth to a third of a plain, graded or noisy background, so that most
 patches say nothing of the class: outlier patches sit on such patches (Darcet et al. 2024). The

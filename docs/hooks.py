@@ -151,6 +151,39 @@ def runs(name):
     return f"{table(found['columns'].values(), rows)}\n\n{how}"
 
 
+def image_bench():
+    """The probe of an image encoder on a GPU, beside its forward pass and timm's."""
+    found = result("bench-probe-vit-l14")
+    how, forward = found["made"], found["rows"]["forward"]["seconds"]
+    rows = [[name, f"{1000 * row['seconds']:.1f}", f"{row['seconds'] / forward:.3f}",
+             "-" if row["temporary"] is None else f"{row['temporary'] / 2**20:,.0f}"]
+            for name, row in found["rows"].items()]
+    software = ", ".join(f"{package} {how['versions'][package]}"
+                         for package in ("python", "jax", "timm"))
+    xla = found["xla"]
+    return (
+        f"{table(('', 'ms', 'to the forward pass', 'temporary MiB'), rows)}\n\n"
+        f"`{how['command']}`, {how['hardware']}, {software}, {how['date']}.\n\n"
+        f"The forward pass takes cuDNN's attention: {1000 * xla['cudnn_seconds']:.0f} ms where it "
+        f"is asked for by name, {1000 * xla['seconds']:.0f} ms with `implementation=xla`, and the "
+        f"features differ by {xla['difference']:.1e} (norms)."
+    )
+
+
+def image_training():
+    """What the first runs of `configs/vit_small.py` have shown."""
+    found = result("vit-small")
+    head = ("run", "steps", "accuracy", "top-1", "top-1 / median", "patch norm", "largest",
+            "outliers", "sink rate", "kurtosis")
+    keys = ("accuracy", "top1", "ratio", "patch_norm", "patch_norm_max", "outliers", "sink_rate",
+            "kurtosis")
+    rows = [[run["name"], f"{row['step']:,}", *(words.number(row[key]) for key in keys)]
+            for run in found["runs"] for row in run["rows"]]
+    software = ", ".join(f"{package} {found['versions'][package]}" for package in ("python", "jax"))
+    how = f"`{found['command']}`, {found['hardware']}, {software}, {found['date']}."
+    return f"{table(head, rows)}\n\n{found['data']}. {how}"
+
+
 def usage(name):
     """What `--help` prints of a command."""
     printed = io.StringIO()
@@ -193,5 +226,6 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-FUNCTIONS = (output, gemma3, runs, usage, listing, commands, parameters, changes)
+FUNCTIONS = (output, gemma3, runs, usage, listing, commands, parameters, changes, image_bench,
+             image_training)
 PAGES = {f.__name__: f for f in FUNCTIONS} | {"studies": STUDIES}

@@ -63,6 +63,7 @@ class Study(NamedTuple):
         studies.
       writes: what it leaves in the folder of results.
       schema: "module:name" of its result's TypedDict, in `studies`.
+      model: of the example.
     """
 
     about: str
@@ -70,6 +71,7 @@ class Study(NamedTuple):
     settings: str
     writes: str
     schema: str
+    model: str = "smollm2-135m"
 
 
 STUDIES = {
@@ -98,12 +100,21 @@ STUDIES = {
         schema="explain.result:ExplainResult",
     ),
     "fold": Study(
-        about="write the keys and values of a fixed first token as explicit k', v', drop the "
-        "token, and compare",
+        about="write the keys and values of a fixed first token, or of registers, as explicit k', "
+        "v', drop them, and compare",
         example="--workdir=out",
         settings="fold.settings:FoldConfig",
         writes="fold.json, fold.html and the folded model",
         schema="fold.result:FoldResult",
+    ),
+    "registers": Study(
+        about="move the neurons that write outlier patches of an image encoder to an appended "
+        "token, or to k', v'; scores and controls",
+        example="--config.images=photos",
+        settings="registers.settings:RegistersConfig",
+        writes="registers.json, registers.html and figures",
+        schema="registers.result:RegistersResult",
+        model="dinov2-s-focus",
     ),
     "quantize": Study(
         about="what they cost in 8 bits: perplexity with rounded activations or weights, ranges, "
@@ -137,7 +148,7 @@ def _study(name: str, study: Study) -> Command:
 
     settings = f"jax_massact.studies.{study.settings}"
     return Command(
-        study.about, f"massact {name} smollm2-135m {study.example}", "jax_massact.cli.run:study",
+        study.about, f"massact {name} {study.model} {study.example}", "jax_massact.cli.run:study",
         settings, options,
     )
 

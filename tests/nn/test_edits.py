@@ -234,7 +234,8 @@ def test_a_units_largest_activation_is_moved_to_one_token():
     )
     assert (acts.mlp_hidden[1, :, :-1, 7] == 0).all()
     for wrong, message in (({"unit": 24}, "unit is 24; expected: 0 to 23"),
-                           ({"token": T}, f"token is {T}; expected: 0 to {T - 1}")):
+                           ({"token": T}, f"token is {T}; expected: 0 to {T - 1}"),
+                           ({"token": -2}, "token is -2")):
         given = {"layer": 0, "unit": 0, "token": 0} | wrong
         with pytest.raises(ValueError, match=message):
             MODEL(TOKENS, edits=MaxMoves(**{n: jnp.array([x]) for n, x in given.items()}))

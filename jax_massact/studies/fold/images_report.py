@@ -29,8 +29,8 @@ def findings(result: FoldImagesResult) -> Findings:
     ]
     cosine, moved = result["folded"]["features"], result["distance"]["features"]
     lines.append(
-        f"To the unedited model, cosine of the features: {words.number(cosine['mean'])} (least "
-        f"{words.number(cosine['min'])}); they move by {words.number(moved['mean'])} of their "
+        f"To the unedited model, cosine of the features: {_cosine(cosine['mean'])} (least "
+        f"{_cosine(cosine['min'])}); they move by {words.number(moved['mean'])} of their "
         f"length (most {words.number(moved['max'])})."
     )
     before, after = (words.by_size(result[key], strict=True)
@@ -49,6 +49,11 @@ def findings(result: FoldImagesResult) -> Findings:
     return Findings(lines, words.strength(result["massive_after"]), warning)
 
 
+def _cosine(value: float) -> str:
+    """With the digits in which it differs from 1."""
+    return f"{value:.6f}"
+
+
 def data_line(result: FoldImagesResult) -> str:
     """What was read."""
     data = result["data"]
@@ -61,10 +66,10 @@ def data_line(result: FoldImagesResult) -> str:
 def _numbers(result: FoldImagesResult) -> list[tuple[str, str, str]]:
     """Both models side by side; scores that neither has are left out."""
     original, folded = result["original"], result["folded"]
-    rows = [("cosine of the features, mean", "1", words.number(folded["features"]["mean"])),
-            ("cosine of the features, least", "1", words.number(folded["features"]["min"]))]
+    rows = [("cosine of the features, mean", "1", _cosine(folded["features"]["mean"])),
+            ("cosine of the features, least", "1", _cosine(folded["features"]["min"]))]
     if folded["cls"] is not None:
-        rows.append(("cosine of CLS, mean", "1", words.number(folded["cls"]["mean"])))
+        rows.append(("cosine of CLS, mean", "1", _cosine(folded["cls"]["mean"])))
     for name, title in (("top1_same", "same top-1"), ("knn", "kNN"), ("linear", "linear")):
         if original[name] is not None:
             rows.append((title, words.number(original[name]), words.number(folded[name])))
