@@ -101,7 +101,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return {name: json.loads((folder / name / f"{name}.json").read_text()) for name, *_ in COMMANDS}
 
 
-def test_zero_ruins_the_model_and_neither_mean_nor_control_does(found: dict[str, dict]) -> None:
+def test_what_the_commands_find(found: dict[str, dict], subtests: pytest.Subtests) -> None:
+    """One test, lest two workers of pytest both run the commands, which take a minute."""
+    for check in (_zero_ruins, _mechanism, _folding):
+        with subtests.test(check.__name__):
+            check(found)
+
+
+def _zero_ruins(found: dict[str, dict]) -> None:
+    """Zero ruins the model, and neither the mean nor the control does."""
     result = found["intervene"]
     (target,) = (t for t in result["targets"] if t["dim"] == 507)
     assert target["layer"] == 11 and [m["kind"] for m in target["means"]] == ["first"]
@@ -115,7 +123,8 @@ def test_zero_ruins_the_model_and_neither_mean_nor_control_does(found: dict[str,
     assert 507 not in result["after_zero"]["dims"]
 
 
-def test_the_mechanism_has_sinks_constant_keys_and_a_value_drain(found: dict[str, dict]) -> None:
+def _mechanism(found: dict[str, dict]) -> None:
+    """There are sinks, constant keys and a value drain."""
     result = found["explain"]
     before, after = result["layers"][11], result["layers"][13]
     assert before["attention"]["sink_rate"]["mean"] < 0.2 < after["attention"]["sink_rate"]["mean"]
@@ -132,7 +141,8 @@ def test_the_mechanism_has_sinks_constant_keys_and_a_value_drain(found: dict[str
     assert record["value_std"] < 1
 
 
-def test_folding_bos_leaves_the_logits_and_nothing_massive(found: dict[str, dict]) -> None:
+def _folding(found: dict[str, dict]) -> None:
+    """Folding BOS leaves the logits, and nothing massive."""
     result = found["fold"]
     assert result["unchanged"] and result["logit_difference"] < 1e-4
     assert {m["dim"] for m in result["massive_before"] if m["strict"]} >= {507}
