@@ -395,13 +395,11 @@ FAMILIES: dict[str, Family] = {
             "narrow": {"ffn_hidden_size": 28},
             "tanh": {"activation": "gelu_new"},
             "RW": _RW,
-            "RW, one head": _RW | {"num_attention_heads": 1},
-            "RW, three heads": _RW | {"num_attention_heads": 3},
-            "RW, twenty heads": _RW | {"num_attention_heads": 20, "hidden_size": 20},
-            "RW, untied": _RW | {"tie_word_embeddings": False},
-            "RW, no biases": _RW | {"bias": False},
-            "RW, side by side": _RW | {"parallel_attn": True},
-            "RW, one key head": _RW | {"multi_query": True},
+            "RW, twenty heads, untied": _RW | {
+                "num_attention_heads": 20, "hidden_size": 20, "tie_word_embeddings": False,
+            },
+            "RW, three heads, no biases": _RW | {"num_attention_heads": 3, "bias": False},
+            "RW, one key head, side by side": _RW | {"multi_query": True, "parallel_attn": True},
             "RW, new architecture": _RW | {
                 "new_decoder_architecture": True, "num_kv_heads": 4, "parallel_attn": True,
             },
