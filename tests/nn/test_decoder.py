@@ -185,7 +185,7 @@ def test_wrong_parameters_are_named():
         from_parameters(LLAMA, params | {"head": head.T})
 
 
-def test_new_models_differ_by_key_and_layer():
+def test_new_models_differ_by_key_layer_and_parameter():
     new = jax.jit(lambda key: Transformer(LLAMA, key))
     a, b = (new(jax.random.key(i)) for i in range(2))
     for (name, x), y in zip(parameters(a).items(), parameters(b).values(), strict=True):
@@ -194,6 +194,9 @@ def test_new_models_differ_by_key_and_layer():
             continue
         assert (x != y).mean() > 0.99, name
         assert not name.startswith("blocks.") or (x[0] != x[1]).mean() > 0.99, name
+    drawn = parameters(a)
+    for one, other in (("attn.k", "attn.v"), ("mlp.up", "mlp.gate")):
+        assert (drawn[f"blocks.{one}"] != drawn[f"blocks.{other}"]).mean() > 0.99
 
 
 @pytest.mark.parametrize("depth", [2, 4, 5])
