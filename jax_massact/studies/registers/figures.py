@@ -3,7 +3,6 @@
 from jax_massact.report.chart import (
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     Axis,
     Chart,
@@ -12,7 +11,6 @@ from jax_massact.report.chart import (
     layers,
     titled,
 )
-from jax_massact.studies.registers.names import ARMS
 from jax_massact.studies.registers.result import RegistersResult
 
 FIGURES = ("patch_norms",)
@@ -22,17 +20,15 @@ def norm_chart(result: RegistersResult) -> Chart:
     """Norms of patches and of the appended token, layer by layer."""
     arms, lines = result["arms"], []
     x = [row["layer"] for row in arms["original"]["norms"]]
-    for name, color in (("original", ORANGE), ("register", BLUE), ("kv_bias", GREY)):
+    for name, short, color in (("original", "unedited", ORANGE), ("register", "moved", BLUE)):
         rows = arms[name]["norms"]
-        lines.append(Series(f"largest patch, {ARMS[name]}", x, [row["max"] for row in rows],
-                            color, "--"))
-        lines.append(Series(f"median patch, {ARMS[name]}", x, [row["median"] for row in rows],
-                            color))
+        lines.append(Series(f"largest, {short}", x, [row["max"] for row in rows], color, "--"))
+        lines.append(Series(f"median, {short}", x, [row["median"] for row in rows], color))
     token = [row["register"] for row in arms["register"]["norms"]]
-    lines.append(Series("the appended token", x, token, GREEN, "-", "D"))
+    lines.append(Series("the token", x, token, GREEN, "-", "D"))
     axis = Axis("L2 norm of resid_post (mean over pictures)", scale="log")
     return Chart(
         FIGURES[0], titled(result["model"]["name"], "norms before and after"),
         "Norms of patches and of the appended token, layer by layer",
-        [Panel(lines, x=layers(len(x)), y=axis, height=420)], size=(6.4, 4.4),
+        [Panel(lines, x=layers(len(x)), y=axis, height=420)], legend="right",
     )

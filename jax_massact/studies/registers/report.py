@@ -115,6 +115,7 @@ def _trial_rows(result: RegistersResult) -> list[list[str]]:
             for t in result["trials"]]
 
 
+_LISTED = 32
 _NEURONS = ("block", "unit", "at outliers", "elsewhere")
 _TRIALS = ("neurons", "outliers", "largest / median")
 
@@ -161,7 +162,7 @@ def _picture_parts(result: RegistersResult, maps: Sequence[NormMaps]) -> list[Pa
             caption = (f"{ARMS[name]}: {words.number(float(np.nanmin(values)))} to "
                        f"{words.number(float(np.nanmax(values)))}")
             items.append(Picture(map_uri(values, low, high), caption, f"norms, {caption}"))
-        parts.append(Pictures(items, 224, sharp=False))
+        parts.append(Pictures(items, 200))
     note = (
         f"Outlier patches are framed. Norms of patches after block {result['layer']}, on one scale "
         "for each picture, dark to light."
@@ -172,6 +173,8 @@ def _picture_parts(result: RegistersResult, maps: Sequence[NormMaps]) -> list[Pa
 def page(result: RegistersResult, maps: Sequence[NormMaps] = ()) -> str:
     """The page, as HTML."""
     head, rows = _arm_table(result)
+    split = head.index("outliers")
+    norms = [[row[0], *row[split:]] for row in rows]
     facts = Lines([data_line(result), *(f"Note: {n}" for n in result["notices"])])
     sections = [
         Section("verdict", "What was found", [findings(result), facts,
@@ -179,13 +182,19 @@ def page(result: RegistersResult, maps: Sequence[NormMaps] = ()) -> str:
         *([Section("maps", "Norm maps, before and after", _picture_parts(result, maps))]
           if maps else []),
         Section("scores", "Output and norms", [
-            Table(head, rows, text=head[:1]), Lines([_NOTE], "soft"),
+            Table(head[:split], [row[:split] for row in rows], text=head[:1],
+                  caption="Cosine to the unedited output, and scores"),
+            Table([head[0], *head[split:]], norms, text=head[:1],
+                  caption=f"After block {result['layer']}"),
+            Lines([_NOTE], "soft"),
         ]),
         Section("norms", "Norms by layer", charts(result)),
         Section("trials", "How many neurons", [Table(_TRIALS, _trial_rows(result))]),
         Section("neurons", "The neurons", [
-            Table(_NEURONS, _neuron_rows(result),
+            Table(_NEURONS, _neuron_rows(result)[:_LISTED],
                   caption="Mean |activation| at outlier patches and at all others"),
+            Lines([f"The {_LISTED} largest of {len(result['neurons'])}; registers.json has all."]
+                  if len(result["neurons"]) > _LISTED else [], "soft"),
         ]),
     ]
     return render_report(f"Registers at test time in {result['model']['name']}", result, sections)
