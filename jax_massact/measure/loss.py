@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 from jax_massact.measure.padding import AttentionMask, is_real, unpad
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.fused.cross_entropy import cross_entropy
-from jax_massact.nn.stream import BlockSource, losses_in_pieces
+from jax_massact.nn.pieces import losses_in_pieces
+from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer, check_head
 
 

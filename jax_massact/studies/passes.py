@@ -18,8 +18,9 @@ from jax_massact.families.open_model import OpenModel
 from jax_massact.measure.loss import losses_of
 from jax_massact.nn.acts import Acts
 from jax_massact.nn.edits import Edit
+from jax_massact.nn.pieces import losses_in_pieces
 from jax_massact.nn.rounding import Rounding
-from jax_massact.nn.stream import BlockSource, Done, Stream, losses_in_pieces, run
+from jax_massact.nn.stream import BlockSource, Done, Stream, run
 from jax_massact.nn.transformer import Transformer
 from jax_massact.studies.frame import Prepared, Progress, compile_while_loading, silent
 from jax_massact.studies.settings import RunConfig

@@ -15,12 +15,13 @@ import jax_massact as ma
 from jax_massact.errors import WeightsError
 from jax_massact.families.open_model import OpenModel
 from jax_massact.loading import open_checkpoint
+from jax_massact.measure.loss import losses_of
 from jax_massact.mesh import make_mesh
+from jax_massact.nn.pieces import losses_in_pieces
 from jax_massact.nn.transformer import parameters
 from jax_massact.weights.tensors import Tensor
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
-MEASURED = jax.jit(ma.magnitudes)
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +30,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["gguf/smollm2.gguf", "llama_sharded", "gpt2", "llama_bf16"])
-def test_statistics_are_those_of_the_loaded_model(name):
+def test_streams_and_losses_are_those_of_the_loaded_model(name):
     """GGUF, shards, fused tensors, bfloat16; tied heads and others."""
     model = open_checkpoint(FIXTURES / name).load_model()
     opened = ma.open(FIXTURES / name)
     assert opened.config == model.config
     tokens = ids(model.config, 2, 10)
-    for a, b in zip(jax.tree.leaves(MEASURED(model, tokens)),
-                    jax.tree.leaves(ma.magnitudes(opened, tokens)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    tap = lambda acts: acts.resid_post
+    logits, wanted = jax.jit(lambda m, t: m(t, tap=tap))(model, tokens)
+    x, found = opened.residual(tokens, tap=tap)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     np.testing.assert_allclose(
-        ma.token_losses(opened, tokens), ma.token_losses(model, tokens), rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        opened(tokens)[0], model(tokens)[0], rtol=0, atol=1e-5 * np.abs(model(tokens)[0]).max()
+        losses_in_pieces(opened.back(), x, tokens), losses_of(logits, tokens), rtol=1e-5
     )
 
 
@@ -79,22 +78,19 @@ def test_super_weights_need_the_blocks_up_to_the_last_writer(tmp_path, monkeypat
     assert seen == [*range(REMOVER + 1)] and REMOVER + 1 < plant.config.depth
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_block_is_laid_out_over_a_mesh(folder, dtype):
+def test_a_block_is_laid_out_over_a_mesh(folder):
     tokens = np.asarray(ids(LLAMA, 2, 8))
-    alone = ma.open(folder, dtype=dtype).residual(tokens, tap=lambda acts: acts.resid_post)
+    alone = ma.open(folder).residual(tokens, tap=lambda acts: acts.resid_post)
     mesh = make_mesh(data=2, model=2, devices=jax.devices()[:4])
-    opened = ma.open(folder, dtype=dtype, mesh=mesh)
+    opened = ma.open(folder, mesh=mesh)
     up = opened.read(0)["blocks.mlp.up"]
     assert up.sharding.shard_shape(up.shape) == (16, 12)
     with jax.set_mesh(mesh):
         spread = opened.residual(tokens, tap=lambda acts: acts.resid_post)
         losses = ma.token_losses(opened, tokens)
     assert losses.shape == (2, 7)
-    close = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
     for a, b in zip(alone, spread, strict=True):
-        a, b = np.float32(a), np.float32(b)
-        np.testing.assert_allclose(a, b, rtol=0, atol=close * np.abs(a).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
 def test_a_file_that_changes_or_disappears_is_an_error(tmp_path):

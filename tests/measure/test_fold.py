@@ -58,6 +58,8 @@ def test_no_massive_activation_is_left(name):
     tokens[tokens == BOS] = 5
     tokens[:, 0] = BOS
     folded = ma.fold(model, BOS)
+    # No second copy of the weights.
+    assert parameters(folded)["embed"] is parameters(model)["embed"]
     find = jax.jit(lambda m, t: ma.find_massive(ma.magnitudes(m, t)))
     before, after = find(model, tokens), find(folded, tokens[:, 1:])
     assert np.nonzero(before.strict)[0].tolist() == [DIM]

@@ -13,8 +13,9 @@ from jax_massact.errors import WeightsError
 from jax_massact.measure.loss import losses_of
 from jax_massact.nn import stream as streaming
 from jax_massact.nn.edits import Edits
+from jax_massact.nn.pieces import losses_in_pieces
 from jax_massact.nn.rounding import INTEGER, Rounding, levels_of
-from jax_massact.nn.stream import BlockSource, Stream, losses_in_pieces, run, stream
+from jax_massact.nn.stream import BlockSource, Stream, run, stream
 from jax_massact.nn.transformer import Transformer, parameters
 
 

@@ -13,7 +13,8 @@ from jax_massact.measure.definition import Definition
 from jax_massact.measure.loss import losses_of
 from jax_massact.measure.magnitudes import magnitudes_tap
 from jax_massact.nn.fused.cross_entropy import cross_entropy
-from jax_massact.nn.stream import BlockSource, Stream, in_pieces
+from jax_massact.nn.pieces import in_pieces
+from jax_massact.nn.stream import BlockSource, Stream
 from jax_massact.nn.transformer import Transformer
 from jax_massact.studies.collector import BatchProbe, probe_reading, reduce_batch
 from jax_massact.studies.frame import Progress
