@@ -23,6 +23,7 @@ from jax_massact.cli import make_parser
 from jax_massact.cli.listing import TABLES
 from jax_massact.cli.table import COMMANDS, STUDIES, load
 from jax_massact.nn.parameters import PARAMETERS
+from jax_massact.plan.report import print_plan
 from jax_massact.report import words
 from jax_massact.report.matplotlib_painter import draw
 from jax_massact.studies.changes import CHANGES
@@ -186,6 +187,15 @@ def image_training():
     return f"{table(head, rows)}\n\n{found['data']}. {how}"
 
 
+def planned(name):
+    """What `massact plan` prints of a recorded plan."""
+    found, console = result(name), Console(file=io.StringIO(), width=78, legacy_windows=False)
+    print_plan(found, found["compiled"], None, console)
+    made = found["made"]
+    how = f"`{made['command']}`, {made['hardware']}, {made['date']}."
+    return f"```text\n{console.file.getvalue().rstrip()}\n```\n\n{how}"
+
+
 def usage(name):
     """What `--help` prints of a command."""
     printed = io.StringIO()
@@ -228,6 +238,6 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-FUNCTIONS = (output, gemma3, runs, usage, listing, commands, parameters, changes, image_bench,
-             image_training)
+FUNCTIONS = (output, gemma3, runs, planned, usage, listing, commands, parameters, changes,
+             image_bench, image_training)
 PAGES = {f.__name__: f for f in FUNCTIONS} | {"studies": STUDIES}

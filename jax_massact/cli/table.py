@@ -215,8 +215,11 @@ def _plan() -> tuple[Option | Group, ...]:
     from jax_massact.accelerators import ACCELERATORS
 
     return (
-        option("--devices", "number of devices", type=int, required=True, metavar="N"),
-        option("--device", f"kind: {', '.join(ACCELERATORS)}", required=True, metavar="NAME"),
+        option("--devices", "number of devices; those of a topology are known", type=int,
+               metavar="N"),
+        option("--device", f"kind: {', '.join(ACCELERATORS)}; or the topology of a TPU slice, such "
+               "as v5e:4x4: the update is then compiled by the compiler of TPUs, too, where libtpu "
+               "is installed ('jax_massact[tpu-aot]')", required=True, metavar="NAME"),
         option("--json", "also write the plan to this file", metavar="FILE"),
     )
 
@@ -349,10 +352,12 @@ resumes the run; 130: stopped by Ctrl-C; 2: an error that the user can fix.""",
     ),
     "plan": Command(
         "memory, traffic and time of a training run on devices that are not here",
-        "massact plan --config=configs/llama_7b.py:standard --devices=256 --device=h100",
+        "massact plan --config=configs/llama_7b.py:standard --device=v5p:8x8x4",
         "jax_massact.cli.run:plan", _TRAIN_CONFIG, _plan,
         """Compiles one step for as many simulated devices, and runs nothing: memory of each
-device, what is sent between them, bounds of a step's time and of MFU.
+device, what is sent between them, bounds of a step's time and of MFU. For the topology of a TPU
+slice the very update that will run is compiled, too, by libtpu: its memory, its collectives, which
+of them are asynchronous. What does not fit is told by how much, and what would.
 
 The file's mesh, where it is for another number of devices, takes along data what its other
 axes leave. Ends with 0; 1: it does not fit into the memory; 2: an error that the user can fix.""",

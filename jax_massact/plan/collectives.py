@@ -35,6 +35,7 @@ class Collective(NamedTuple):
         counts that loop as one round.
       dtypes: of what is moved.
       source: the JAX operation that it comes from.
+      asynchronous: other instructions run between its start and its end.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Collective(NamedTuple):
     counted: bool
     dtypes: tuple[str, ...]
     source: str
+    asynchronous: bool = False
 
     @property
     def devices(self) -> int:
@@ -68,10 +70,16 @@ def find_collectives(hlo: str, devices: int) -> list[Collective]:
     found = []
     for name, lines in computations.items():
         times, counted = runs.get(name, (0, True))
+        # XLA for TPU writes a collective that others overlap three times: where it starts, in the
+        # fusion that overlaps it, and where it is done.
+        text = "".join(lines)
+        if name.startswith("async_collective_fusion") or "AsyncCollectiveDone" in text:
+            continue
+        started = "AsyncCollectiveStart" in text
         for line in lines if times else ():
             collective = _collective(line, devices, times, counted)
             if collective is not None and collective.devices > 1:
-                found.append(collective)
+                found.append(collective._replace(asynchronous=collective.asynchronous or started))
     return found
 
 
@@ -159,7 +167,7 @@ def _collective(line: str, devices: int, times: int, counted: bool) -> Collectiv
     source = _SOURCE.search(line)
     dtypes = tuple(sorted({dtype for dtype, _ in arrays}))
     return Collective(
-        kind, int(size), groups, times, counted, dtypes, source[1] if source else ""
+        kind, int(size), groups, times, counted, dtypes, source[1] if source else "", is_start
     )
 
 

@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from jax_massact.accelerators import find_accelerator
 from jax_massact.errors import ConfigError, UserError
+from jax_massact.plan.compiled import Compiled
 from jax_massact.plan.estimate import MAX_DEVICES, Plan, on_devices
+from jax_massact.plan.remedies import Remedy, remedies
 from jax_massact.plan.report import print_plan
+from jax_massact.plan.topology import ENVIRONMENT, has_compiler, parse_device
 from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
 from jax_massact.train.config import TrainConfig, to_json
@@ -18,14 +21,20 @@ from jax_massact.train.metrics import write_text
 
 
 def run_plan(
-    settings: TrainConfig, *, devices: int, device: str, keep_mesh: bool, json_file: str | None
+    settings: TrainConfig,
+    *,
+    devices: int | None,
+    device: str,
+    keep_mesh: bool,
+    json_file: str | None,
 ) -> int:
     """Makes a plan, prints its tables, and writes it as JSON to `json_file`.
 
     Args:
       settings: the run's.
-      devices: number of devices.
-      device: a row of `accelerators.ACCELERATORS`.
+      devices: number of devices; None: those of the topology that `device` names.
+      device: a row of `accelerators.ACCELERATORS`, or the topology of a TPU slice such as
+        `v5e:4x4`: the update is then compiled by the compiler of TPUs, too, if libtpu is here.
       keep_mesh: whether the mesh must be used as it is; otherwise a mesh of another size gets all
         devices that its other axes leave along `data`.
       json_file: None: the plan is only printed.
@@ -34,37 +43,88 @@ def run_plan(
       The process's exit code: 0, or 1 where the run does not fit in the devices' memory.
 
     Raises:
-      ConfigError: a setting is wrong, or the mesh does not suit that many devices.
+      ConfigError: a setting is wrong, the mesh does not suit that many devices, or the update does
+        not compile.
     """
+    accelerator, topology = parse_device(device)
+    if topology is not None:
+        if devices not in (None, topology.devices):
+            raise ConfigError(
+                f"--devices is {devices}; expected: {topology.devices}, which {topology.name} has, "
+                "or nothing"
+            )
+        devices = topology.devices
+    if devices is None:
+        raise ConfigError(
+            f"--devices is missing; expected: how many {device}, or the topology of a TPU slice "
+            "as --device"
+        )
     check_int("--devices", devices, 1, MAX_DEVICES)
-    find_accelerator(device)
     if settings.mesh.open_axis is None and settings.mesh.devices != devices and not keep_mesh:
         settings = dataclasses.replace(settings, mesh=dataclasses.replace(settings.mesh, data=-1))
     on_devices(settings, devices)  # refused before a process starts
-    plan = plan_in_process(settings, devices, device)
+    plan = plan_in_process(settings, devices, accelerator)
+    compiled = None
+    if topology is not None and has_compiler():
+        compiled = compile_in_process(settings, device)
+    elif topology is not None:
+        plan["notes"].append(
+            "an estimate only: the compiler of TPUs is not installed (pip install "
+            "'jax_massact[tpu-aot]')"
+        )
+    remedy = None
+    if plan["fits"] == "no":
+        remedy = _remedy(settings, plan, devices, accelerator)
     if json_file:
-        write_text(Path(json_file), json.dumps(plan, indent=2) + "\n")
-    print_plan(plan, make_console())
-    return 1 if plan["fits"] == "no" else 0
+        write_text(
+            Path(json_file), json.dumps(plan | {"compiled": compiled}, indent=2) + "\n"
+        )
+    print_plan(plan, compiled, remedy, make_console())
+    memory = plan["memory"] if compiled is None else compiled["memory"]
+    return 1 if memory["total"] > memory["available"] else 0
 
 
-def plan_in_process(settings: TrainConfig, devices: int, device: str) -> Plan:
+def plan_in_process(settings: TrainConfig, devices: int, accelerator: str) -> Plan:
     """Runs `plan.estimate.make_plan` in a process with as many simulated devices.
 
     Raises:
       ConfigError: the mesh does not suit that many devices.
       UserError: the process failed.
     """
-    command = [sys.executable, "-m", "jax_massact.plan.estimate"]
+    return _in_process("estimate", to_json(settings), str(devices), accelerator)
+
+
+def compile_in_process(settings: TrainConfig, topology: str) -> Compiled:
+    """Runs `plan.compiled.compile_for` in a process that takes no chips of this machine.
+
+    Raises:
+      ConfigError: libtpu does not know the topology, or the update does not compile for it.
+      UserError: the process failed.
+    """
+    return _in_process("compiled", to_json(settings), topology)
+
+
+def _in_process(module: str, *arguments: str) -> Any:
     # Flags of this process, say for its own accelerator, are not for that one.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
-        [*command, to_json(settings), str(devices), device],
-        capture_output=True, text=True, env=environment | {"JAX_PLATFORMS": "cpu"},
+        [sys.executable, "-m", f"jax_massact.plan.{module}", *arguments],
+        capture_output=True, text=True, env=environment | ENVIRONMENT,
     )
     last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
     if done.returncode == 2:
         raise ConfigError(last)
     if done.returncode:
         raise UserError(f"the plan could not be made (exit code {done.returncode}): {last}")
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _remedy(
+    settings: TrainConfig, plan: Plan, devices: int, accelerator: str
+) -> tuple[Remedy, Plan] | None:
+    """The first change of the settings with which the run fits, and its plan."""
+    for remedy in remedies(settings, plan):
+        changed = plan_in_process(remedy.settings, devices, accelerator)
+        if changed["fits"] != "no":
+            return remedy, changed
+    return None

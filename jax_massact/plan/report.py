@@ -5,14 +5,25 @@ from typing import Any
 
 from rich.console import Console
 
-from jax_massact.plan.estimate import LEAST_EFFICIENCY, Memory, Plan
+from jax_massact.plan.compiled import Compiled
+from jax_massact.plan.estimate import LEAST_EFFICIENCY, TIGHT, Memory, Plan
+from jax_massact.plan.remedies import Remedy
 from jax_massact.report import words
 from jax_massact.report.terminal import Sheet
 from jax_massact.train.report import amount
 
 
-def print_plan(plan: Plan, console: Console) -> None:
-    """Memory, traffic, time and a verdict."""
+def print_plan(
+    plan: Plan,
+    compiled: Compiled | None,
+    remedy: tuple[Remedy, Plan] | None,
+    console: Console,
+) -> None:
+    """Memory, traffic, time, what the compiler of TPUs made of it, and a verdict.
+
+    Args:
+      remedy: with which a run fits that does not, and the plan of that.
+    """
     sheet = Sheet(console)
     mesh = ", ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1)
     sheet.headed("Devices", f"{plan['devices']} x {plan['device']}; mesh: {mesh or 'one device'}")
@@ -31,11 +42,39 @@ def print_plan(plan: Plan, console: Console) -> None:
     sheet.title("Time of one update")
     sheet.table(("", "time"), _time(plan["seconds"]), left=("",))
     sheet.line(_speed(plan))
+    if compiled is not None:
+        _print_compiled(sheet, compiled)
     for note in plan["notes"]:
         sheet.line(f"Note: {note}", "dim")
     sheet.line(f"Figures of the device: {plan['source']}", "dim")
-    sheet.headed("Verdict", *_verdict(plan))
+    memory = plan["memory"] if compiled is None else compiled["memory"]
+    sheet.headed("Verdict", *_verdict(memory, plan, remedy))
     sheet.close()
+
+
+def _print_compiled(sheet: Sheet, compiled: Compiled) -> None:
+    memory = compiled["memory"]
+    versions = ", ".join(f"{name} {version}" for name, version in compiled["versions"].items())
+    sheet.title(f"Compiled for {compiled['topology']} in {compiled['seconds']:.0f} s ({versions})")
+    labels = {
+        "arguments": "state and batch", "outputs": "results in other places",
+        "temporary": "temporary", "program": "the program", "total": "in all",
+        "available": "the device has",
+    }
+    rows = [[label, amount(memory[key]), words.percent(memory[key] / memory["available"])]
+            for key, label in labels.items()]
+    sheet.table(("", "bytes", "of the device"), rows, left=("",))
+    head = ("collective", "over devices along", "in the program", "asynchronous")
+    rows = [[row["kind"], " x ".join(row["axes"]) or "-", str(row["count"]),
+             str(row["asynchronous"])] for row in compiled["collectives"]]
+    if rows:
+        sheet.table(head, rows, left=head[:2])
+    counted = [f"{compiled[key]:.3g} {unit}" for key, unit in
+               (("flops", "operations"), ("bytes", "bytes moved")) if compiled[key] is not None]
+    sheet.line(
+        f"{compiled['kernels']} calls of Pallas kernels; by the compiler's count, which takes a "
+        f"loop's body once: {', '.join(counted) or 'nothing'}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -85,16 +124,21 @@ def _speed(plan: Plan) -> str:
     )
 
 
-def _verdict(plan: Plan) -> tuple[str, str]:
-    """Words and style."""
-    memory = plan["memory"]
-    share = f"{amount(memory['total'])} of {amount(memory['available'])} on each device"
-    if plan["fits"] == "yes":
+def _verdict(
+    memory: Any, plan: Plan, remedy: tuple[Remedy, Plan] | None
+) -> tuple[str, str]:
+    """Words and style; `memory` is the compiler's where there is one, else the estimate's."""
+    total, available = memory["total"], memory["available"]
+    share = f"{amount(total)} of {amount(available)} on each device"
+    if total <= TIGHT * available:
         return f"fits: {share}", "green"
     help_ = (
         "--config.remat=true, a larger --config.accumulate, or more devices along fsdp or model "
         "take less"
     )
-    if plan["fits"] == "tight":
+    if total <= available:
         return f"tight: {share}; {help_}", "yellow"
-    return f"does not fit: {share}; {help_}", "bold red"
+    if remedy is not None:
+        change, changed = remedy
+        help_ = f"it would with {change.options}: {amount(changed['memory']['total'])} (estimate)"
+    return f"does not fit: {share}, {amount(total - available)} too much; {help_}", "bold red"

@@ -9,10 +9,12 @@ import dataclasses
 import functools
 import importlib
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jax_massact.nn.acts import Mask
@@ -163,7 +165,13 @@ def _not_plain(q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
 
 
 def platform() -> str:
-    """The platform of the default device: `cpu`, `gpu` or `tpu`."""
+    """`cpu`, `gpu` or `tpu`: the platform of the current mesh, else of the default device.
+
+    A program may be lowered for devices that are not those of this process.
+    """
+    meant = jax.sharding.get_abstract_mesh().abstract_device
+    if meant is not None:
+        return meant.platform
     device: Any = getattr(jax.config, "jax_default_device")  # noqa: B009
     if device is None:
         return jax.default_backend()
@@ -313,8 +321,14 @@ def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool)
         mask = splash_attention_mask.CausalMask((length, length))
     else:
         mask = splash_attention_mask.LocalMask((length, length), (window - 1, 0), 0)
-    with jax.ensure_compile_time_eval():
-        return splash_attention_kernel.make_splash_mha_single_device(
+
+    def build():
+        return jax.tree.map(np.asarray, splash_attention_kernel.make_splash_mha_single_device(
             splash_attention_mask.MultiHeadMask([mask] * heads), block_sizes=sizes,
             save_residuals=True, interpret=interpret,
-        )
+        ))
+
+    # Its tables are arrays. They must not be computed by the devices that a program is lowered for,
+    # which may not be there: a thread of its own knows neither the current mesh nor the tracing.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build).result()
