@@ -55,7 +55,7 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys) -> None:
     names = run_example(ROOT / "README.md", monkeypatch)
     model, tokens = names["model"], names["tokens"]
     stream = ma.residual_streams(model, tokens)
-    np.testing.assert_allclose(names["norms"], (stream**2).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(names["squared"], (stream**2).sum(-1), rtol=1e-5)
     assert "nan" not in capsys.readouterr().out
 
 
