@@ -7,6 +7,7 @@ JSON. Needs libtpu, and `topology.ENVIRONMENT`. What it finds is what will run: 
 with the same kernels, the memory that the compiler allocates, and the collectives that it emits.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import sys
@@ -76,7 +77,8 @@ def compile_for(config: TrainConfig, topology: Topology) -> Compiled:
       ConfigError: the mesh does not fit the topology, libtpu does not know it, or the update does
         not compile for it.
     """
-    config = on_devices(config, topology.devices)
+    # As it will run: blocks in a loop, as the estimate takes them, are another program.
+    config = dataclasses.replace(on_devices(config, topology.devices), unroll=config.unroll)
     mesh = make_mesh(**config.mesh.sizes, devices=topology_devices(topology))
     start = time.perf_counter()
     lowered = lower_update(config, mesh)
