@@ -154,7 +154,10 @@ def _locate(source: str | Path) -> Path:
             raise WeightsError(f"there is no {path.name!r} in the folder {path.parent}")
         return fetch_from_hub(model)
     if looks_like_path or path.name != name or isinstance(source, Path):
-        raise WeightsError(f"{path} does not exist")
+        raise WeightsError(
+            f"{name} does not exist; expected: a .gguf file, a folder with a config.json and "
+            "safetensors, the folder of a run, or a model's id on the Hugging Face Hub"
+        )
     near = difflib.get_close_matches(name.lower(), _MODELS, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise WeightsError(

@@ -116,7 +116,10 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
     try:
         inspect.signature(get_config).bind(*([argument] if argument else []))
     except TypeError:
-        takes = "needs an argument, FILE:ARG" if not argument else f"takes no {argument!r}"
+        takes = f"takes no {argument!r}" if argument else (
+            "needs an argument, FILE:ARG; of the configurations that come with the package it is "
+            "a variant, such as kv_bias (massact list variants)"
+        )
         raise ConfigError(f"{path}: get_config {takes}") from None
     try:
         config = get_config(*([argument] if argument else []))

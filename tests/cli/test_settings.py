@@ -91,7 +91,7 @@ def test_the_argument_of_a_file(write):
     assert resolve(ProbeConfig, f"{path}:large", []).sequence_length == 64
     message = refusal(f"{path}:huge")
     assert path in message and "no size 'huge'; there are: small, large" in message
-    assert refusal(path) == f"{path}: get_config needs an argument, FILE:ARG"
+    assert refusal(path).startswith(f"{path}: get_config needs an argument, FILE:ARG; ")
     plain = write(GOOD, "plain.py")
     assert refusal(f"{plain}:large") == f"{plain}: get_config takes no 'large'"
 
@@ -198,4 +198,4 @@ def test_a_colon_in_a_path(write):
     write(WITH_ARGUMENT, "run 12:30:05.py")
     path = write(WITH_ARGUMENT, "12:30.py")
     assert resolve(ProbeConfig, f"{path}:small", []).sequence_length == 16
-    assert refusal(path).endswith("12:30.py: get_config needs an argument, FILE:ARG")
+    assert "12:30.py: get_config needs an argument, FILE:ARG" in refusal(path)

@@ -77,7 +77,7 @@ def test_names_that_nothing_has(tmp_path, monkeypatch):
     fails("shakespeare", "no model is called 'shakespeare'")
     fails("", "no model is called ''")
     fails("model.gguf", "model.gguf does not exist")
-    fails("./org/model", "does not exist")
+    fails("./org/model", "./org/model does not exist; expected: a .gguf file, a folder")
     fails(Path("org/model"), "does not exist")
     fails("a/b/c", "a/b/c does not exist")
     fails("x" * 5000, "no model is called")
