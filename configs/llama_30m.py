@@ -47,6 +47,8 @@ def get_config(attention: str) -> ml_collections.ConfigDict:
                 "schedule": "constant_then_decay", "warmup": 500, "decay_start": 8_500,
                 "decay_end": 0, "beta1": 0.9, "beta2": 0.95,
                 "weight_decay": 0.2, "clip": 1.0,
+                # A token whose stream is one dimension has a key that moves by so much more.
+                "extra_key_lr": WIDTH**0.5,
             },
             "watch": {"every": 50, "sequences": 16},
             "checkpoint": {"every": 0},

@@ -16,12 +16,14 @@ class Parameter(NamedTuple):
       inputs: how many of its first axes are the rows of the one matrix that Muon orthogonalizes;
         0: not a matrix inside the blocks, AdamW serves it.
       rotary: whether its last axis H is turned by rotary positions or multiplied with what is.
+      extra_key: whether it alone makes an extra key's logits, without an input (k', a logit).
     """
 
     letters: str
     decays: bool
     inputs: int = 0
     rotary: bool = False
+    extra_key: bool = False
 
 
 PARAMETERS = {
@@ -55,10 +57,10 @@ PARAMETERS = {
         f"blocks.attn.{x}_norm.{name}": Parameter(letters, False, rotary=True)
         for x in ("q", "k") for name, letters in (("scale", "h"), ("scales", "nh"))
     },
-    "blocks.attn.variant.k": Parameter("rnh", True, rotary=True),
+    "blocks.attn.variant.k": Parameter("rnh", True, rotary=True, extra_key=True),
     "blocks.attn.variant.v": Parameter("rnh", True),
     "blocks.attn.variant.v_bias": Parameter("nh", True),
-    "blocks.attn.variant.logit": Parameter("n", False),
+    "blocks.attn.variant.logit": Parameter("n", False, extra_key=True),
     "blocks.attn.variant.gate": Parameter("dn", True),
     **{
         f"blocks.{norm}.{name}": Parameter("d", False)

@@ -81,6 +81,9 @@ class OptimizerConfig:
       momentum: Muon's.
       weight_decay: of every array of two or more dimensions, k' and v' included, times the learning
         rate. Norms and biases do not decay.
+      extra_key_lr: the learning rate of k' and of the learned logit, as a multiple of `lr`. They are
+        multiplied with no input, so that an update moves the logits of a token's key further: by
+        up to sqrt(D) where one dimension holds all of the token. Their decay stays as it is.
       clip: the largest global norm of the gradient; 0: not clipped.
     """
 
@@ -96,6 +99,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.95
     weight_decay: float = 0.1
+    extra_key_lr: float = 1.0
     clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -112,6 +116,7 @@ class OptimizerConfig:
                 raise ConfigError(f"{name} is {value!r}; expected: a number of at least 0, below 1")
         check_float("eps", self.eps, 0.0, open_low=True)
         check_float("weight_decay", self.weight_decay, 0.0)
+        check_float("extra_key_lr", self.extra_key_lr, 0.0)
         check_float("clip", self.clip, 0.0)
 
 

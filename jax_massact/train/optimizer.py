@@ -45,6 +45,9 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         steps.append(adam)
     else:
         steps.append(optax.partition({"muon": _muon(settings.momentum), "adam": adam}, _labels))
+    if settings.extra_key_lr != 1:
+        # Not a part of the chain otherwise, whose state is in every checkpoint.
+        steps.append(optax.masked(optax.scale(settings.extra_key_lr), _extra_keys))
     steps.append(optax.add_decayed_weights(settings.weight_decay, _decay_mask))
     steps.append(optax.scale_by_learning_rate(schedule(config)))
     return optax.chain(*steps)
@@ -56,6 +59,10 @@ def _labels(params: Mapping[str, Any]) -> dict[str, str]:
 
 def _decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     return {name: parameter(name).decays for name in params}
+
+
+def _extra_keys(params: Mapping[str, Any]) -> dict[str, bool]:
+    return {name: parameter(name).extra_key for name in params}
 
 
 def _muon(momentum: float) -> optax.GradientTransformation:

@@ -190,6 +190,25 @@ def test_decay_is_applied_to_those_alone():
         np.testing.assert_allclose(update[name], expected, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("variant, name", [("kv_bias", "k"), ("sink_logit", "logit")])
+def test_extra_keys_have_their_own_learning_rate(variant, name):
+    model = varied(MICRO.model, variant=variant)
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), parameters(abstract(model)))
+    slope = jax.tree.map(jnp.ones_like, params)
+
+    def update(**settings):
+        settings = OptimizerConfig(lr=0.5, final_lr=0.5, warmup=0, clip=0.0, **settings)
+        optimizer = make_optimizer(dataclasses.replace(MICRO, model=model, optimizer=settings))
+        return jax.jit(optimizer.update)(slope, optimizer.init(params), params)[0]
+
+    plain, faster = update(weight_decay=0.1), update(weight_decay=0.1, extra_key_lr=20.0)
+    for other in params:
+        decay = 0.05 if parameter(other).decays else 0.0
+        expected = 20 * 0.5 + decay if other == f"blocks.attn.variant.{name}" else 0.5 + decay
+        np.testing.assert_allclose(faster[other], -expected, rtol=1e-5, err_msg=other)
+        np.testing.assert_allclose(plain[other], -(0.5 + decay), rtol=1e-5, err_msg=other)
+
+
 def test_the_gradient_is_clipped():
     settings = dataclasses.replace(MICRO.optimizer, clip=1e-3)
     optimizer = make_optimizer(dataclasses.replace(MICRO, optimizer=settings))
