@@ -50,7 +50,8 @@ def move_to_register(
 
     Args:
       config: of the model with the register.
-      layer, unit: of the units, in blocks counted from 0.
+      layer: of the units, in blocks counted from 0.
+      unit: of the units, in the layer's MLP.
       tokens: of an image, CLS and registers included.
     """
     place = rows_in_front(config) - 1

@@ -81,9 +81,9 @@ class OptimizerConfig:
       momentum: Muon's.
       weight_decay: of every array of two or more dimensions, k' and v' included, times the learning
         rate. Norms and biases do not decay.
-      extra_key_lr: the learning rate of k' and of the learned logit, as a multiple of `lr`. They are
-        multiplied with no input, so that an update moves the logits of a token's key further: by
-        up to sqrt(D) where one dimension holds all of the token. Their decay stays as it is.
+      extra_key_lr: the learning rate of k' and of the learned logit, as a multiple of `lr`. They
+        are multiplied with no input, so that an update moves the logits of a token's key further:
+        by up to sqrt(D) where one dimension holds all of the token. Their decay stays as it is.
       clip: the largest global norm of the gradient; 0: not clipped.
     """
 
