@@ -19,8 +19,9 @@ from jax_massact.nn.fused.vendor import platform
 
 # Entries of a row that `top_places` looks at together.
 BLOCK = 64
-# Bits of the float that `quantiles` fixes in its first pass; in every other, one.
-FIRST_BITS = 4
+# Bits of the float that `quantiles` fixes in its first pass, and in every other. By the cost
+# analysis of XLA for TPU, two at once take less than twice the time there.
+BITS, TPU_BITS = (4, 1), (3, 2)
 
 
 class Top(NamedTuple):
@@ -87,8 +88,9 @@ def quantiles(
 
     `q` = 0.5 is the median. Non-negative floats are ordered as their bits are, so each order
     statistic is found by fixing its bits from the highest down, counting how many entries lie below
-    the candidates: no sort. The first FIRST_BITS bits take one pass for all quantiles together,
-    every other bit takes one. The entries must not be negative; NaN counts as largest.
+    the candidates: no sort. The first few bits take one pass for all quantiles together, and so
+    does every other, or every two of them (`BITS`). The entries must not be negative; NaN counts as
+    largest.
 
     Args:
       count: quantiles are over the first `count` tokens of each sequence; all others hold 0.
@@ -98,23 +100,30 @@ def quantiles(
     integer = jnp.dtype(f"int{width}")
     # abs has cleared the sign bit, so as integers the bits are not negative either.
     bits = jax.lax.bitcast_convert_type(magnitude, integer)
-    ranks, fractions = _ranks(q, T, D, count)
+    some = jnp.zeros_like(bits[:, 0, 0])  # laid out over a mesh as B is
+    ranks, fractions = _ranks(q, T, D, some if count is None else count, count is not None)
     below = _counter(bits)
 
-    rest = width - 1 - FIRST_BITS
-    some = jnp.zeros_like(bits[:, 0, 0])  # laid out over a mesh as B is
-    counts = below([some + (digit << rest) for digit in range(1, 1 << FIRST_BITS)])
-    digits = (counts[:, None] <= ranks).sum(0, dtype=jnp.int32)
-    found = jnp.left_shift(digits, rest).astype(integer)
+    first, step = TPU_BITS if platform() == "tpu" else BITS
+    rest = width - 1 - first
 
-    def fix_bit(i, found):
-        candidates = found | jnp.left_shift(jnp.asarray(1, integer), (rest - 1 - i).astype(integer))
-        return jnp.where(below(list(candidates)) <= ranks, candidates, found)
+    def fix_bits(number, shift, found):
+        """`found` [Q, B] with its next bits, of which `shift` are behind them."""
+        digits = [jnp.left_shift(jnp.asarray(d, integer), shift) for d in range(1, 1 << number)]
+        counts = below([low | digit for digit in digits for low in found])
+        counts = counts.reshape(len(digits), len(found), B)
+        fixed = (counts <= ranks).sum(0, dtype=jnp.int32)
+        return found | jnp.left_shift(fixed, shift.astype(jnp.int32)).astype(integer)
 
-    # [Q, B]: the lower neighbour of each quantile, then its successor in the sorted order. Loops
-    # take time on accelerators, and unrolled ones time to compile.
-    unroll = 1 if platform() == "cpu" else rest
-    lower = jax.lax.fori_loop(0, rest, fix_bit, found, unroll=unroll)
+    # [Q, B]: the lower neighbour of each quantile, then its successor in the sorted order. The
+    # first candidates are the same for all. Loops take time on accelerators, and unrolled ones time
+    # to compile.
+    found = fix_bits(first, jnp.asarray(rest, integer), some[None])
+    lower = jax.lax.fori_loop(
+        0, rest // step,
+        lambda i, found: fix_bits(step, (rest - step * (i + 1)).astype(integer), found),
+        found, unroll=1 if platform() == "cpu" else rest // step,
+    )
     largest = jnp.iinfo(integer).max
     upto = [bits <= low[:, None, None] for low in lower]
     above = [jnp.where(m, largest, bits).astype(jnp.int32) for m in upto]
@@ -128,17 +137,20 @@ def quantiles(
 
 
 def _ranks(
-    q: tuple[float, ...], T: int, D: int, count: Int[Array, " B"] | None
-) -> tuple[Int[Array, "Q ..."], Float[Array, "Q ..."]]:
-    """Between which entries in ascending order each quantile lies, and how far from the lower."""
-    tokens = np.array([T]) if count is None else np.arange(T + 1)
+    q: tuple[float, ...], T: int, D: int, index: Int[Array, " B"], counted: bool
+) -> tuple[Int[Array, "Q B"], Float[Array, "Q B"]]:
+    """Between which entries in ascending order each quantile lies, and how far from the lower.
+
+    Args:
+      index: how many tokens of each sequence are counted; where all are, zeros.
+    """
+    tokens = np.arange(T + 1) if counted else np.array([T])
     place = np.multiply.outer(np.maximum(tokens * D - 1, 0), q)
     # The zeros of the tokens that do not count come first.
     rank = place.astype(np.int32) + ((T - tokens) * D).astype(np.int32)[:, None]
     table = (jnp.asarray(rank), jnp.asarray(np.float32(place % 1)))
-    if count is not None:
-        table = tuple(sharded.take_rows(x, count, out="bt") for x in table)
-    return table[0].T, table[1].T
+    ranks, fractions = (sharded.take_rows(x, index, out="bt").T for x in table)
+    return ranks, fractions
 
 
 def _counter(
@@ -150,8 +162,14 @@ def _counter(
         return lambda candidates: _counts([bits < c[:, None, None] for c in candidates])
     # 16 bit, the highest 0: two entries in one word. A set highest bit that is left after the
     # candidate was taken off says that the entry is not below it, and goes no further.
-    halves = bits.reshape(*bits.shape[:2], D // 2, 2)
-    words = jax.lax.bitcast_convert_type(halves, jnp.uint32) | jnp.uint32(0x8000_8000)
+    if platform() == "tpu":
+        # Neighbours lie in other lanes there: XLA would move them by a product of matrices.
+        low, high = (x.astype(jnp.uint32) for x in jnp.split(bits, 2, axis=-1))
+        words = low | (high << 16)
+    else:
+        pairs = bits.reshape(*bits.shape[:2], D // 2, 2)
+        words = jax.lax.bitcast_convert_type(pairs, jnp.uint32)
+    words = words | jnp.uint32(0x8000_8000)
 
     def below(candidates):
         twice = (c.astype(jnp.uint32) * 0x1_0001 for c in candidates)
@@ -163,10 +181,10 @@ def _counter(
     return below
 
 
-def _rows(combine, initial: jax.Array, arrays: list[jax.Array]) -> Array:
-    """Every array [B, T, D] reduced over D, in one pass for all: [arrays, B, T]."""
+def _rows(combine, initial: jax.Array, arrays: list[jax.Array], axis: int = 2) -> Array:
+    """Every array [B, T, D] reduced over D, or T, in one pass for all: [arrays, B, T or D]."""
     join = lambda a, b: [combine(x, y) for x, y in zip(a, b, strict=True)]
-    return jnp.stack(jax.lax.reduce(arrays, [initial] * len(arrays), join, (2,)))
+    return jnp.stack(jax.lax.reduce(arrays, [initial] * len(arrays), join, (axis,)))
 
 
 def _counts(masks: list[Bool[Array, "B T D"]]) -> Int[Array, "masks B"]:
@@ -223,8 +241,11 @@ def counts_above(
 def counts_per_dim(masks: Sequence[Bool[Array, "B T D"]]) -> list[Int[Array, "B D"]]:
     """At how many tokens each mask is true, for every dimension; at most four masks.
 
-    One pass for all: they are counted in the four bytes of one word, over 128 tokens at a time.
+    One pass for all: they are counted in the four bytes of one word, over 128 tokens at a time. XLA
+    for TPU would write these words to memory first, and sums over tokens as fast as along rows.
     """
+    if platform() == "tpu":
+        return list(_rows(jnp.add, jnp.int32(0), [m.astype(jnp.int32) for m in masks], axis=1))
     word = sum(m.astype(jnp.uint32) << (8 * i) for i, m in enumerate(masks))
     assert isinstance(word, jax.Array) and len(masks) <= 4
     B, T, D = word.shape

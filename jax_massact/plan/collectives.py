@@ -84,14 +84,14 @@ def find_collectives(hlo: str, devices: int) -> list[Collective]:
 
 
 def mesh_axes(groups: np.ndarray, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which the devices of one group differ.
+    """The mesh axes along which the devices of a group differ, in some group.
 
     Args:
       groups: [G, n], places in the mesh counted with its last axis fastest.
       sizes: of the mesh, in order.
     """
-    places = np.stack(np.unravel_index(groups[0], tuple(sizes.values())))
-    varies = (places != places[:, :1]).any(axis=1)
+    places = np.stack(np.unravel_index(groups, tuple(sizes.values())))
+    varies = (places != places[:, :, :1]).any(axis=(1, 2))
     return tuple(name for name, moved in zip(sizes, varies, strict=True) if moved)
 
 

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import TypedDict
 
 import jax
@@ -51,10 +52,11 @@ class Emitted(TypedDict):
 
 
 class Compiled(TypedDict):
-    """What the compiler made of one update.
+    """What the compiler made of one program.
 
     Attributes:
       seconds: it took to lower and to compile.
+      cpu_seconds: of processors that this took, on all cores together.
       kernels: calls of Pallas kernels in the program (splash attention: forward, and two backward).
       flops, bytes: of one device, by the compiler's cost analysis, which counts the body of a
         loop once; None: it does not say.
@@ -62,6 +64,7 @@ class Compiled(TypedDict):
 
     topology: str
     seconds: float
+    cpu_seconds: float
     memory: CompiledMemory
     collectives: list[Emitted]
     kernels: int
@@ -80,15 +83,30 @@ def compile_for(config: TrainConfig, topology: Topology) -> Compiled:
     # As it will run: blocks in a loop, as the estimate takes them, are another program.
     config = dataclasses.replace(on_devices(config, topology.devices), unroll=config.unroll)
     mesh = make_mesh(**config.mesh.sizes, devices=topology_devices(topology))
-    start = time.perf_counter()
-    lowered = lower_update(config, mesh)
+    return compile_lowered("the update", lambda: lower_update(config, mesh), topology, mesh)
+
+
+def compile_lowered(
+    what: str, lower: Callable[[], jax.stages.Lowered], topology: Topology, mesh: jax.sharding.Mesh
+) -> Compiled:
+    """Compiles a program for a topology, and reads what the compiler says of it.
+
+    Args:
+      what: the program's name in errors.
+      lower: gives the program, lowered for the devices of `mesh`.
+
+    Raises:
+      ConfigError: it does not compile.
+    """
+    start, cpu_start = time.perf_counter(), time.process_time()
+    lowered = lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
-            f"the update does not compile for {topology.name}: {_reason(str(error))}"
+            f"{what} does not compile for {topology.name}: {_reason(str(error))}"
         ) from None
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     text = compiled.as_text() or ""
     found = compiled.memory_analysis()
     assert found is not None  # libtpu always says
@@ -100,11 +118,13 @@ def compile_for(config: TrainConfig, topology: Topology) -> Compiled:
     }
     available = int(ACCELERATORS[topology.accelerator].memory)
     costs = compiled.cost_analysis() or {}
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
     return Compiled(
         topology=topology.name,
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         memory=CompiledMemory(**memory, total=sum(memory.values()), available=available),
-        collectives=_emitted(find_collectives(text, topology.devices), config.mesh.sizes),
+        collectives=_emitted(find_collectives(text, topology.devices), sizes),
         kernels=text.count('custom_call_target="tpu_custom_call"'),
         flops=costs.get("flops"),
         bytes=costs.get("bytes accessed"),

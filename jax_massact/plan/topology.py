@@ -13,8 +13,10 @@ from jax_massact.accelerators import ACCELERATORS, find_accelerator
 from jax_massact.errors import ConfigError
 
 # What libtpu asks of the machine before it compiles: it must not look for chips, or for the
-# metadata of a TPU VM. The type of the machine is not that of the topology.
+# metadata of a TPU VM. The type of the machine is not that of the topology. Who takes no chip may
+# compile beside others.
 ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",

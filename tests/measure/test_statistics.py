@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_massact.measure import statistics
 from jax_massact.measure.statistics import (
     counts_above,
     counts_per_dim,
@@ -18,6 +20,7 @@ from jax_massact.measure.statistics import (
     top_magnitudes,
     top_places,
 )
+from jax_massact.mesh import BATCH, make_mesh
 
 Q = (0.0, 0.25, 0.5, 0.9, 0.99, 1.0)
 TINY = np.finfo(np.float32).tiny
@@ -95,6 +98,27 @@ def test_quantiles_of_many_numbers(shape):
     check_quantiles(x, np.asarray(compiled(x, Q)))
     np.testing.assert_array_equal(jax.jit(jax.vmap(lambda x: quantiles(x[None], Q)[0]))(x),
                                   compiled(x, Q))
+
+
+def test_the_ways_of_tpus(monkeypatch):
+    """There the bits are fixed two at a time, and pairs and masks are summed in another order."""
+    monkeypatch.setattr(statistics, "platform", lambda: "tpu")
+    x = np.abs(np.random.default_rng(0).standard_normal((2, 33, 64)).astype(np.float32))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        given = jnp.asarray(x, dtype)
+        found = jax.jit(lambda x: quantiles(x, Q))(given)
+        check_quantiles(np.asarray(given, np.float32), np.asarray(found))
+    masks = [x > limit for limit in (0.0, 0.5, 1.0, 9.0)]
+    for mask, count in zip(masks, jax.jit(counts_per_dim)(masks), strict=True):
+        np.testing.assert_array_equal(count, mask.sum(1))
+
+
+def test_quantiles_of_one_sequence_over_a_mesh():
+    x = np.abs(np.random.default_rng(0).standard_normal((1, 5, 8))).astype(np.float32)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec(BATCH)))
+        check_quantiles(x, np.asarray(jax.jit(lambda x: quantiles(x, Q))(placed)))
 
 
 def sorted_places(key, k):

@@ -131,6 +131,8 @@ def test_the_axes_of_a_group():
     ids = np.arange(8).reshape(2, 2, 2)
     assert mesh_axes(ids[:, :, 0].reshape(1, 4), sizes) == ("data", "fsdp")
     assert mesh_axes(ids[0, 1][None], sizes) == ("model",)
+    # Of a permutation some devices keep what they have.
+    assert mesh_axes(np.array([[0, 0], [1, 5], [5, 1]]), sizes) == ("data",)
 
 
 def test_what_each_device_sends():
