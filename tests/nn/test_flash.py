@@ -33,13 +33,14 @@ def forward_and_back(x, cotangent, window, fields, reach, implementation):
     return out, pull(cotangent)[0]
 
 
-@pytest.mark.parametrize(("extra", "window", "reach"), [
-    ("none", None, None), ("none", 5, None), ("key", None, None), ("logit", 200, None),
-    ("key_value", None, None), ("all", None, None), ("all", 5, 4),
+@pytest.mark.parametrize(("extra", "window", "reach", "head_dim"), [
+    ("none", None, None, 64), ("none", 5, None, 128), ("key", None, None, 64),
+    ("logit", 200, None, 64), ("key_value", None, None, 256), ("all", None, None, 64),
+    ("all", 5, 4, 128),
 ])
-def test_values_and_gradients(splash, extra, window, reach):
+def test_values_and_gradients(splash, extra, window, reach, head_dim):
     fields = FIELDS[extra]
-    x, cotangent = operands(2, 140, 4, 2, 64)  # padded to 256
+    x, cotangent = operands(2, 140, 4, 2, head_dim)  # padded to 256
     out, back = forward_and_back(x, cotangent, window, fields, reach, "splash")
     expected, grads = dense(
         x["q"], x["k"], x["v"], window, {n: x[n] for n in fields}, reach, cotangent

@@ -178,6 +178,12 @@ def platform() -> str:
     return device if isinstance(device, str) else device.platform
 
 
+def device_kind() -> str:
+    """The kind of the devices of the current mesh, else of the first device: `TPU v5 lite`."""
+    meant = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if meant is None else meant.device_kind
+
+
 def _scaled(q: jax.Array) -> jax.Array:
     return q * q.shape[-1] ** -0.5
 
@@ -289,7 +295,12 @@ def _cudnn_settings(q: jax.Array, span: Span) -> dict[str, Any]:
 
 
 _SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
-_SPLASH_BLOCK = 512
+# Queries, and keys, of a block. Keys and values that are read once serve a block of queries, 4 H
+# operations each for 4 H bytes. So arithmetic takes longer than reading where a block has more
+# queries than the chip has operations for a byte of its memory: v5e 240, v5p 166, v6e 560. Larger
+# ones gain nothing, and their logits in float32, several of which the backward pass has at a time
+# (1 MiB each, 4 MiB), must fit in VMEM beside them.
+_SPLASH_BLOCKS = {"TPU v5 lite": 512, "TPU v5": 512, "TPU v6 lite": 1024}
 
 
 @functools.cache
@@ -313,7 +324,8 @@ def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool)
     )
 
     # The largest divisor of the length that is a multiple of the lanes and not above the limit.
-    block = max(b for b in range(128, _SPLASH_BLOCK + 1, 128) if length % b == 0)
+    limit = _SPLASH_BLOCKS.get(device_kind(), 512)
+    block = max(b for b in range(128, limit + 1, 128) if length % b == 0)
     fields = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv",
               "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     sizes = splash_attention_kernel.BlockSizes(**dict.fromkeys(fields, block))
