@@ -134,6 +134,38 @@ def test_what_rounding_costs_in_the_readme_is_in_the_recorded_results():
     assert f"in {again} of {number} sequences a later token is massive" in said
 
 
+def test_what_the_variants_do_in_the_readme_is_in_the_recorded_results():
+    recorded = json.loads((ROOT / "docs" / "results" / "compare-llama-30m.json").read_text())
+    standard, biased = recorded["groups"]
+    assert [len(group["runs"]) for group in (standard, biased)] == [1, 3]
+    (one,) = standard["runs"]
+
+    def plus(values):
+        return f"+{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+    def around(name, form, spread=None):
+        return f"{form(biased['mean'][name])} ± {(spread or form)(biased['std'][name])}"
+
+    share, whole, tenths = "{:.0%}".format, "{:.0f}".format, "{:.1f}".format
+    rows = {
+        "median": (whole(max(one["layers"]["ratio"])), around("ratio", whole, tenths)),
+        "with most": (share(max(one["layers"]["sink_rate"])), around("sink_rate", share)),
+        "set to zero, nats": (
+            f"+{standard['loss_change']['zero'][0]:.3f}", plus(biased["loss_change"]["zero"])
+        ),
+        "in int8, nats": (
+            f"+{standard['rounding_change']['w8a8_residual'][0]:.3f}",
+            plus(biased["rounding_change"]["w8a8_residual"]),
+        ),
+        "validation loss, nats": (
+            f"{one['validation_loss']:.3f}",
+            around("validation_loss", "{:.3f}".format),
+        ),
+    }
+    for name, values in rows.items():
+        assert f"{name} | {' | '.join(values)} |" in README, (name, values)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
