@@ -6,6 +6,7 @@ from typing import Any
 
 from jax_massact.cli.settings import resolve
 from jax_massact.cli.table import COMMANDS, load
+from jax_massact.errors import ConfigError
 from jax_massact.settings import check_int
 
 
@@ -18,6 +19,20 @@ def study(args: argparse.Namespace, overrides: list[str]) -> int:
     from jax_massact.studies.frame import run_study
 
     return run_study(args.command, args.model, _settings(args, overrides), args.workdir, args.step)
+
+
+def probe(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`massact probe`, or its plan."""
+    if args.plan is None:
+        if args.mesh is not None:
+            raise ConfigError("--mesh is for --plan: the command runs on one device")
+        return study(args, overrides)
+    from jax_massact.cli.probe_plan import run_probe_plan
+
+    return run_probe_plan(
+        args.model, _settings(args, overrides), args.step, device=args.plan, mesh=args.mesh,
+        json_file=args.json,
+    )
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -144,13 +144,31 @@ def _study(name: str, study: Study) -> Command:
                 "--step", "checkpoint of a training run (default: the model at its end, or its "
                 "newest checkpoint)", metavar="N", type=int,
             ),
+            *(_probe_plan() if name == "probe" else ()),
         )
 
     settings = f"jax_massact.studies.{study.settings}"
+    run = "probe" if name == "probe" else "study"
     return Command(
-        study.about, f"massact {name} {study.model} {study.example}", "jax_massact.cli.run:study",
+        study.about, f"massact {name} {study.model} {study.example}", f"jax_massact.cli.run:{run}",
         settings, options,
     )
+
+
+def _probe_plan() -> tuple[Group]:
+    return (Group(
+        "on devices that are not here",
+        "Nothing is loaded and nothing runs. MODEL may also be random:SHAPE, of `massact bench "
+        "probe`.",
+        (
+            option("--plan", "compile the probe of one batch for this slice of TPUs, such as "
+                   "v5e:4x4, where libtpu is installed ('jax_massact[tpu-aot]'): memory, "
+                   "collectives, time", metavar="SLICE"),
+            option("--mesh", "with --plan: how the chips share model and sequences (fsdp=-1)",
+                   metavar="MESH"),
+            option("--json", "with --plan: also write it to this file", metavar="FILE"),
+        ),
+    ),)
 
 
 def _train() -> tuple[Option | Group, ...]:

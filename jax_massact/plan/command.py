@@ -91,7 +91,7 @@ def plan_in_process(settings: TrainConfig, devices: int, accelerator: str) -> Pl
       ConfigError: the mesh does not suit that many devices.
       UserError: the process failed.
     """
-    return _in_process("estimate", to_json(settings), str(devices), accelerator)
+    return in_process("estimate", to_json(settings), str(devices), accelerator)
 
 
 def compile_in_process(settings: TrainConfig, topology: str) -> Compiled:
@@ -101,10 +101,16 @@ def compile_in_process(settings: TrainConfig, topology: str) -> Compiled:
       ConfigError: libtpu does not know the topology, or the update does not compile for it.
       UserError: the process failed.
     """
-    return _in_process("compiled", to_json(settings), topology)
+    return in_process("compiled", to_json(settings), topology)
 
 
-def _in_process(module: str, *arguments: str) -> Any:
+def in_process(module: str, *arguments: str) -> Any:
+    """What a module of this room prints as JSON, in a process that takes no chips of this machine.
+
+    Raises:
+      ConfigError: the module says what the user can fix.
+      UserError: the process failed.
+    """
     # Flags of this process, say for its own accelerator, are not for that one.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(

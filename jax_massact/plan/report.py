@@ -7,6 +7,7 @@ from rich.console import Console
 
 from jax_massact.plan.compiled import Compiled
 from jax_massact.plan.estimate import LEAST_EFFICIENCY, TIGHT, Memory, Plan
+from jax_massact.plan.probe import ProbePlan
 from jax_massact.plan.remedies import Remedy
 from jax_massact.report import words
 from jax_massact.report.terminal import Sheet
@@ -75,6 +76,30 @@ def _print_compiled(sheet: Sheet, compiled: Compiled) -> None:
         f"{compiled['kernels']} calls of Pallas kernels; by the compiler's count, which takes a "
         f"loop's body once: {', '.join(counted) or 'nothing'}"
     )
+
+
+def print_probe_plan(name: str, plan: ProbePlan, console: Console) -> None:
+    """What the compiler of TPUs made of a probe, the least time of a batch, and a verdict."""
+    sheet, compiled = Sheet(console), plan["compiled"]
+    mesh = ", ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1)
+    sheet.headed("Devices", f"{compiled['topology']}; mesh: {mesh or 'one device'}")
+    sheet.headed("Probe", f"{name}, {plan['parameters']:,} parameters, a batch of "
+                          f"{' x '.join(map(str, plan['inputs']))}, {plan['flops']:.3g} operations")
+    _print_compiled(sheet, compiled)
+    seconds = plan["seconds"]
+    sheet.title("Time of one batch, at least")
+    sheet.table(("", "time"), [["arithmetic at the peak", duration(seconds["arithmetic"])],
+                               ["weights read", duration(seconds["memory"])]], left=("",))
+    memory = compiled["memory"]
+    total, available = memory["total"], memory["available"]
+    share = f"{amount(total)} of {amount(available)} on each device"
+    if total <= TIGHT * available:
+        sheet.headed("Verdict", f"fits: {share}", "green")
+    else:
+        word = "tight" if total <= available else "does not fit"
+        sheet.headed("Verdict", f"{word}: {share}; --mesh=fsdp=-1 or model=-1 splits weights, a "
+                                "smaller --config.batch_size the activations", "bold red")
+    sheet.close()
 
 
 def duration(seconds: float) -> str:

@@ -25,23 +25,30 @@ ENVIRONMENT = {
 
 
 class Topology(NamedTuple):
-    """Chips of one slice, such as `v5e:4x4`.
+    """Chips of one slice, such as `v5e:4x4`, or of several, such as `2xv5e:4x4`.
 
     Attributes:
       accelerator: row of `accelerators.ACCELERATORS`.
-      shape: chips along each axis of the torus.
+      shape: chips of a slice along each axis of its torus.
+      slices: how many; only a data-center network joins them.
     """
 
     accelerator: str
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
-    def name(self) -> str:
+    def slice(self) -> str:
+        """The name of one of them."""
         return f"{self.accelerator}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def name(self) -> str:
+        return self.slice if self.slices == 1 else f"{self.slices}x{self.slice}"
+
+    @property
     def devices(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
 
 def parse_device(text: str) -> tuple[str, Topology | None]:
@@ -50,7 +57,9 @@ def parse_device(text: str) -> tuple[str, Topology | None]:
     Raises:
       ConfigError: there is no such accelerator, or its chips are not joined in that way.
     """
-    name, colon, dims = text.partition(":")
+    several = re.fullmatch(r"([1-9]\d*)x(.+:.*)", text)
+    slices, one = (int(several[1]), several[2]) if several else (1, text)
+    name, colon, dims = one.partition(":")
     accelerator = find_accelerator(name)
     if not colon:
         return name, None
@@ -64,7 +73,7 @@ def parse_device(text: str) -> tuple[str, Topology | None]:
         raise ConfigError(
             f"--device is {text!r}; expected: {name}:{example} or another topology of {torus} axes"
         )
-    return name, Topology(name, tuple(map(int, dims.split("x"))))
+    return name, Topology(name, tuple(map(int, dims.split("x"))), slices)
 
 
 def has_compiler() -> bool:
@@ -83,7 +92,9 @@ def topology_devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(topology.name, platform="tpu").devices
+        # libtpu takes the number of slices only where there are several.
+        more = {} if topology.slices == 1 else {"num_slices": topology.slices}
+        return topologies.get_topology_desc(topology.slice, platform="tpu", **more).devices
     except Exception as error:  # whatever libtpu raises
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -55,6 +55,8 @@ def test_a_slice_is_named_by_its_torus():
     assert parse_device("h100") == ("h100", None)
     assert parse_device("v5e") == ("v5e", None)
     assert parse_device("v5p:8x8x4") == ("v5p", Topology("v5p", (8, 8, 4)))
+    assert parse_device("2xv5e:4x4") == ("v5e", (two := Topology("v5e", (4, 4), 2)))
+    assert two.devices == 32 and two.name == "2xv5e:4x4" and two.slice == "v5e:4x4"
     topology = parse_device("v6e:16x8")[1]
     assert topology is not None and topology.devices == 128 and topology.name == "v6e:16x8"
 

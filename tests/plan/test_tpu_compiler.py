@@ -3,15 +3,31 @@
 import dataclasses
 import os
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from train_runs import MICRO
 
 from jax_massact.errors import ConfigError
+from jax_massact.measure.definition import Definition
+from jax_massact.measure.loss import perplexity
+from jax_massact.mesh import BATCH, make_mesh
+from jax_massact.nn.edits import Edits
 from jax_massact.nn.fused.vendor import Splash
 from jax_massact.nn.variants import VARIANTS
-from jax_massact.plan.compiled import compile_for
-from jax_massact.plan.topology import ENVIRONMENT, has_compiler, parse_device
-from jax_massact.train.config import MeshConfig
+from jax_massact.plan.compiled import compile_for, compile_lowered
+from jax_massact.plan.probe import ProbeShape, plan_probe
+from jax_massact.plan.topology import (
+    ENVIRONMENT,
+    has_compiler,
+    parse_device,
+    topology_devices,
+)
+from jax_massact.train.config import MeshConfig, WatchConfig
+from jax_massact.train.step import abstract_state
+from jax_massact.train.watch import watch
 
 pytestmark = pytest.mark.skipif(
     not has_compiler(), reason="libtpu is not installed: pip install 'jax_massact[tpu-aot]'"
@@ -54,6 +70,44 @@ def test_every_variant_for_v5e(variant):
 @pytest.mark.parametrize("variant", ["standard", "kv_bias"])
 def test_other_generations(variant, device):
     assert compiled(run(variant, mesh=MeshConfig(data=-1)), device)["kernels"] > 0
+
+
+def test_the_probe_of_a_model_that_is_not_loaded():
+    shape = ProbeShape(
+        model=run("kv_bias").model, inputs=(4, 256), top_k=5, definition=Definition(),
+        mesh=MeshConfig(fsdp=-1),
+    )
+    topology = parse_device("v5e:2x2")[1]
+    assert topology is not None
+    plan = plan_probe(shape, topology)
+    assert plan["mesh"]["fsdp"] == 4 and plan["tokens"] == 1024
+    found = plan["compiled"]
+    # One flash kernel, in the loop over blocks; weights are gathered over fsdp.
+    assert found["kernels"] == 1 and "all-gather" in {row["kind"] for row in found["collectives"]}
+    weights = 2 * plan["parameters"] / 4
+    assert weights < found["memory"]["arguments"] < 1.5 * weights + 10_000
+    with pytest.raises(ConfigError, match="mesh is fsdp=8, 8 devices; v5e:2x2 has 4"):
+        plan_probe(dataclasses.replace(shape, mesh=MeshConfig(fsdp=8)), topology)
+
+
+def test_watch_and_interventions():
+    topology = parse_device("v5e:2x2")[1]
+    assert topology is not None
+    mesh, config = make_mesh(data=4, devices=topology_devices(topology)), run("kv_bias")
+    state = abstract_state(dataclasses.replace(config, mesh=MeshConfig(data=4)), mesh)
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    tokens = jax.ShapeDtypeStruct((4, 256), jnp.int32, sharding=sharding)
+    edits = Edits.set_to([0], np.arange(256) == 0, 3, 0.0)
+    functions = {
+        "watch": lambda model, tokens: watch(model, tokens, WatchConfig(sink_tokens=8)),
+        "edits": lambda model, tokens: perplexity(model, tokens, edits=edits),
+    }
+    for name, function in functions.items():
+        def lower(function=function):
+            with jax.set_mesh(mesh):
+                return jax.jit(function).lower(state.model, tokens)
+
+        assert compile_lowered(name, lower, topology, mesh)["kernels"] >= 1, name
 
 
 def test_a_kernel_that_the_compiler_refuses_is_an_error(monkeypatch):
