@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_massact.nn.config import (
+from jax_massact.nn.block_config import (
     AttentionConfig,
     BlockConfig,
-    EmbedConfig,
     MLPConfig,
-    ModelConfig,
     MoEConfig,
     RopeConfig,
 )
+from jax_massact.nn.config import EmbedConfig, ModelConfig
 from jax_massact.nn.positions import alibi_slopes
 from jax_massact.nn.transformer import Transformer, abstract, from_parameters, parameters
 

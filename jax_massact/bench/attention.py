@@ -15,14 +15,8 @@ from jax_massact.bench.clock import seconds
 from jax_massact.errors import ConfigError
 from jax_massact.nn.acts import Mask
 from jax_massact.nn.attention import attend
-from jax_massact.nn.config import (
-    AttentionConfig,
-    BlockConfig,
-    EmbedConfig,
-    ImplementationKind,
-    MLPConfig,
-    ModelConfig,
-)
+from jax_massact.nn.block_config import AttentionConfig, BlockConfig, ImplementationKind, MLPConfig
+from jax_massact.nn.config import EmbedConfig, ModelConfig
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.fused.vendor import KERNELS
 from jax_massact.nn.variants import VARIANTS

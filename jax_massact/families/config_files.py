@@ -12,7 +12,8 @@ from jax_massact.families.own import GROUP, names_of, read_group, write_group
 from jax_massact.families.places import places_of
 from jax_massact.families.rope import readable_rope
 from jax_massact.families.table import FAMILIES, TRAINED
-from jax_massact.nn.config import BlockConfig, ModelConfig
+from jax_massact.nn.block_config import BlockConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.safetensors import parse_json
 from jax_massact.weights.settings import Settings

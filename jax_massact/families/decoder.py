@@ -6,7 +6,8 @@ from typing import Any
 from jax_massact.families.fields import in_all_norms
 from jax_massact.families.places import Names, Place, in_blocks
 from jax_massact.families.rope import read_rope, rope_fields, write_rope
-from jax_massact.nn.config import ActivationKind, ModelConfig
+from jax_massact.nn.block_config import ActivationKind
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.settings import Settings
 
 _ACTIVATIONS: dict[str, ActivationKind] = {

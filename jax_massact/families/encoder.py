@@ -8,7 +8,8 @@ from jax_massact.data.preprocessing import Preprocessing
 from jax_massact.families.decoder import read_depth
 from jax_massact.families.fields import Fields, in_all_norms
 from jax_massact.families.places import Names, Place
-from jax_massact.nn.config import ActivationKind, ModelConfig
+from jax_massact.nn.block_config import ActivationKind
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.settings import Settings
 
 # Shapes of the tensors of a file, by name.

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_massact.families.places import Names, Place, in_blocks
-from jax_massact.nn.config import ModelConfig, MoEConfig
+from jax_massact.nn.block_config import MoEConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.settings import Settings
 
 _MOE = "block.mlp.moe."

@@ -9,13 +9,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax_massact.nn.config import (
-    AttentionConfig,
-    BlockConfig,
-    EmbedConfig,
-    MLPConfig,
-    ModelConfig,
-)
+from jax_massact.nn.block_config import AttentionConfig, BlockConfig, MLPConfig
+from jax_massact.nn.config import EmbedConfig, ModelConfig
 from jax_massact.settings import from_mapping
 
 # Values by path. `others` is a tuple of mappings: what each further kind of block, with paths that

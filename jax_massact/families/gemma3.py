@@ -10,7 +10,8 @@ from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields, pattern
 from jax_massact.families.places import Place, in_blocks
 from jax_massact.families.rope import read_rope, write_scaling
-from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.block_config import RopeConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 

@@ -10,7 +10,7 @@ from jax_massact.errors import WeightsError
 from jax_massact.families.fields import in_all_norms
 from jax_massact.families.places import Place, in_blocks
 from jax_massact.families.rope import Scaling, rope_fields, yarn
-from jax_massact.nn.config import RopeConfig
+from jax_massact.nn.block_config import RopeConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 from jax_massact.weights.tensors import Tensor

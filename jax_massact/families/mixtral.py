@@ -5,7 +5,8 @@ from typing import Any
 from jax_massact.families import decoder, experts, mistral
 from jax_massact.families.family import Family, always
 from jax_massact.families.fields import Fields
-from jax_massact.nn.config import ModelConfig, MoEConfig
+from jax_massact.nn.block_config import MoEConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.settings import Settings
 
 DEFAULTS = mistral.DEFAULTS | {

@@ -9,7 +9,8 @@ from jax_massact.families.fields import Fields, in_all_norms
 from jax_massact.families.gemma3 import layers_of
 from jax_massact.families.places import Names, Place, in_blocks
 from jax_massact.families.rope import rope_in
-from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.block_config import RopeConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 

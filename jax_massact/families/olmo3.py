@@ -9,7 +9,8 @@ from jax_massact.families.family import Family, always
 from jax_massact.families.fields import Fields
 from jax_massact.families.gemma3 import layers_of
 from jax_massact.families.rope import read_rope, write_scaling
-from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.block_config import RopeConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.settings import Settings
 
 DEFAULTS = olmo2.DEFAULTS | {"sliding_window": 4096}

@@ -11,7 +11,8 @@ from jax_massact.errors import WeightsError
 from jax_massact.families.family import Family
 from jax_massact.families.fields import Fields, defaults
 from jax_massact.families.places import Names, Place, in_blocks
-from jax_massact.nn.config import ModelConfig, NormKind
+from jax_massact.nn.block_config import NormKind
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.variants import VARIANTS
 from jax_massact.settings import unknown_key
 from jax_massact.weights.settings import Settings

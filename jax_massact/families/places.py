@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_massact.errors import WeightsError
-from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.block_config import RopeConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.parameters import parameter
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.nn.variants import variant_of

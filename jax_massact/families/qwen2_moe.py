@@ -6,7 +6,8 @@ from jax_massact.families import decoder, experts, gguf, qwen2
 from jax_massact.families.family import Family, Gguf, always
 from jax_massact.families.fields import Fields
 from jax_massact.families.places import Place, in_blocks
-from jax_massact.nn.config import ModelConfig, MoEConfig
+from jax_massact.nn.block_config import MoEConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.weights.gguf import GgufFile
 from jax_massact.weights.settings import Settings
 

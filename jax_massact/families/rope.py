@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_massact.nn.config import AttentionConfig, RopeConfig
+from jax_massact.nn.block_config import AttentionConfig, RopeConfig
 from jax_massact.nn.positions import llama3_factors
 from jax_massact.weights.settings import Settings
 

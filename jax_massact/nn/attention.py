@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jax_massact.errors import ConfigError
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Mask
-from jax_massact.nn.config import ImplementationKind
+from jax_massact.nn.block_config import ImplementationKind
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.fused.flash import flash_attend
 from jax_massact.nn.fused.vendor import KERNELS, FlashKernel

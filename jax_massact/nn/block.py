@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from jax_massact.nn import sharded
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import Rounded, attend
-from jax_massact.nn.config import LAYER_SCALE, BlockConfig, ModelConfig
+from jax_massact.nn.block_config import LAYER_SCALE, BlockConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.draw import INIT_STD, Key, drawn, split
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP

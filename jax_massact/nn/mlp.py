@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jax_massact.nn.config import ActivationKind, MLPConfig
+from jax_massact.nn.block_config import ActivationKind, MLPConfig
 from jax_massact.nn.draw import Key, drawn, split
 from jax_massact.nn.fused.gelu import gelu
 from jax_massact.nn.linear import project

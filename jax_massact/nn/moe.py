@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn import sharded
-from jax_massact.nn.config import ActivationKind, MLPConfig, MoEConfig, RouterKind
+from jax_massact.nn.block_config import ActivationKind, MLPConfig, MoEConfig, RouterKind
 from jax_massact.nn.draw import Key, drawn, split
 from jax_massact.nn.linear import project
 from jax_massact.nn.mlp import MLP, Router, gated_units

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_massact.nn import sharded
-from jax_massact.nn.config import NormConfig, QKNormKind
+from jax_massact.nn.block_config import NormConfig, QKNormKind
 from jax_massact.nn.fused.norm import gain, norm
 
 # The slope of DyT in a new model (Zhu et al. 2025, section 4).

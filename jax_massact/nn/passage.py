@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from jax_massact.nn.acts import Acts, Mask
 from jax_massact.nn.attention import choose_kernel
 from jax_massact.nn.block import Block
-from jax_massact.nn.config import BlockConfig, ModelConfig
+from jax_massact.nn.block_config import BlockConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.edits import Edit, apply_edits
 from jax_massact.nn.patches import grid_of, places_of
 from jax_massact.nn.positions import POSITIONS, Rotation

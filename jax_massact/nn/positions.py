@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_massact.nn.config import AttentionConfig, PositionKind, RopeConfig
+from jax_massact.nn.block_config import AttentionConfig, PositionKind, RopeConfig
 from jax_massact.settings import check_float, check_int
 
 

@@ -1,18 +1,14 @@
 """Configurations of well-known shapes, to train and to measure."""
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import (
+from jax_massact.nn.block_config import (
     AttentionConfig,
     BlockConfig,
-    DType,
-    EmbedConfig,
-    HeadConfig,
     MLPConfig,
-    ModelConfig,
     NormConfig,
-    PatchConfig,
     RopeConfig,
 )
+from jax_massact.nn.config import DType, EmbedConfig, HeadConfig, ModelConfig, PatchConfig
 from jax_massact.settings import check_int
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_massact.nn.acts import Acts
-from jax_massact.nn.config import BlockConfig, ModelConfig
+from jax_massact.nn.block_config import BlockConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.edits import Edit
 from jax_massact.nn.fused.vendor import platform
 from jax_massact.nn.passage import Changes, Passage, Tap

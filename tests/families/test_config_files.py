@@ -11,14 +11,8 @@ from weight_files import CONFIG, GPT2_CONFIG, hf_arrays, write_folder
 from jax_massact.errors import WeightsError
 from jax_massact.families.config_files import read_config
 from jax_massact.loading import open_checkpoint
-from jax_massact.nn.config import (
-    AttentionConfig,
-    BlockConfig,
-    EmbedConfig,
-    MLPConfig,
-    ModelConfig,
-    NormConfig,
-)
+from jax_massact.nn.block_config import AttentionConfig, BlockConfig, MLPConfig, NormConfig
+from jax_massact.nn.config import EmbedConfig, ModelConfig
 from jax_massact.nn.positions import llama3_factors
 
 MISTRAL = CONFIG | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}

@@ -15,7 +15,8 @@ from jax_massact.errors import WeightsError
 from jax_massact.families.table import FAMILIES
 from jax_massact.loading import load, open_checkpoint
 from jax_massact.mesh import make_mesh
-from jax_massact.nn.config import ModelConfig, NormConfig, RopeConfig
+from jax_massact.nn.block_config import NormConfig, RopeConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.positions import llama3_factors
 from jax_massact.nn.transformer import Transformer, from_parameters, parameters
 from jax_massact.nn.variants import VARIANTS

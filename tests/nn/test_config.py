@@ -12,7 +12,8 @@ from tiny_models import LLAMA, varied
 from jax_massact.cli.settings import describe, resolve
 from jax_massact.errors import ConfigError, UserError
 from jax_massact.measure.definition import Definition, Threshold
-from jax_massact.nn.config import ModelConfig, RopeConfig
+from jax_massact.nn.block_config import RopeConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.settings import from_mapping
 from jax_massact.studies.probe.settings import ProbeConfig
 

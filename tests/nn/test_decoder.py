@@ -10,7 +10,7 @@ import pytest
 from tiny_models import CONFIGS, LLAMA, decoder, ids, varied
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import RopeConfig
+from jax_massact.nn.block_config import RopeConfig
 from jax_massact.nn.transformer import (
     Transformer,
     abstract,

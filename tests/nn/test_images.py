@@ -11,16 +11,8 @@ from jax_massact.errors import ConfigError
 from jax_massact.nn import attention
 from jax_massact.nn.acts import Mask
 from jax_massact.nn.attention import attend
-from jax_massact.nn.config import (
-    AttentionConfig,
-    BlockConfig,
-    EmbedConfig,
-    HeadConfig,
-    MLPConfig,
-    ModelConfig,
-    NormConfig,
-    PatchConfig,
-)
+from jax_massact.nn.block_config import AttentionConfig, BlockConfig, MLPConfig, NormConfig
+from jax_massact.nn.config import EmbedConfig, HeadConfig, ModelConfig, PatchConfig
 from jax_massact.nn.extra import Extra
 from jax_massact.nn.fused import vendor
 from jax_massact.nn.fused.vendor import Span

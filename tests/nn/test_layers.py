@@ -12,7 +12,7 @@ from tiny_models import LLAMA, varied
 
 from jax_massact.errors import ConfigError
 from jax_massact.nn import mlp as layers
-from jax_massact.nn.config import AttentionConfig, NormConfig, RopeConfig
+from jax_massact.nn.block_config import AttentionConfig, NormConfig, RopeConfig
 from jax_massact.nn.fused.norm import norm
 from jax_massact.nn.mlp import MLP
 from jax_massact.nn.norms import Norm

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import SWITCHES, decoder, ids, varied
 
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import MoEConfig, NormConfig, RopeConfig
+from jax_massact.nn.block_config import MoEConfig, NormConfig, RopeConfig
 from jax_massact.nn.positions import alibi_slopes
 from jax_massact.nn.transformer import parameters
 

@@ -10,7 +10,8 @@ from train_runs import MICRO
 
 from jax_massact.accelerators import PEAK_FLOPS, peak_flops
 from jax_massact.errors import ConfigError
-from jax_massact.nn.config import MLPConfig, ModelConfig, MoEConfig
+from jax_massact.nn.block_config import MLPConfig, MoEConfig
+from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import abstract, parameters
 from jax_massact.train.config import (
     CheckpointConfig,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_massact.nn import sharded
-from jax_massact.nn.config import NormConfig
+from jax_massact.nn.block_config import NormConfig
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
