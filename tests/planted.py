@@ -1,8 +1,7 @@
 """Models in which massive activations and outlier features are put by hand, and where."""
 
-import jax.numpy as jnp
 import numpy as np
-from tiny_models import CONFIGS, varied
+from tiny_models import CONFIGS, put, varied
 
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.transformer import (
@@ -63,7 +62,7 @@ class Plant:
         return self
 
     def build(self) -> Transformer:
-        arrays = {n: jnp.asarray(x, jnp.float32) for n, x in self.p.items()}
+        arrays = {n: put(x, np.float32) for n, x in self.p.items()}
         return from_parameters(self.config, arrays)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_massact.nn.block_config import (
@@ -131,7 +130,7 @@ def decoder(config: ModelConfig, seed: int = 0, spread: float = 0.3) -> Transfor
 
     def draw(name, shape):
         one = name.endswith(("scale", "scales"))
-        return jnp.asarray(one + spread * rng.standard_normal(shape), "float32")
+        return put(one + spread * rng.standard_normal(shape), np.float32)
 
     leaves = parameters(abstract(config))
     return from_parameters(config, {name: draw(name, x.shape) for name, x in leaves.items()})
@@ -139,4 +138,9 @@ def decoder(config: ModelConfig, seed: int = 0, spread: float = 0.3) -> Transfor
 
 def ids(config: ModelConfig, batch: int, length: int, seed: int = 1) -> jax.Array:
     rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.integers(0, config.embed.vocab_size, (batch, length)), jnp.int32)
+    return put(rng.integers(0, config.embed.vocab_size, (batch, length)), np.int32)
+
+
+def put(x: np.ndarray, dtype: type) -> jax.Array:
+    """An array of this type on the device; `jnp.asarray` compiles a program for each shape."""
+    return jax.device_put(np.asarray(x, dtype))

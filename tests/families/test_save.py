@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ def same_bits(a: Transformer, b: Transformer) -> None:
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
-@jax.jit
+@in_numpy.jit
 def logits(model: Transformer, tokens: jax.Array) -> jax.Array:
     return model(tokens)[0]
 

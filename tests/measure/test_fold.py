@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax
+import in_numpy
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -40,8 +40,8 @@ def test_every_other_token_keeps_its_logits(name):
     model = model_of(name)
     tokens = np.array(ids(model.config, S, T))
     tokens[:, 0] = BOS
-    folded = jax.jit(ma.fold)(model, BOS)
-    run = jax.jit(lambda m, t: m(t)[0])
+    folded = in_numpy.jit(ma.fold)(model, BOS)
+    run = in_numpy.jit(lambda m, t: m(t)[0])
     whole, own = run(model, tokens)[:, 1:], run(folded, tokens[:, 1:])
     assert np.abs(whole - own).max() <= 1e-5 * np.abs(whole).max()
     # The extra key matters: with another one the logits are others.
@@ -60,7 +60,7 @@ def test_no_massive_activation_is_left(name):
     folded = ma.fold(model, BOS)
     # No second copy of the weights.
     assert parameters(folded)["embed"] is parameters(model)["embed"]
-    find = jax.jit(lambda m, t: ma.find_massive(ma.magnitudes(m, t)))
+    find = in_numpy.jit(lambda m, t: ma.find_massive(ma.magnitudes(m, t)))
     before, after = find(model, tokens), find(folded, tokens[:, 1:])
     assert np.nonzero(before.strict)[0].tolist() == [DIM]
     assert float(before.value_mean[DIM]) == pytest.approx(VALUE, rel=0.2)
@@ -81,7 +81,7 @@ def test_folded_k_and_v_are_those_of_the_plain_model():
         np.testing.assert_allclose(value[0], plain["v"][layer][0], rtol=0, atol=2e-4)
     # And the folded model is the plain model with one more key.
     tokens = np.array(ids(config, 1, 6))[0]
-    found = jax.jit(lambda m: m(tokens[None])[0][0])(folded)
+    found = in_numpy.jit(lambda m: m(tokens[None])[0][0])(folded)
     expected = oracle.run(folded, tokens)["logits"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
 
@@ -91,7 +91,7 @@ def test_massive_tokens_elsewhere_remain():
     model = planted()["llama"]
     tokens = np.array(ids(model.config, S, T))
     tokens[:, 0] = tokens[:, 7] = BOS
-    after = jax.jit(lambda m, t: ma.find_massive(ma.magnitudes(m, t)))(
+    after = in_numpy.jit(lambda m, t: ma.find_massive(ma.magnitudes(m, t)))(
         ma.fold(model, BOS), tokens[:, 1:]
     )
     assert np.nonzero(after.strict)[0].tolist() == [DIM]
@@ -116,7 +116,7 @@ def test_a_folded_model_cannot_be_folded_again_but_probed_and_edited():
         ma.fold(folded, BOS)
     tokens = ids(folded.config, 2, 5)
     edits = ma.Edits.set_to(1, np.arange(5) == 2, 4, 300.0)
-    stats = jax.jit(ma.magnitudes)(folded, tokens, edits=edits)
+    stats = in_numpy.jit(ma.magnitudes)(folded, tokens, edits=edits)
     assert (stats.top.position[1, :, 0] == 2).all() and (stats.top.dim[1, :, 0] == 4).all()
     limit = folded.config.context_length - 1
     with pytest.raises(ValueError, match=str(limit)):
@@ -129,8 +129,8 @@ def test_several_first_tokens_are_folded(name):
     model, front = decoder(varied(CONFIGS[name], tied=False), spread=0.5), np.array([BOS, 7, 3])
     tokens = np.array(ids(model.config, S, 9))
     whole = np.concatenate([np.tile(front, (S, 1)), tokens], axis=1)
-    run = jax.jit(lambda m, t: m(t)[0])
-    folded = jax.jit(ma.fold)(model, front)
+    run = in_numpy.jit(lambda m, t: m(t)[0])
+    folded = in_numpy.jit(ma.fold)(model, front)
     assert parameters(folded)["blocks.attn.variant.k"].shape[1] == 3
     expected, found = run(model, whole)[:, 3:], run(folded, tokens)
     assert np.abs(expected - found).max() <= 1e-5 * np.abs(expected).max()

@@ -1,5 +1,6 @@
 """What is measured of the tokens of images, against NumPy."""
 
+import in_numpy
 import jax
 import numpy as np
 from nn.test_images import VIT, images
@@ -18,7 +19,7 @@ def test_norms_and_attention():
     def tap(acts):
         return token_tap(acts), acts.q, acts.k, acts.resid_post
 
-    found, q, k, post = jax.jit(lambda m, x: m.residual(x, tap=tap)[1])(model, images())
+    found, q, k, post = in_numpy.jit(lambda m, x: m.residual(x, tap=tap)[1])(model, images())
     np.testing.assert_allclose(found.norm, np.linalg.norm(post, axis=-1), rtol=1e-5)
     own = parameters(model)["blocks.attn.variant.k"]  # [L 1 K H]
     for layer in range(2):
@@ -49,17 +50,16 @@ def test_a_mesh_changes_nothing():
     config = varied(VIT, **{"head.pool": "map"})
     model, pixels = decoder(config), images(2)
 
-    @jax.jit
     def run(model, pixels):
         x, found = model.residual(pixels, tap=token_tap)
         return model.logits(x), found, neighbour_cosine(model, pixels)
 
-    alone, mesh = run(model, pixels), make_mesh(2, 1, 2, devices=jax.devices()[:4])
+    alone, mesh = in_numpy.jit(run)(model, pixels), make_mesh(2, 1, 2, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
         place = lambda name, x: jax.device_put(x, parameter_sharding(
             mesh, parameter(name).letters, x.shape, stacked=is_stacked(name)
         ))
         arrays = {name: place(name, x) for name, x in parameters(model).items()}
-        together = run(from_parameters(config, arrays), pixels)
+        together = jax.jit(run)(from_parameters(config, arrays), pixels)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1, np.abs(a).max()))

@@ -3,6 +3,7 @@ them."""
 
 import dataclasses
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +29,9 @@ B, T = 5, 16
 TOKENS = ids(CONFIG, B, T)
 
 
-measure = jax.jit(magnitudes, static_argnames="definition")
-judge = jax.jit(find_massive, static_argnums=1)
-count = jax.jit(tally)
+measure = in_numpy.jit(magnitudes, static=["definition"])
+judge = in_numpy.jit(find_massive, static=["definition"])
+count = in_numpy.jit(tally)
 
 
 def run(model, tokens, definition=None):
@@ -74,7 +75,7 @@ def assert_same(found, expected):
                 )
 
 
-@jax.jit
+@in_numpy.jit
 def all_acts(model, tokens):
     return model(tokens, tap=lambda acts: acts)[1]
 
@@ -250,7 +251,7 @@ def test_batches_merged_are_one_batch():
     assert merged.sequences == B
     for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
-    verdict = jax.jit(decide)
+    verdict = in_numpy.jit(decide)
     assert_same(*(as_records(jax.device_get(verdict(tally))) for tally in (whole, merged)))
 
 
@@ -270,7 +271,7 @@ def test_vmap_over_models():
     models = [written_and_removed(v).build() for v in (500.0, 60.0, 1.0)]
     stack = jax.tree.map(lambda *x: jnp.stack(x), *models)
     probe = lambda model: find_massive(magnitudes(model, TOKENS))
-    together = jax.jit(jax.vmap(probe))(stack)
+    together = in_numpy.jit(jax.vmap(probe))(stack)
     assert together.strict[:, DIM].tolist() == [True, False, False]
     assert together.relaxed[:, DIM].tolist() == [True, True, False]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def case(name):
 
 def measured(name):
     model, tokens, marks = case(name)
-    step = jax.jit(explain, static_argnames="sink_length")
+    step = in_numpy.jit(explain, static=["sink_length"])
     total = Totals(EPSILON)
     # Batches of 2 and 1, merged.
     for part in (slice(0, 2), slice(2, 3)):
@@ -69,7 +70,7 @@ def test_every_variant_shows_what_its_extra_key_takes(variant):
     model, tokens = decoder(config), np.array(ids(config, S, T))
     massive = jnp.zeros((S, T + VARIANTS[variant].prefix), bool)
     total = Totals(EPSILON)
-    batch = jax.device_get(jax.jit(explain)(model, tokens, massive))
+    batch = jax.device_get(in_numpy.jit(explain)(model, tokens, massive))
     total.add(jax.tree.map(np.float64, batch))
     takes = VARIANTS[variant].extra_key is not None
     weights = np.array([oracle.run(model, row)["p"] for row in tokens])
@@ -197,8 +198,8 @@ def test_long_sequences_are_measured_block_by_block():
     length = 2 * QUERY_BLOCK + 7
     tokens = np.array(ids(config, 1, length))
     marks = np.arange(length)[None] % 50 == 3
-    found = jax.device_get(jax.jit(explain)(model, tokens, jnp.asarray(marks)))
-    acts = jax.device_get(jax.jit(lambda m: m(tokens, tap=lambda acts: acts)[1])(model))
+    found = jax.device_get(in_numpy.jit(explain)(model, tokens, jnp.asarray(marks)))
+    acts = jax.device_get(in_numpy.jit(lambda m: m(tokens, tap=lambda acts: acts)[1])(model))
     q, k = np.float64(acts.q[0, 0]), np.float64(acts.k[0, 0])
     behind = np.arange(length)[:, None] - np.arange(length)
     seen = (behind >= 0) & (behind < 150)
@@ -237,7 +238,7 @@ def test_no_more_memory_than_a_few_blocks_of_one_layer():
 
 def test_nothing_massive_leaves_sinks_and_norms():
     model, tokens, _ = case("llama")
-    batch = jax.device_get(jax.jit(explain)(model, tokens, jnp.zeros((S, T), bool)))
+    batch = jax.device_get(in_numpy.jit(explain)(model, tokens, jnp.zeros((S, T), bool)))
     total = Totals(EPSILON)
     total.add(jax.tree.map(np.float64, batch))
     layer = total.layers(False)[2]
@@ -250,16 +251,16 @@ def test_nothing_massive_leaves_sinks_and_norms():
 def test_massive_tokens_are_those_with_a_hit():
     model = written_and_removed().build()
     tokens = ids(CONFIG, 2, 9)
-    stats = jax.jit(magnitudes)(model, tokens)
+    stats = in_numpy.jit(magnitudes)(model, tokens)
     hits = find_hits(stats)
-    marks = jax.jit(massive_tokens, static_argnums=2)(stats.places.position, hits.strict, 9)
+    marks = in_numpy.jit(massive_tokens, static=["length"])(stats.places.position, hits.strict, 9)
     np.testing.assert_array_equal(marks, np.arange(9)[None].repeat(2, 0) == 0)
     assert not massive_tokens(stats.places.position, jnp.zeros_like(hits.strict), 9).any()
 
 
 def test_the_sink_rate_counts_heads_over_epsilon():
     model, tokens, marks = case("gpt2")
-    stats = jax.jit(explain)(model, tokens, jnp.asarray(marks)).attention
+    stats = in_numpy.jit(explain)(model, tokens, jnp.asarray(marks)).attention
     for epsilon in (0.0, 0.1, 0.3, 1.0):
         expected = (np.asarray(stats.sink) > epsilon).mean(-1)
         np.testing.assert_allclose(sink_rate(stats, epsilon), expected, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Padded batches give, for every sequence, what it gives alone."""
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +20,15 @@ LOW = ma.Definition(
 )
 
 
-@jax.jit
 def measure(model, tokens, massive, edits, mask=None):
     return (
         ma.magnitudes(model, tokens, mask=mask, top_k=4, definition=LOW, edits=edits),
         ma.explain(model, tokens, massive, mask=mask, sink_length=4),
         ma.token_losses(model, tokens, mask=mask, edits=edits),
     )
+
+
+numbers = in_numpy.jit(measure)
 
 
 def mask(side):
@@ -52,12 +55,12 @@ def test_every_sequence_is_measured_as_if_alone(case, side):
     marks = np.random.default_rng(2).random((B, rows + T)) < 0.4
     edited = np.arange(rows + T) == rows + T - 3
     edits = lambda tokens: ma.Edits.set_to(1, tokens, 4, 6.0)
-    stats, layers, losses = jax.device_get(measure(model, padded, marks, edits(edited), real))
+    stats, layers, losses = numbers(model, padded, marks, edits(edited), real)
     total = []
     for b in range(B):
         place = np.concatenate([np.arange(rows), np.flatnonzero(real[b]) + rows])
-        alone = jax.device_get(
-            measure(model, tokens[b][real[b]][None], marks[b][place][None], edits(edited[place]))
+        alone = numbers(
+            model, tokens[b][real[b]][None], marks[b][place][None], edits(edited[place])
         )
         there = lambda part, place=place: part._replace(position=place[part.position])
         expected = alone[0]._replace(top=there(alone[0].top), places=there(alone[0].places))
@@ -75,7 +78,7 @@ def test_every_sequence_is_measured_as_if_alone(case, side):
         np.testing.assert_allclose(losses[b][place[rows + 1 :] - rows - 1], alone[2][0], atol=2e-5)
         assert np.count_nonzero(losses[b]) == n - rows - 1
         total += list(alone[2][0])
-    perplexity = jax.jit(ma.perplexity)(model, padded, mask=real, edits=edits(edited))
+    perplexity = in_numpy.jit(ma.perplexity)(model, padded, mask=real, edits=edits(edited))
     assert float(perplexity) == pytest.approx(np.exp(np.mean(total)), rel=1e-5)
 
 
@@ -104,9 +107,9 @@ def test_under_a_mesh():
     real = np.arange(T) >= np.array([[0], [2], [5], [9]])
     massive = np.arange(T) == np.array([[0], [2], [5], [9]])
     edits = ma.Edits.set_to([0, 1], np.arange(T) == 10, [1, 4], [5.0, -7.0])
-    expected = jax.device_get(measure(model, tokens, massive, edits, real))
+    expected = numbers(model, tokens, massive, edits, real)
     with jax.set_mesh(make_mesh(data=2, fsdp=2, model=2)):
-        found = jax.device_get(measure(model, tokens, massive, edits, real))
+        found = jax.device_get(jax.jit(measure)(model, tokens, massive, edits, real))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 

@@ -1,5 +1,6 @@
 """Ranges, smoothing and rounded weights against NumPy."""
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def test_every_matrix_of_a_block_is_rounded_or_stays_in_float_on_purpose():
 
 def test_weights_have_a_scale_for_each_output_channel(bits=4):
     model = decoder(SWITCHES["qwen2_moe"])
-    before, after = parameters(model), parameters(jax.jit(round_weights, static_argnums=1)(
+    before, after = parameters(model), parameters(in_numpy.jit(round_weights, static=["bits"])(
         model, bits))
     axes = {"blocks.attn.q": (1,), "blocks.attn.out": (1, 2), "blocks.mlp.experts.down": (2,),
             "blocks.mlp.shared.up": (1,)}
@@ -63,7 +64,7 @@ def test_a_smoothed_model_is_the_same_with_smaller_activations(config):
     model = decoder(config)
     tokens = ids(model.config, 2, 7)
 
-    @jax.jit
+    @in_numpy.jit
     def run(model):
         kept = jnp.zeros((2, 7), bool)
         logits, (_, dims) = model(tokens, tap=lambda acts: limits_tap(acts, kept))
@@ -94,7 +95,7 @@ def measured():
     tokens = ids(model.config, 2, 9)
     massive = jnp.asarray(np.arange(9) < [[1], [2]])
 
-    @jax.jit
+    @in_numpy.jit
     def run(model):
         def tap(acts):
             sites = {site: getattr(acts, site) for site in SITES if site != "weights"}

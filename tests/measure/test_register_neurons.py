@@ -1,6 +1,6 @@
 """Registers at test time: units moved to an appended token, and its keys and values kept."""
 
-import jax
+import in_numpy
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ LAYER, UNIT = jnp.array([0, 1]), jnp.array([4, 7])
 PIXELS = images(3)
 
 
-@jax.jit
+@in_numpy.jit
 def run(model, edits):
     x, acts = model.residual(PIXELS, edits=edits, tap=lambda acts: acts)
     return x, acts.resid_pre, acts.mlp_hidden, acts.k
@@ -54,7 +54,7 @@ def test_the_largest_activation_goes_to_an_empty_token_behind_all_registers():
 def test_scores_are_sums_over_the_chosen_tokens():
     model, at = decoder(VIT), np.zeros((3, 7), bool)
     at[0, 4] = at[2, 6] = True
-    found = jax.jit(unit_sums)(model, PIXELS, at)
+    found = in_numpy.jit(unit_sums)(model, PIXELS, at)
     hidden = run(model, without_units(LAYER - 9, UNIT))[2]
     expected = np.abs(hidden[:, 0, 4]) + np.abs(hidden[:, 2, 6])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -65,7 +65,7 @@ def test_a_token_that_is_constant_can_be_a_key_and_a_value():
     model = decoder(VIT)
     wide = with_empty_register(model)
     edits = move_to_register(wide.config, LAYER, UNIT, 8)
-    k, v = jax.jit(register_keys)(wide, PIXELS, edits)
+    k, v = in_numpy.jit(register_keys)(wide, PIXELS, edits)
     assert k.shape == v.shape == (2, 3, 2, 8)
     kept = with_keys(model, k[:, 1], v[:, 1])
     moved = np.delete(np.asarray(run(wide, edits)[0]), 3, axis=1)

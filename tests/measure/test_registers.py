@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax
+import in_numpy
 import numpy as np
 import pytest
 from nn.test_images import VIT, images
@@ -22,7 +22,7 @@ ROTARY = varied(
 )
 
 
-@jax.jit
+@in_numpy.jit
 def both(model, pixels):
     """The last stream of the fixed and of the folded model, and the streams of the fixed one."""
     means = register_means(model, pixels)
@@ -46,7 +46,8 @@ def test_a_folded_model_is_the_one_whose_registers_are_fixed(config):
     assert means.shape == (2, 2, 16)
     for b in range(3):
         np.testing.assert_array_equal(seen[:, b, 1:3], means)
-    plain = jax.jit(lambda m, x: m.residual(x, tap=lambda acts: acts.resid_pre)[1])(model, pixels)
+    run = in_numpy.jit(lambda m, x: m.residual(x, tap=lambda acts: acts.resid_pre)[1])
+    plain = run(model, pixels)
     np.testing.assert_allclose(means, np.asarray(plain)[:, :, 1:3].mean(1), rtol=0, atol=1e-5)
     assert np.abs(np.asarray(plain)[1, :, 1:3] - means[1]).max() > 1e-3  # they do differ
 
@@ -57,7 +58,7 @@ def test_nothing_massive_is_left_where_registers_carried_it():
     prefix[1, 5] = 3000.0
     model = from_parameters(VIT, weights | {"prefix": prefix})
     folded = both(model, images())[4]
-    count = jax.jit(lambda m: magnitudes(m, images()).strict)
+    count = in_numpy.jit(lambda m: magnitudes(m, images()).strict)
     assert (count(model) > 0).all() and not count(folded).any()
 
 

@@ -4,6 +4,7 @@ import collections
 import functools
 from types import SimpleNamespace
 
+import in_numpy
 import jax
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_the_planted_weight_is_named():
     model, tokens = plant.build(), np.array(ids(plant.config, 2, 9))
     tokens[:, 0], tokens[1, 4] = BOS + 1, BOS
     tokens[0, 0] = BOS
-    found = jax.jit(super_weights)(model, tokens, [WRITER, REMOVER], [DIM, DIM])
+    found = in_numpy.jit(super_weights)(model, tokens, [WRITER, REMOVER], [DIM, DIM])
     np.testing.assert_array_equal(found.position, [[0, 0], [4, 4]])
     np.testing.assert_array_equal(found.column, [[5, 6], [5, 6]])
     np.testing.assert_array_equal(found.expert, [[-1, -1]] * 2)
@@ -40,7 +41,8 @@ def test_the_planted_weight_is_named():
 def mixture(name):
     config = SWITCHES[name]
     model, tokens = decoder(config), np.array(ids(config, 2, 7))
-    acts = jax.jit(lambda m, t: m(t, tap=lambda acts: acts._replace(mask=None))[1])(model, tokens)
+    run = in_numpy.jit(lambda m, t: m(t, tap=lambda acts: acts._replace(mask=None))[1])
+    acts = run(model, tokens)
     return model, tokens, acts
 
 
@@ -81,7 +83,7 @@ def check(name, found):
 
 def test_the_writer_of_a_mixture_is_named_down_to_the_expert():
     model, tokens, _ = mixture("qwen2_moe")
-    found = jax.device_get(jax.jit(super_weights)(model, tokens, LAYERS, DIMS))
+    found = jax.device_get(in_numpy.jit(super_weights)(model, tokens, LAYERS, DIMS))
     check("qwen2_moe", found)
     assert {-1} < set(found.expert.flat)  # the shared expert, and others
 

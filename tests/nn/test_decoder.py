@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ def influence(config, T):
 
     weights = np.random.default_rng(0).standard_normal(config.embed.vocab_size)
     cotangents = jnp.asarray(np.eye(T)[:, :, None] * weights, jnp.float32)
-    pull = jax.jit(lambda embed, g: jax.vmap(jax.vjp(logits, embed)[1])(g))
+    pull = in_numpy.jit(lambda embed, g: jax.vmap(jax.vjp(logits, embed)[1])(g))
     (rows,) = pull(params["embed"], cotangents)
     return np.abs(rows)[:, tokens[0]].max(-1)
 
@@ -53,9 +54,9 @@ def test_no_token_sees_a_later_one(family):
 def test_unroll_changes_nothing(family):
     config = CONFIGS[family]
     model, tokens = decoder(config), ids(config, 2, 7)
-    run = jax.jit(
+    run = in_numpy.jit(
         lambda model, unroll: model(tokens, tap=lambda acts: acts.resid_post, unroll=unroll),
-        static_argnums=1,
+        static=["unroll"],
     )
     for one, all_at_once in zip(run(model, 1), run(model, config.depth), strict=True):
         np.testing.assert_allclose(one, all_at_once, rtol=0, atol=1e-5)
@@ -65,7 +66,19 @@ def test_unroll_changes_nothing(family):
 def test_acts_are_what_the_block_computed(family):
     config = CONFIGS[family]
     model, tokens = decoder(config), ids(config, 2, 7)
-    logits, acts = jax.jit(lambda model: model(tokens, tap=lambda acts: acts))(model)
+
+    @in_numpy.jit
+    def run(model):
+        logits, acts = model(tokens, tap=lambda acts: acts)
+        blocks = [jax.tree.map(lambda x, l=l: x[l], model.blocks) for l in range(config.depth)]
+        again = [
+            (block.attn_norm(acts.resid_pre[l]), block.mlp_norm(acts.resid_mid[l]),
+             block.mlp.output(acts.mlp_hidden[l]))
+            for l, block in enumerate(blocks)
+        ]
+        return logits, acts, again, model.embedded(tokens), model.logits(acts.resid_post[-1])
+
+    logits, acts, again, embedded, last = run(model)
     c = config.block.attention
     L, N, K, H = config.depth, c.heads, c.kv_heads, c.head_dim
     assert acts.q.shape == (L, 2, 7, N, H) and acts.k.shape == acts.v.shape == (L, 2, 7, K, H)
@@ -73,13 +86,12 @@ def test_acts_are_what_the_block_computed(family):
     close(acts.resid_pre + acts.attn_out, acts.resid_mid)
     close(acts.resid_mid + acts.mlp_out, acts.resid_post)
     close(acts.resid_post[:-1], acts.resid_pre[1:])
-    close(acts.resid_pre[0], model.embedded(tokens))
-    for l in range(L):
-        block = jax.tree.map(lambda x, l=l: x[l], model.blocks)
-        close(acts.attn_in[l], block.attn_norm(acts.resid_pre[l]))
-        close(acts.mlp_in[l], block.mlp_norm(acts.resid_mid[l]))
-        close(acts.mlp_out[l], block.mlp.output(acts.mlp_hidden[l]))
-    close(logits, model.logits(acts.resid_post[-1]))
+    close(acts.resid_pre[0], embedded)
+    for l, (attn_in, mlp_in, mlp_out) in enumerate(again):
+        close(acts.attn_in[l], attn_in)
+        close(acts.mlp_in[l], mlp_in)
+        close(acts.mlp_out[l], mlp_out)
+    close(logits, last)
 
 
 def test_a_tap_may_give_nothing():
@@ -94,7 +106,7 @@ def test_taps_stop_gradients():
     def loss(model):
         return model(tokens, tap=lambda acts: acts.resid_post)[1].sum()
 
-    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(model)))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(in_numpy.jit(jax.grad(loss))(model)))
 
 
 def test_what_is_not_read_costs_nothing():
@@ -117,7 +129,7 @@ def test_bfloat16_compute_with_float32_parameters(family):
     config = CONFIGS[family]
     model, tokens = decoder(config, spread=0.1), ids(config, 2, 7)
     low = from_parameters(dataclasses.replace(config, dtype="bfloat16"), parameters(model))
-    run = jax.jit(lambda model: model(tokens, tap=lambda acts: acts.resid_post))
+    run = in_numpy.jit(lambda model: model(tokens, tap=lambda acts: acts.resid_post))
     logits, acts = run(low)
     # Angles are computed in float32, whatever the model.
     tap = lambda acts: acts._replace(rotation=None)
@@ -207,7 +219,7 @@ def test_blocks_of_several_kinds_alternate(depth):
         LLAMA, depth=depth, others=(local.block, varied(LLAMA, position="none", scale=0.2).block)
     )
     model, tokens = decoder(config), ids(config, 2, 7)
-    run = jax.jit(lambda model: model(tokens, tap=lambda acts: (acts.resid_post, acts.z)))
+    run = in_numpy.jit(lambda model: model(tokens, tap=lambda acts: (acts.resid_post, acts.z)))
     logits, (streams, z) = run(model)
     assert streams.shape[0] == z.shape[0] == depth
     for b in range(2):

@@ -1,5 +1,6 @@
 """Edits of the residual stream: what they change, what they leave, and what they cost."""
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ B, T, D = 2, 5, LLAMA.width
 MODEL, TOKENS = decoder(LLAMA), ids(LLAMA, B, T)
 
 
-@jax.jit
+@in_numpy.jit
 def streams(model, tokens, edits=None):
     return model(tokens, tap=lambda acts: acts, edits=edits)
 
@@ -125,13 +126,13 @@ def many(n, seed=0):
 def test_vmap_over_edits_is_one_by_one_and_one_compilation_serves_all():
     traces = []
 
-    @jax.jit
+    @in_numpy.jit
     def run(edits):
         traces.append(1)
         return MODEL(TOKENS, edits=edits)[0]
 
     edits = many(4)
-    together = jax.jit(jax.vmap(lambda e: MODEL(TOKENS, edits=e)[0]))(edits)
+    together = in_numpy.jit(jax.vmap(lambda e: MODEL(TOKENS, edits=e)[0]))(edits)
     for i in range(4):
         alone = run(jax.tree.map(lambda a, i=i: a[i], edits))
         np.testing.assert_allclose(together[i], alone, rtol=0, atol=1e-4)

@@ -1,5 +1,6 @@
 """Images as tokens: patches, positions of another grid, full attention of odd lengths, pooling."""
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,8 @@ def images(batch=2, size=(4, 4), seed=0):
 
 def test_tokens_are_cls_registers_and_patches_row_by_row():
     model, pixels = decoder(VIT), images()
-    x, own = np.asarray(model.embedded(pixels)), parameters(model)
+    embedded = in_numpy.jit(lambda pixels: model.embedded(pixels))
+    x, own = embedded(pixels), parameters(model)
     normal = (np.float64(pixels) / 255 - 0.5) / 0.5
     np.testing.assert_allclose(x[1, 0], own["cls"] + own["cls_position"], atol=1e-6)
     np.testing.assert_allclose(x[:, 1:3], np.stack([own["prefix"]] * 2), atol=1e-6)
@@ -49,12 +51,12 @@ def test_tokens_are_cls_registers_and_patches_row_by_row():
     expected = patch @ np.float64(own["patches"]) + own["patches_bias"] + own["positions"][2]
     np.testing.assert_allclose(x[1, 3 + 2], expected, atol=1e-5)
     # Floats are taken as normalized.
-    np.testing.assert_allclose(model.embedded(np.float32(normal)), x, atol=1e-5)
+    np.testing.assert_allclose(embedded(np.float32(normal)), x, atol=1e-5)
 
 
 def test_every_token_sees_every_other_and_layer_scale_is_part_of_what_is_added():
     model = decoder(VIT)
-    run = jax.jit(lambda images: model.residual(images, tap=lambda acts: acts))
+    run = in_numpy.jit(lambda images: model.residual(images, tap=lambda acts: acts))
     x, acts = run(images())
     assert x.shape == (2, 7, 16) and acts.mask.prefix == 3 and not acts.mask.causal
     np.testing.assert_allclose(acts.resid_pre + acts.attn_out, acts.resid_mid, atol=1e-5)
@@ -76,7 +78,7 @@ def test_every_token_sees_every_other_and_layer_scale_is_part_of_what_is_added()
 def test_logits_and_features():
     pooled = [decoder(varied(VIT, **{"head.pool": pool})) for pool in ("cls_mean", "mean_norm")]
 
-    @jax.jit
+    @in_numpy.jit
     def run(x):
         model = decoder(VIT)
         normed = model.final_norm(x)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import in_numpy
 import jax
 import numpy as np
 import oracle
@@ -26,7 +27,7 @@ def seen(family: str, variant: str):
     """A model, ids, and a compiled function of both that shows logits and activations."""
     config = config_of(family, variant)
     shown = lambda a: {"attn_out": a.attn_out, "z": a.z, "post": a.resid_post, "pre": a.resid_pre}
-    return decoder(config), ids(config, 2, 7), jax.jit(lambda m, t: m(t, tap=shown))
+    return decoder(config), ids(config, 2, 7), in_numpy.jit(lambda m, t: m(t, tap=shown))
 
 
 @EACH
@@ -57,7 +58,7 @@ def test_gradients_are_those_of_differences_in_float64(family, variant):
     def loss(name, x):
         return (oracle.decode(config, exact | {name: x}, tokens)["last"] * cotangent).sum()
 
-    @jax.jit
+    @in_numpy.jit
     @jax.grad
     def gradient(params):
         return (from_parameters(config, params).residual(tokens[None])[0][0] * cotangent).sum()

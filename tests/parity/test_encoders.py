@@ -1,10 +1,10 @@
 """Every family of image encoders against transformers and timm: odd small models and images."""
 
-import functools
 import json
 import tempfile
 from pathlib import Path
 
+import in_numpy
 import jax
 import numpy as np
 import pytest
@@ -39,8 +39,7 @@ def models(family, folder):
             yield case["name"], open_checkpoint(path), pixels, numbers
 
 
-# Without the optimizations that tiny models do not need.
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+@in_numpy.jit
 def run(model, images):
     x, hidden = model.residual(images, tap=lambda acts: acts.resid_post)
     found = {"hidden": jax.numpy.concatenate([model.embedded(images), hidden[:, 0]]),

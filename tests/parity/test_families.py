@@ -5,7 +5,9 @@ import json
 import tempfile
 from pathlib import Path
 
+import in_numpy
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import gguf_writer
@@ -63,7 +65,7 @@ class OnHost(Destination):
 
     @property
     def array(self):
-        return jax.numpy.asarray(self.numbers)
+        return jax.device_put(self.numbers)
 
 
 @pytest.fixture(autouse=True)
@@ -71,15 +73,11 @@ def on_host(monkeypatch):
     monkeypatch.setattr(checkpoint, "Destination", OnHost)
 
 
-# All models of a family in one program, without the optimizations that tiny ones do not need.
-@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-def run(models, ids):
-    """Logits and the residual stream of each model."""
-    found = []
-    for model, one in zip(models, ids, strict=True):
-        logits, hidden = model(one, tap=lambda acts: acts.resid_post)
-        found.append((logits[0], jax.numpy.concatenate([model.embedded(one), hidden[:, 0]])))
-    return found
+@in_numpy.jit
+def run(model, ids):
+    """Logits and the residual stream."""
+    logits, hidden = model(ids, tap=lambda acts: acts.resid_post)
+    return logits[0], jnp.concatenate([model.embedded(ids), hidden[:, 0]])
 
 
 def same(a, b):
@@ -90,8 +88,8 @@ def same(a, b):
 
 
 def check(models, stored):
-    ids = [tokens(TOKENS, VOCAB, case["seed"]) for case in stored]
-    for (logits, hidden), case in zip(run(models, ids), stored, strict=True):
+    for model, case in zip(models, stored, strict=True):
+        logits, hidden = run(model, tokens(TOKENS, VOCAB, case["seed"]))
         for what, values in (("logits", logits), ("hidden", hidden)):
             limit = WITHIN * np.abs(case[what]).max()
             np.testing.assert_allclose(

@@ -3,7 +3,7 @@
 import io
 import json
 
-import jax
+import in_numpy
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,8 +58,8 @@ def test_the_folded_model_is_the_fixed_one_and_nothing_massive_is_left(ran):
     assert not [r for r in result["massive_after"] if r["strict"]]
     # The distance to the unedited model, by hand: means of three pictures, the output of two.
     pixels = images(5)
-    folded = jax.jit(lambda m: fold_registers(m, register_means(m, pixels[:3])))(model)
-    features = jax.jit(lambda m: m.features(m.residual(pixels[3:])[0]))
+    folded = in_numpy.jit(lambda m: fold_registers(m, register_means(m, pixels[:3])))(model)
+    features = in_numpy.jit(lambda m: m.features(m.residual(pixels[3:])[0]))
     new, old = (np.float64(features(m)) for m in (folded, model))
     assert result["folded"]["features"]["mean"] == pytest.approx(cosines(new, old).mean())
     moved = np.linalg.norm(new - old, axis=1) / np.linalg.norm(old, axis=1)
@@ -73,8 +73,8 @@ def test_the_folded_model_is_written_and_read(ran):
     found, prepare = load_encoder(path / "out")
     assert prepare == Preprocessing(edge=4, crop=4)
     assert found.config.block.attention.variant == "kv_bias" and found.config.registers == 0
-    means = jax.jit(register_means)(model, images(5)[:3])
-    folded = parameters(jax.jit(fold_registers)(model, means))
+    means = in_numpy.jit(register_means)(model, images(5)[:3])
+    folded = parameters(in_numpy.jit(fold_registers)(model, means))
     for name, x in parameters(found).items():
         np.testing.assert_allclose(x, folded[name], rtol=1e-4, atol=1e-5)
 

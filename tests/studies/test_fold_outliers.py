@@ -1,5 +1,6 @@
 """Massive activations against outlier features, on a planted model that has one of each."""
 
+import in_numpy
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,9 +68,9 @@ def test_the_direct_part_is_what_attention_loses_without_the_value(models, texts
     params = parameters(folded)
     name = "blocks.attn.variant.v"
     without = from_parameters(folded.config, params | {name: jnp.zeros_like(params[name])})
-    out = lambda model: np.asarray(model.residual(tokens, tap=lambda acts: acts.attn_out)[1])[0]
+    out = in_numpy.jit(lambda model: model.residual(tokens, tap=lambda a: a.attn_out)[1][0])
     expected = (out(folded) - out(without)).mean((0, 1))[FEATURE]
-    given = np.asarray(folded.residual(tokens, tap=_direct)[1]).mean(1)
+    given = in_numpy.jit(lambda model: model.residual(tokens, tap=_direct)[1])(folded).mean(1)
     depth = folded.config.depth
     (part,) = _direct_parts(folded, [FEATURE], np.ones((depth, 1)), given, [feature(0, 0)])
     assert part["layer"] == 0 and part["direct"] == pytest.approx(expected, rel=1e-3, abs=1e-6)

@@ -3,6 +3,7 @@
 import io
 import json
 
+import in_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def test_the_scores_are_those_of_the_changes_made_by_hand(ran):
     tokens = np.arange(19) == at[:, None]
     assert [(t["dim"], t["activations"]) for t in result["targets"]] == [(DIM, 3)]
 
-    @jax.jit
+    @in_numpy.jit
     def features(value):
         edits = Edits.set_to([0], tokens[None], [DIM], value)
         x, seen = model.residual(images, edits=edits, tap=lambda acts: acts.resid_post)
@@ -116,7 +117,7 @@ def test_registers_are_fixed_at_every_blocks_input(ran):
     model = prepared.checkpoint.load_model()
     images = prepared.inputs.prepare(prepared.inputs.pictures.items)
 
-    @jax.jit
+    @in_numpy.jit
     def features(change):
         """The features where registers are `change` of those of all pictures."""
         own = registers_of(model, images)
@@ -142,7 +143,7 @@ def test_the_text_of_the_own_class_is_the_nearest(folder, ran, tmp_path):
     assert "zero_shot" not in result["scores"]["original"]
     model = prepared.checkpoint.load_model()
     images = prepared.inputs.prepare(prepared.inputs.pictures.items)
-    logits = np.asarray(jax.jit(lambda m, x: m(x)[0])(model, images))
+    logits = np.asarray(in_numpy.jit(lambda m, x: m(x)[0])(model, images))
     # bright/0, dim/0, bright/1: the text of each class is what one of its pictures is.
     texts = {"bright": logits[0], "dim": logits[1]}
     assert zero_shot_accuracy(logits, np.stack([*texts.values()]), np.array([0, 1, 0])) > 0.6

@@ -2,7 +2,7 @@
 
 import json
 
-import jax
+import in_numpy
 import numpy as np
 import pytest
 from json_schema import violations
@@ -89,7 +89,7 @@ def test_losses_are_those_of_the_rounded_model(result, prepared, folder):
     full = lambda value, dtype: np.full((L, 4), value, dtype)
     rounding = Rounding(full(INTEGER, np.int32), full(127, np.float32), full(False, bool),
                         full(0, np.float32), np.zeros((1, T), bool), {}, sites)
-    logits, _ = jax.jit(lambda m, t, r: m(t, rounding=r))(model, tokens, rounding)
+    logits, _ = in_numpy.jit(lambda m, t, r: m(t, rounding=r))(model, tokens, rounding)
     expected = ma.measure.loss.losses_of(logits, tokens)
     found = row(result, "original", "linear", "int8")
     np.testing.assert_allclose(found["loss"]["mean"], expected.mean(), rtol=1e-5)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import in_numpy
 import jax
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_run_on_a_mesh_that_is_resumed_is_the_unbroken_run(config, whole, tmp_
     stopped = train(config, open_batches(config), tmp_path, stop=lambda: next(halfway))
     # The loss of the next batch is that of the model without a mesh.
     model = jax.device_get(stopped.state.model)
-    expected = jax.jit(lambda m, rows: loss(m, rows, config))(
+    expected = in_numpy.jit(lambda m, rows: loss(m, rows, config))(
         model, open_batches(config).rows(3, 0, config.batch_size))
     assert stopped.summary is None
     assert train(config, open_batches(config), tmp_path).resumed == 3
@@ -107,7 +108,7 @@ def test_the_loss_is_that_of_the_class(config):
     given, targets = split_rows(config.model, jax.numpy.asarray(rows))
     np.testing.assert_array_equal(given, pixels)
     assert targets[:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    found = jax.jit(lambda m: (loss(m, rows, config), m(pixels)[0]))(model)
+    found = in_numpy.jit(lambda m: (loss(m, rows, config), m(pixels)[0]))(model)
     expected = cross_entropy(found[1], targets[:, 0]).mean()
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
     assert random_rows(config, np.random.default_rng(0)).shape == (8, 4 * 4 * 3 + 2)
@@ -125,7 +126,7 @@ def test_the_loss_is_that_of_the_class(config):
 def test_what_is_watched_of_images():
     settings = WatchConfig(sink_epsilon=0.2, definition=Definition())
     model, pixels = decoder(varied(VIT, variant="kv_bias"), spread=0.5), images(3)
-    found, acts = jax.jit(lambda m, x: (
+    found, acts = in_numpy.jit(lambda m, x: (
         watch(m, x, settings), m.residual(x, tap=lambda a: a)[1]))(model, pixels)
     norm = np.linalg.norm(acts.resid_post[:, :, 3:], axis=-1)
     np.testing.assert_allclose(found.patch_norm, np.median(norm, -1).mean(1), rtol=1e-4)

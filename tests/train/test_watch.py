@@ -1,6 +1,7 @@
 """What is watched, against NumPy on the activations themselves."""
 
 
+import in_numpy
 import jax
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ def test_against_numpy(case):
     config = varied(LLAMA, **{"variant": case} | CASES[case])
     model, tokens = decoder(config, spread=0.5), ids(config, B, T)
     # q and k are far enough from 0 for attention to be uneven.
-    found = jax.jit(lambda m, t: watch(m, t, CONFIG))(model, tokens)
-    _, stacked = jax.jit(lambda m, t: m(t, tap=lambda acts: acts))(model, tokens)
+    found = in_numpy.jit(lambda m, t: watch(m, t, CONFIG))(model, tokens)
+    _, stacked = in_numpy.jit(lambda m, t: m(t, tap=lambda acts: acts))(model, tokens)
     front = int(case == "sink")
     some = set()
     for layer in range(config.depth):
