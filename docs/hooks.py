@@ -27,6 +27,7 @@ from jax_massact.plan.report import print_plan
 from jax_massact.report import words
 from jax_massact.report.matplotlib_painter import draw
 from jax_massact.studies.changes import CHANGES
+from jax_massact.train.report import amount
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
@@ -187,13 +188,38 @@ def image_training():
     return f"{table(head, rows)}\n\n{found['data']}. {how}"
 
 
-def planned(name):
+def planned(name, model, slice):
     """What `massact plan` prints of a recorded plan."""
-    found, console = result(name), Console(file=io.StringIO(), width=78, legacy_windows=False)
+    found = next(row for row in result(name)["rows"]
+                 if (row["model"], row["slice"]) == (model, slice))
+    console = Console(file=io.StringIO(), width=78, legacy_windows=False)
     print_plan(found, found["compiled"], None, console)
     made = found["made"]
     how = f"`{made['command']}`, {made['hardware']}, {made['date']}."
     return f"```text\n{console.file.getvalue().rstrip()}\n```\n\n{how}"
+
+
+def plans(name):
+    """Recorded plans for slices of TPUs, a row each: the compiler's memory beside the estimate."""
+    found, rows = result(name), []
+    for row in found["rows"]:
+        compiled, estimate = row["compiled"], row["memory"]["total"]
+        memory = compiled["memory"]
+        overlapped, emitted = (sum(c[key] for c in compiled["collectives"])
+                               for key in ("asynchronous", "count"))
+        mesh = ", ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
+        fits = "fits" if memory["total"] <= memory["available"] else "does not fit"
+        rows.append([
+            row["model"], f"`{row['slice']}`", mesh, fits, amount(memory["total"]),
+            amount(estimate), f"{estimate / memory['total']:.2f}", f"{overlapped} of {emitted}",
+            f"{compiled['cpu_seconds']:.0f} s",
+        ])
+    head = ("model", "slice", "mesh", "compiles, and", "memory of a chip", "estimate", "ratio",
+            "asynchronous collectives", "compiled in, CPU time")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    dates = sorted({row["made"]["date"] for row in found["rows"]})
+    how = f"`massact plan`, {found['rows'][0]['made']['hardware']}, {versions}, {dates[-1]}."
+    return f"{table(head, rows)}\n\n{how}"
 
 
 def usage(name):
@@ -238,6 +264,6 @@ def changes():
     return table(("name", "in words"), [[f"`{name}`", c.words] for name, c in CHANGES.items()])
 
 
-FUNCTIONS = (output, gemma3, runs, planned, usage, listing, commands, parameters, changes,
+FUNCTIONS = (output, gemma3, runs, planned, plans, usage, listing, commands, parameters, changes,
              image_bench, image_training)
 PAGES = {f.__name__: f for f in FUNCTIONS} | {"studies": STUDIES}

@@ -1,6 +1,7 @@
 """What all launchers have in common: lint, help, flags of XLA, the Dockerfile, the README."""
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 from launch_fakes import LAUNCH, SCRIPTS, Place
 
 from jax_massact.cli.settings import resolve
+from jax_massact.plan.topology import ENVIRONMENT, has_compiler, parse_device
 from jax_massact.train.config import TrainConfig
 
 ROOT = LAUNCH.parent
@@ -81,6 +83,24 @@ def test_xla_knows_the_flags(flags, known):
     assert (ended.returncode == 0) == known, ended.stderr
 
 
+@pytest.mark.skipif(
+    not has_compiler(), reason="libtpu is not installed: pip install 'jax_massact[tpu-aot]'"
+)
+@pytest.mark.parametrize(("more", "said"), [
+    ([], ""), (["--xla_tpu_no_such_flag=true"], "Unknown command line flag"),
+    (["--xla_enable_async_all_gather=maybe"], "Illegal value 'maybe'"),
+])
+def test_libtpu_knows_the_flags(more, said):
+    flags = lines_of(LAUNCH / "xla_flags/tpu.txt") + more
+    env = os.environ | ENVIRONMENT | {"LIBTPU_INIT_ARGS": " ".join(flags)}
+    code = (
+        "from jax.experimental import topologies\n"
+        "topologies.get_topology_desc('v5e:2x2', platform='tpu')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (ended.returncode == 0) == (not more) and said in ended.stderr, ended.stderr
+
+
 def xla_flags(folder, text):
     (folder / "flags.txt").write_text(text)
     settings = ["--config=c.py", "--workdir=w", "--processes=1", "--xla-flags=flags.txt"]
@@ -122,6 +142,32 @@ def examples():
         text = (LAUNCH / script).read_text().replace(" \\\n#", "")
         (command,) = re.findall(rf"^#   (\S.*{script}.*--workdir=.*)$", text, re.M)
         yield command
+
+
+def test_the_examples_on_tpus_were_compiled():
+    """Each names the plan of its run, and that plan is one of those that the site shows."""
+    readme = (LAUNCH / "README.md").read_text()
+    rows = json.loads((ROOT / "docs/results/plan-tpu.json").read_text())["rows"]
+    made = {row["made"]["command"]: row["compiled"] for row in rows}
+    found = [command for command in examples() if "v5litepod-" in command]
+    assert len(found) == 4
+    for command in found:
+        given = dict(re.findall(r"--([\w.-]+)=(\S+)", command))
+        kind = given.get("accelerator-type") or given["tpu-type"]
+        chips, slices = int(kind.removeprefix("v5litepod-")), int(given.get("slices", 1))
+        plans = [plan for plan in re.findall(r"`(massact plan [^`]+)`", readme)
+                 if (of := topology_of(plan)).slices == slices
+                 and of.devices == chips * slices and f"--config={given['config']} " in plan]
+        assert plans, command
+        assert made[plans[0]]["memory"]["total"] <= made[plans[0]]["memory"]["available"]
+        mesh = lambda words: [w for w in shlex.split(words) if w.startswith("--config.mesh")]
+        assert mesh(plans[0]) == mesh(command)
+
+
+def topology_of(plan):
+    topology = parse_device(re.findall(r"--device=(\S+)", plan)[0])[1]
+    assert topology is not None
+    return topology
 
 
 def test_the_examples_are_settings_that_a_run_takes():
