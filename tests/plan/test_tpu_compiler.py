@@ -45,7 +45,7 @@ def environment(monkeypatch):
 def run(variant, **changes):
     model = MICRO.model.with_attention(variant=variant, heads=2, kv_heads=1, head_dim=64)
     model = dataclasses.replace(model, context_length=256, dtype="bfloat16")
-    given = {"model": model, "sequence_length": 256, "batch_size": 8, **changes}
+    given = {"model": model, "sequence_length": 128, "batch_size": 8, **changes}
     return dataclasses.replace(MICRO, **given)
 
 
