@@ -75,3 +75,10 @@ def test_blocks_of_other_generations(device, block, monkeypatch):
     with jax.set_mesh(make_mesh(devices=devices_of(device)[:1])):
         sizes = vendor._splash_kernel(2048, 1, None, False).kwargs["block_sizes"]
     assert sizes.block_q == sizes.block_kv_dkv == block
+
+
+def test_a_mesh_may_split_an_axis_of_the_torus(monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setitem(os.environ, name, value)
+    mesh = make_mesh(data=32, fsdp=8, devices=devices_of("v6e:16x16"))
+    assert mesh.shape["fsdp"] == 8 and len(set(mesh.devices.flat)) == 256
