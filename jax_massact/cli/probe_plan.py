@@ -10,8 +10,8 @@ from jax_massact.errors import ConfigError
 from jax_massact.loading import open_checkpoint
 from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.shapes import SHAPES
-from jax_massact.plan.command import in_process
 from jax_massact.plan.probe import ProbePlan, ProbeShape
+from jax_massact.plan.process import in_process
 from jax_massact.plan.report import print_probe_plan
 from jax_massact.plan.topology import has_compiler, parse_device
 from jax_massact.report.console import make_console

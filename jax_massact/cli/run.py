@@ -26,6 +26,8 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.plan is None:
         if args.mesh is not None:
             raise ConfigError("--mesh is for --plan: the command runs on one device")
+        if args.json is not None:
+            raise ConfigError("--json is for --plan: the command writes probe.json into --workdir")
         return study(args, overrides)
     from jax_massact.cli.probe_plan import run_probe_plan
 

@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import ConfigError
 from jax_massact.plan.compiled import Compiled
 from jax_massact.plan.estimate import MAX_DEVICES, Plan, on_devices
+from jax_massact.plan.process import in_process
 from jax_massact.plan.remedies import Remedy, remedies
 from jax_massact.plan.report import print_plan
-from jax_massact.plan.topology import ENVIRONMENT, has_compiler, parse_device
+from jax_massact.plan.topology import has_compiler, parse_device
 from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
 from jax_massact.train.config import TrainConfig, to_json
@@ -102,27 +99,6 @@ def compile_in_process(settings: TrainConfig, topology: str) -> Compiled:
       UserError: the process failed.
     """
     return in_process("compiled", to_json(settings), topology)
-
-
-def in_process(module: str, *arguments: str) -> Any:
-    """What a module of this room prints as JSON, in a process that takes no chips of this machine.
-
-    Raises:
-      ConfigError: the module says what the user can fix.
-      UserError: the process failed.
-    """
-    # Flags of this process, say for its own accelerator, are not for that one.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", f"jax_massact.plan.{module}", *arguments],
-        capture_output=True, text=True, env=environment | ENVIRONMENT,
-    )
-    last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-    if done.returncode == 2:
-        raise ConfigError(last)
-    if done.returncode:
-        raise UserError(f"the plan could not be made (exit code {done.returncode}): {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _remedy(

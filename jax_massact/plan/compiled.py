@@ -14,15 +14,16 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 
 from jax_massact.accelerators import ACCELERATORS
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import ConfigError
 from jax_massact.mesh import make_mesh
 from jax_massact.plan.collectives import Collective, find_collectives, mesh_axes
 from jax_massact.plan.estimate import on_devices
+from jax_massact.plan.process import answer
 from jax_massact.plan.topology import Topology, parse_device, topology_devices
 from jax_massact.settings import from_mapping
 from jax_massact.train.config import TrainConfig
@@ -149,16 +150,14 @@ def _emitted(collectives: list[Collective], sizes: dict[str, int]) -> list[Emitt
 
 
 def main(settings: str, device: str) -> int:
-    """Prints what was compiled, or the text of an error that the user can fix."""
-    try:
+    """See `process.answer`."""
+
+    def make() -> Any:
         _, topology = parse_device(device)
         assert topology is not None
-        compiled = compile_for(from_mapping(TrainConfig, json.loads(settings)), topology)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(compiled))
-    return 0
+        return compile_for(from_mapping(TrainConfig, json.loads(settings)), topology)
+
+    return answer(make)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_massact.accelerators import Accelerator, find_accelerator
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import ConfigError
 from jax_massact.nn import attention
 from jax_massact.nn.acts import Mask
 from jax_massact.nn.transformer import abstract, parameters
@@ -51,6 +51,7 @@ from jax_massact.plan.collectives import (
     mesh_axes,
     sent,
 )
+from jax_massact.plan.process import answer
 from jax_massact.settings import check_int, from_mapping
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.layout import describe_layout, step_memory
@@ -388,16 +389,11 @@ def _in_half(config: TrainConfig) -> TrainConfig:
 
 
 def main(settings: str, devices: str, device: str) -> int:
-    """Prints the plan, or the text of an error that the user can fix."""
+    """See `process.answer`."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
-    try:
-        plan = make_plan(from_mapping(TrainConfig, json.loads(settings)), int(devices), device)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(plan))
-    return 0
+    config = json.loads(settings)
+    return answer(lambda: make_plan(from_mapping(TrainConfig, config), int(devices), device))
 
 
 if __name__ == "__main__":

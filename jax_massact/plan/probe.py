@@ -10,14 +10,14 @@ over a mesh.
 import dataclasses
 import json
 import sys
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jax_massact.accelerators import ACCELERATORS
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.magnitudes import magnitudes
 from jax_massact.mesh import LAYOUTS, fit, make_mesh, parameter_sharding
@@ -25,6 +25,7 @@ from jax_massact.nn.config import ModelConfig
 from jax_massact.nn.parameters import is_stacked, parameter
 from jax_massact.nn.transformer import Transformer, abstract, from_parameters, parameters
 from jax_massact.plan.compiled import Compiled, compile_lowered
+from jax_massact.plan.process import answer
 from jax_massact.plan.topology import Topology, parse_device, topology_devices
 from jax_massact.settings import from_mapping
 from jax_massact.train.config import MeshConfig
@@ -131,16 +132,14 @@ def _inputs(shape: ProbeShape, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
 
 
 def main(settings: str, device: str) -> int:
-    """Prints the plan, or the text of an error that the user can fix."""
-    try:
+    """See `process.answer`."""
+
+    def make() -> Any:
         _, topology = parse_device(device)
         assert topology is not None
-        plan = plan_probe(from_mapping(ProbeShape, json.loads(settings)), topology)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(plan))
-    return 0
+        return plan_probe(from_mapping(ProbeShape, json.loads(settings)), topology)
+
+    return answer(make)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def test_pictures_have_the_size_that_is_asked_for(monkeypatch):
     (["--plan=v5e:4x4x4"], "expected: v5e:4x4 or another topology of 2 axes"),
     (["--plan=v5e:4x4"], "pip install 'jax_massact[tpu-aot]'"),
     (["--mesh=fsdp=8"], "--mesh is for --plan"),
+    (["--json=plan.json"], "--json is for --plan"),
 ])
 def test_refusals_in_one_line(arguments, said, capsys, monkeypatch):
     monkeypatch.setattr(probe_plan, "has_compiler", lambda: False)
