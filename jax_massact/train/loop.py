@@ -342,10 +342,11 @@ class _Run:
         if done and due(config.validate_every, done, config.steps):
             self.record.flush()
             with self._may_compile("the validation loss", done):
-                found = jax.device_get([
-                    validation(state.model, self._held_out(i), self.compute)
+                # One after the other, as `checksums` does.
+                found = [
+                    jax.device_get(validation(state.model, self._held_out(i), self.compute))
                     for i in range(config.validation_batches)
-                ])
+                ]
             self.record.validated(done, found)
 
     @contextlib.contextmanager
