@@ -112,8 +112,13 @@ def _group(kind: type[T], value: Any, path: str, default: Any) -> T:
     return from_mapping(kind, value, path, default if isinstance(default, kind) else None)
 
 
-def unknown_key(path: str, key: str, known: Collection[str]) -> str:
-    """The error for a setting that does not exist."""
+def unknown_key(path: str, key: str, known: Collection[str], hint: str = "") -> str:
+    """The error for a setting that does not exist.
+
+    Args:
+      hint: a sentence about what may have been meant; empty: the nearest of `known`.
+    """
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    if near and not hint:
+        hint = f" Did you mean {' or '.join(near)}?"
     return f"there is no setting {path}.{hint} Settings here: {', '.join(sorted(known))}"

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from jax_massact import __version__
 from jax_massact.cli.table import COMMANDS, FAMILIES, Command, Group, Option, load
@@ -27,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # Figures are drawn into files; matplotlib refuses to start where a notebook's backend is not.
     os.environ.pop("MPLBACKEND", None)
-    args, overrides = make_parser(argv).parse_known_args(argv)
-    args.argv = list(argv)
     try:
+        args, overrides = make_parser(argv).parse_known_args(argv)
+        args.argv = list(argv)
         return _run(args, overrides)
     except UserError as error:
         print(f"massact: {error}", file=sys.stderr)
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     if not args.row.settings and overrides:
-        raise UserError(f"there is no option {overrides[0]}; see --help")
+        raise UserError(f"unexpected argument {overrides[0]!r}")
     if args.row.settings and args.print_config:
         return _print_config(args, overrides)
     from jax_massact.jax_switches import check_switches, missing_device
@@ -65,13 +67,58 @@ def _print_config(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that names what may have been meant.
+
+    Attributes:
+      row: the command whose arguments it parses; None: it parses the names of commands.
+    """
+
+    row: Command | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What the options say, and the settings, which are not parsed here.
+
+        Raises:
+          UserError: an option that the command does not have.
+        """
+        args = list(args)
+        if self.row is None:
+            return super().parse_known_args(args, namespace)
+        for argument in args:
+            self._check(argument, self.row)
+        # Else a setting with a space in its value would be taken for an argument by position.
+        settings = [a for a in args if a.startswith("--config.") and "=" in a]
+        found, rest = super().parse_known_args([a for a in args if a not in settings], namespace)
+        return found, [*rest, *settings]
+
+    def _check(self, argument: str, row: Command) -> None:
+        name = argument.partition("=")[0]
+        known = self._option_string_actions
+        setting = row.settings and name.startswith("--config.")
+        if not name.startswith("--") or name == "--" or name in known or setting:
+            return
+        from jax_massact.cli.overrides import meant
+
+        hint = meant(argument, load(row.settings) if row.settings else None, [*known])
+        raise UserError(f"there is no option {name}.{hint} {self.prog} --help lists all")
+
+    def error(self, message: str) -> NoReturn:
+        """As in the base; with the nearest of the names that there are, for a name that is none."""
+        if wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            names = re.findall(r"[\w-]+", wrong[2])
+            if near := difflib.get_close_matches(wrong[1], names, n=1):
+                message += f". Did you mean {near[0]}?"
+        super().error(message)
+
+
 def make_parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
     """The parser of a command line; only the command that it names gets its options.
 
     Args:
       argv: the arguments; None: every command gets its options, and each setting is one of them.
     """
-    parser = argparse.ArgumentParser("massact", description=DESCRIPTION)
+    parser = _Parser("massact", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"massact {__version__}")
     children = {"": _children(parser, "commands", "COMMAND")}
     for name, row in COMMANDS.items():
@@ -88,6 +135,7 @@ def make_parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        command.row = row
         command.set_defaults(row=row, command=name)
         words = name.split()
         if argv is None or list(argv[: len(words)]) == words:

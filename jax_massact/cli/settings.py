@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 import jax_massact
+from jax_massact.cli.overrides import override
 from jax_massact.errors import ConfigError
-from jax_massact.settings import from_mapping, group_of, unknown_key
+from jax_massact.settings import from_mapping, group_of
 
 T = TypeVar("T")
 
@@ -31,22 +30,9 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
       ConfigError: the file or a setting does not exist, or a value is out of range.
     """
     settings = cls() if file is None else from_mapping(cls, load_file(file).to_dict())
-    overrides = list(_spelled_out(cls, overrides))
-    config = ml_collections.ConfigDict(dataclasses.asdict(settings))  # pyright: ignore
-    for key in _keys(overrides):
-        _check_key(config, key)
-    values = flags.FlagValues()
-    # Without `sys_argv` it would look for overrides in this process's own arguments.
-    argv = ["massact", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        left = values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
-        message = " ".join(str(error).removeprefix("flag ").split())
-        raise ConfigError(message.replace("--config=", "")) from None
-    if len(left) > 1:
-        raise ConfigError(f"unexpected argument {left[1]!r}")
-    return from_mapping(cls, values.config.to_dict())
+    values = dataclasses.asdict(settings)  # pyright: ignore[reportArgumentType]
+    override(cls, values, overrides)
+    return from_mapping(cls, values)
 
 
 def names(cls: type[Any]) -> list[str]:
@@ -158,53 +144,9 @@ def find_file(spec: str) -> tuple[Path, str]:
     raise ConfigError(f"there is no configuration file {parts[0]}; expected: FILE[:ARG]")
 
 
-def _spelled_out(cls: type[Any], overrides: Sequence[str]) -> Iterator[str]:
-    """The overrides, with a group that is given as a text (`--config.mesh=data=4`) in its parts."""
-    readers = {
-        f"config.{name}": from_text
-        for name, kind in get_type_hints(cls).items()
-        if (from_text := getattr(kind, "from_text", None)) is not None
-    }
-    rest = iter(overrides)
-    for argument in rest:
-        flag, given, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or flag not in readers:
-            yield argument
-            continue
-        values = readers[flag](text if given else next(rest, ""))
-        for name, value in dataclasses.asdict(values).items():
-            yield f"--{flag}.{name}={value}"
-
-
-def _keys(overrides: Sequence[str]) -> Iterator[str]:
-    for argument in overrides:
-        if argument.startswith("-"):
-            flag = argument.lstrip("-").partition("=")[0]
-            if not flag.startswith("config."):
-                raise ConfigError(f"there is no option {argument.partition('=')[0]}; see --help")
-            yield flag.removeprefix("config.")
-
-
-def _check_key(config: ml_collections.ConfigDict, key: str) -> None:
-    node: Any = config
-    *parents, _ = parts = key.split(".")
-    for depth, part in enumerate(parts):
-        here = ".".join(["config", *parts[:depth]])
-        if part not in node:
-            raise ConfigError(unknown_key(f"{here}.{part}", part, list(node.keys())))
-        node = node[part]
-        if depth < len(parents) and not isinstance(node, ml_collections.ConfigDict):
-            raise ConfigError(f"{here}.{part} is one value; it has no setting {parts[depth + 1]}")
-    if isinstance(node, ml_collections.ConfigDict):
-        known = ", ".join(f"config.{key}.{k}" for k in node)
-        raise ConfigError(f"config.{key} is a group of settings: {known}")
-
-
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-

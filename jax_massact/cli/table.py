@@ -4,6 +4,7 @@ A study of a model is its folder under `studies/` and a row of `STUDIES`. Nothin
 a command needs: functions and settings are named as "module:name" and imported when one runs.
 """
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable, Mapping
@@ -127,6 +128,14 @@ STUDIES = {
 }
 
 
+def whole(text: str) -> int:
+    """A whole number, for an option; argparse adds the option's name to what is refused."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} given; expected: a whole number") from None
+
+
 def option(name: str, help: str, **details: Any) -> Option:
     """A row of an option; `help` comes second, since it is what one reads."""
     return Option(name, {"help": help, **details})
@@ -142,7 +151,7 @@ def _study(name: str, study: Study) -> Command:
             ),
             option(
                 "--step", "checkpoint of a training run (default: the model at its end, or its "
-                "newest checkpoint)", metavar="N", type=int,
+                "newest checkpoint)", metavar="N", type=whole,
             ),
             *(_probe_plan() if name == "probe" else ()),
         )
@@ -174,7 +183,7 @@ def _probe_plan() -> tuple[Group]:
 def _train() -> tuple[Option | Group, ...]:
     from jax_massact.cluster.processes import HEARTBEAT, TIMEOUT
 
-    seconds = {"type": int, "metavar": "SECONDS"}
+    seconds = {"type": whole, "metavar": "SECONDS"}
     return (
         option(
             "--workdir", "folder for the run; resumes the run that is already there",
@@ -207,8 +216,6 @@ def _train() -> tuple[Option | Group, ...]:
 
 
 def _compare() -> tuple[Option | Group, ...]:
-    import argparse
-
     return (
         option("runs", "folder of a finished run", metavar="RUN", nargs="*"),
         option(
@@ -219,7 +226,7 @@ def _compare() -> tuple[Option | Group, ...]:
             "--variants", "attention variants, with --config (%(default)s)", metavar="NAMES",
             default=_VARIANTS,
         ),
-        option("--seeds", "runs of each variant (1)", type=int, default=1, metavar="N"),
+        option("--seeds", "runs of each variant (1)", type=whole, default=1, metavar="N"),
         option(
             "--interventions", "set each run's massive activations to zero, to their mean, and a "
             "control to zero; round weights and activations to 8 bits; needs its model and its "
@@ -233,7 +240,7 @@ def _plan() -> tuple[Option | Group, ...]:
     from jax_massact.accelerators import ACCELERATORS
 
     return (
-        option("--devices", "number of devices; those of a topology are known", type=int,
+        option("--devices", "number of devices; those of a topology are known", type=whole,
                metavar="N"),
         option("--device", f"kind: {', '.join(ACCELERATORS)}; or the topology of a TPU slice, such "
                "as v5e:4x4: the update is then compiled by the compiler of TPUs, too, where libtpu "
@@ -265,13 +272,13 @@ def _bench_train() -> tuple[Option | Group, ...]:
             "--python", "a Python that has torch, for --reference (this one)", metavar="PYTHON",
             default=sys.executable,
         ),
-        option("--steps", "steps in a window (20)", type=int, default=20, metavar="N"),
+        option("--steps", "steps in a window (20)", type=whole, default=20, metavar="N"),
         option(
-            "--windows", "windows, whose median is reported (4)", type=int, default=4, metavar="N"
+            "--windows", "windows, whose median is reported (4)", type=whole, default=4, metavar="N"
         ),
         option(
             "--profile", "list the N kernels that take most of a step, in the JSON file (0)",
-            type=int, default=0, metavar="N",
+            type=whole, default=0, metavar="N",
         ),
     )
 
@@ -291,13 +298,11 @@ def _bench_probe() -> tuple[Option | Group, ...]:
             "--mesh", "random weights: the devices that share the model, such as model=2 (one "
             "device)", metavar="MESH", default="data=1",
         ),
-        option("--repeat", "runs of each (3)", type=int, default=3, metavar="N"),
+        option("--repeat", "runs of each (3)", type=whole, default=3, metavar="N"),
     )
 
 
 def _bench_stream() -> tuple[Option | Group, ...]:
-    import argparse
-
     from jax_massact.bench.device_probe import SHAPES
 
     return (
@@ -312,12 +317,12 @@ def _bench_stream() -> tuple[Option | Group, ...]:
         ),
         option(
             "--filled", "random weights: how many of the first blocks have numbers; the others are "
-            "holes in the files, which take no room (0: all have)", type=int, default=0,
+            "holes in the files, which take no room (0: all have)", type=whole, default=0,
             metavar="N",
         ),
         option(
             "--kept", "read so many blocks into the host's memory and use them in turn, in this "
-            "process: time and memory of the device without a disk (0: not)", type=int, default=0,
+            "process: time and memory of the device without a disk (0: not)", type=whole, default=0,
             metavar="N",
         ),
         option(
