@@ -13,9 +13,11 @@ from jax_massact.bench.device_probe import PREFIX, bench_device_probe
 from jax_massact.bench.probe import bench_probe
 from jax_massact.bench.stream import bench_host_blocks, bench_stream, random_folder
 from jax_massact.bench.train import bench_train
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import ConfigError
 from jax_massact.nn.shapes import SHAPES
 from jax_massact.report.console import failure, make_console
+from jax_massact.report.encode import write_text
+from jax_massact.report.ending import check_place, show_ending
 from jax_massact.settings import check_in, check_int
 from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import MeshConfig, TrainConfig
@@ -37,7 +39,7 @@ def run_bench_train(
     check_int("--steps", steps, 1)
     check_int("--windows", windows, 1)
     check_int("--profile", profile, 0)
-    _check_writable(json_file)
+    check_place(json_file)
     progress = make_console(stderr=True)
     found = [MeshConfig.from_text(text) for text in meshes.split(";")] if meshes else []
     if found and reference:
@@ -92,7 +94,7 @@ def _train_columns(
 
 def run_bench_attention(shape: AttentionShape, *, json_file: str | None) -> int:
     """`bench.attention.bench_attention`, its table, and its figures as JSON where asked to."""
-    _check_writable(json_file)
+    check_place(json_file)
     result = bench_attention(shape)
     table = rich.table.Table(
         "variant", "implementation", "forward, ms", "and backward, ms", "/ standard",
@@ -121,7 +123,7 @@ def run_bench_probe(
 ) -> int:
     """Measures, prints a table, and writes the figures as JSON where asked to."""
     check_int("--repeat", repeat, 1, 100)
-    _check_writable(json_file)
+    check_place(json_file)
     if model.startswith(PREFIX):
         shape, devices = model.removeprefix(PREFIX), MeshConfig.from_text(mesh)
         if reference is not None and not shape.startswith("vit"):
@@ -169,7 +171,7 @@ def run_bench_stream(
     """`bench.stream`, its table, and its figures as JSON where asked to."""
     check_int("--filled", filled, 0)
     check_int("--kept", kept, 0)
-    _check_writable(json_file)
+    check_place(json_file)
     console = make_console(stderr=True)
     say = lambda line: console.print(line)
     with contextlib.ExitStack() as stack:
@@ -217,21 +219,15 @@ def _host_blocks(result: dict[str, Any], json_file: str | None) -> int:
     return _finish(table, result, json_file)
 
 
-def _check_writable(json_file: str | None) -> None:
-    """Before minutes of measurements, not after them."""
-    if json_file and not Path(json_file).expanduser().absolute().parent.is_dir():
-        raise UserError(f"cannot write {json_file}: there is no such folder")
-
-
 def _finish(
     table: rich.table.Table, result: dict[str, Any], json_file: str | None,
     lines: Sequence[str] = (),
 ) -> int:
     """Writes the figures, then prints them; the exit code."""
-    failures = []
+    failures, written = [], None
     if json_file:
         try:
-            Path(json_file).expanduser().write_text(json.dumps(result, indent=2) + "\n")
+            written = write_text(Path(json_file).expanduser(), json.dumps(result, indent=2) + "\n")
         except OSError as error:
             failures.append(f"cannot write {json_file}: {error.strerror}")
     console = make_console()
@@ -243,6 +239,9 @@ def _finish(
         console.print(line)
     if said := failure(console):
         failures.append(f"the figures could not be printed: {said}")
+    errors = make_console(stderr=True)
+    if written:
+        show_ending(errors, written)
     for line in failures:
-        make_console(stderr=True).print(f"massact: {line}")
+        errors.print(f"massact: {line}")
     return 2 if failures else 0

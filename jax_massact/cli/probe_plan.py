@@ -15,6 +15,7 @@ from jax_massact.plan.process import in_process
 from jax_massact.plan.report import print_probe_plan
 from jax_massact.plan.topology import has_compiler, parse_device
 from jax_massact.report.console import make_console
+from jax_massact.report.ending import check_place, show_ending
 from jax_massact.settings import check_in
 from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import MeshConfig
@@ -48,7 +49,9 @@ def run_probe_plan(
       ConfigError: libtpu is not here or does not know the topology, the mesh does not fit it, or
         the probe does not compile.
       WeightsError: there is no such model.
+      UserError: the file cannot be written.
     """
+    check_place(json_file)
     if parse_device(device)[1] is None:
         raise ConfigError(f"--plan is {device!r}; expected: a slice of TPUs, such as v5e:4x4")
     if not has_compiler():
@@ -65,9 +68,12 @@ def run_probe_plan(
         mesh=MeshConfig.from_text(mesh or "fsdp=-1"),
     )
     plan: ProbePlan = in_process("probe", json.dumps(dataclasses.asdict(shape)), device)
-    if json_file:
-        write_text(Path(json_file), json.dumps({"model": name, **plan}, indent=2) + "\n")
+    file = Path(json_file).expanduser() if json_file else None
+    if file is not None:
+        write_text(file, json.dumps({"model": name, **plan}, indent=2) + "\n")
     print_probe_plan(name, plan, make_console())
+    if file is not None:
+        show_ending(make_console(stderr=True), file)
     memory = plan["compiled"]["memory"]
     return 1 if memory["total"] > memory["available"] else 0
 

@@ -12,6 +12,7 @@ from jax_massact.plan.remedies import Remedy, remedies
 from jax_massact.plan.report import print_plan
 from jax_massact.plan.topology import has_compiler, parse_device
 from jax_massact.report.console import make_console
+from jax_massact.report.ending import check_place, show_ending
 from jax_massact.settings import check_int
 from jax_massact.train.config import TrainConfig, to_json
 from jax_massact.train.metrics import write_text
@@ -43,6 +44,7 @@ def run_plan(
       ConfigError: a setting is wrong, the mesh does not suit that many devices, or the update does
         not compile.
     """
+    check_place(json_file)
     accelerator, topology = parse_device(device)
     if topology is not None:
         if devices not in (None, topology.devices):
@@ -72,11 +74,12 @@ def run_plan(
     remedy = None
     if plan["fits"] == "no":
         remedy = _remedy(settings, plan, devices, accelerator)
-    if json_file:
-        write_text(
-            Path(json_file), json.dumps(plan | {"compiled": compiled}, indent=2) + "\n"
-        )
+    file = Path(json_file).expanduser() if json_file else None
+    if file is not None:
+        write_text(file, json.dumps(plan | {"compiled": compiled}, indent=2) + "\n")
     print_plan(plan, compiled, remedy, make_console())
+    if file is not None:
+        show_ending(make_console(stderr=True), file)
     memory = plan["memory"] if compiled is None else compiled["memory"]
     return 1 if memory["total"] > memory["available"] else 0
 

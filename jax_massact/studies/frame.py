@@ -361,6 +361,17 @@ def _streamed_or_loaded(
     return prepared._replace(streamed="")
 
 
+# In which order a person asks: what is there, is it needed, by what, is it a constant, its price.
+ORDER = ("probe", "intervene", "explain", "fold", "quantize")
+ORDER_OF_IMAGES = ("probe", "intervene", "registers", "fold")
+
+
+def _following(name: str, prepared: Prepared | PreparedImages) -> str | None:
+    """The study that goes on from this one; None: there is none."""
+    order = ORDER_OF_IMAGES if isinstance(prepared, PreparedImages) else ORDER
+    return order[order.index(name) + 1] if name in order[:-1] else None
+
+
 def run_study(
     name: str, source: str, config: RunConfig, workdir: str | None, step: int | None = None
 ) -> int:
@@ -388,4 +399,8 @@ def run_study(
     with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):
         run = study.run_images if isinstance(prepared, PreparedImages) else study.run
         outcome = run(prepared, config, progress)
-    return finish(name, outcome, folder, console)
+    then = []
+    if (after := _following(name, prepared)) and outcome.result.get("massive", True):
+        then = [after, source, *([f"--step={step}"] if step is not None else ()),
+                *([f"--workdir={workdir}"] if workdir else ())]
+    return finish(name, outcome, folder, console, then)

@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from jax_massact.errors import UserError
 from jax_massact.report.chart import Chart, Surface
 from jax_massact.report.console import failure, make_console
 from jax_massact.report.encode import to_json, write_bytes, write_text
+from jax_massact.report.ending import show_ending
 
 OWNER = ".model"  # names the model whose results a folder holds
 INCOMPLETE, NOT_FINITE = 2, 3  # exit codes
@@ -84,12 +85,16 @@ def _other_owner(folder: Path, model: str) -> str | None:
     return owner if owner != model and any(folder.glob("*.json")) else None
 
 
-def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Console) -> int:
+def finish(
+    name: str, outcome: Outcome, folder: Path, console: rich.console.Console,
+    then: Sequence[str] = (),
+) -> int:
     """Writes what was found, then prints it; the exit code.
 
     Args:
       name: of the study, whose `report` module shows the result.
       console: for messages beside the result.
+      then: words of the command that follows where nothing went wrong, after `massact`.
     """
     kept = keep_former(folder / f"{name}.json", outcome.result)
     if kept is not None:
@@ -105,11 +110,18 @@ def finish(name: str, outcome: Outcome, folder: Path, console: rich.console.Cons
         failures.append(f"the result could not be printed: {_cause(error)}")
     if said := failure(out):
         failures.append(f"the result could not be printed: {said}")
-    figures = sum(path.suffix == ".png" for path in written)
-    names = [path.name for path in written if path.suffix not in (".png", ".pdf")]
-    if names:
-        more = f" and {2 * figures} figures" if figures else ""
-        console.print(f"wrote {folder / names[0]}" + "".join(f", {n}" for n in names[1:]) + more)
+    trouble = bool(failures or outcome.result["warnings"])
+    if written:
+        kinds = (".png", ".pdf", ".html")
+        names = [path.name for path in written if path.suffix not in kinds]
+        if model := outcome.result.get("saved_to"):
+            names.append(model)
+        show_ending(
+            console, folder, names,
+            figures=sum(path.suffix in kinds[:2] for path in written),
+            page=next((path for path in written if path.suffix == ".html"), None),
+            then=() if trouble else then,
+        )
     for line in failures:
         console.print(f"massact: {line}")
     if failures:

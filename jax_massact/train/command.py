@@ -19,9 +19,10 @@ from jax_massact.cluster.supervise import Parent
 from jax_massact.errors import UserError
 from jax_massact.jax_switches import missing_device
 from jax_massact.report.console import make_console
+from jax_massact.report.ending import show_ending
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.data import open_batches
-from jax_massact.train.loop import Trained, train
+from jax_massact.train.loop import FILES, Trained, train
 from jax_massact.train.report import in_words, progress, show_layout
 from jax_massact.train.signals import exit_on_sigterm, stop_on_signals
 from jax_massact.train.tensorboard import check_installed
@@ -48,7 +49,7 @@ def train_command(
     """
     if cluster is None or parent is None:
         with exit_on_sigterm():
-            return code_of(run_train(config, workdir))
+            return _run(config, workdir)
     try:
         with (
             exit_on_sigterm(),
@@ -60,9 +61,18 @@ def train_command(
                 on_failed=parent.say_failed,
             ),
         ):
-            return code_of(run_train(config, workdir))
+            return _run(config, workdir)
     except BaseException as error:
         _leave(error)
+
+
+def _run(config: TrainConfig, workdir: Path) -> int:
+    trained = run_train(config, workdir)
+    if trained.summary is not None:
+        written = [name for name in FILES if (workdir / name).exists()]
+        console = make_console(stderr=True, quiet=not is_first())
+        show_ending(console, workdir, written, then=["probe", str(workdir)])
+    return code_of(trained)
 
 
 def code_of(trained: Trained) -> int:

@@ -46,6 +46,8 @@ from jax_massact.train.tensorboard import check_installed, open_tensorboard
 from jax_massact.train.watch import ImageWatch, Watch, watch
 
 CONFIG, SUMMARY = "config.json", "summary.json"
+# What a run may leave in its folder, the settings first and the model at its end last.
+FILES = (CONFIG, FILE, SUMMARY, TENSORBOARD, TOKENIZER, CHECKPOINTS, MODEL)
 
 # In its first run, the update of a GPU makes kernels and records CUDA graphs; starts failed in it
 # while another thread copied batches to the device. So batches are fetched ahead after it only.

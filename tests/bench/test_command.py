@@ -35,7 +35,8 @@ def test_bench_compares_whole_processes(tmp_path, capsys):
     assert result["ratios"]["peak memory, against logits only"] == pytest.approx(
         runs["probe"]["peak"] / runs["logits only"]["peak"]
     )
-    assert "whole processes" in " ".join(capsys.readouterr().out.split())
+    out, err = capsys.readouterr()
+    assert "whole processes" in " ".join(out.split()) and err.endswith(f"wrote {file}\n")
     assert main(["bench", "probe", MODEL, "--reference=/nowhere/python", *SMALL]) == 2
     assert "cannot run /nowhere/python" in capsys.readouterr().err
 

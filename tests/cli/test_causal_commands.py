@@ -48,7 +48,9 @@ def test_intervene(run, folders, tmp_path):
     result = read(tmp_path / "out" / "intervene.json")
     assert violations(result, InterveneResult) == []
     assert [t["dim"] for t in result["targets"]] == [DIM]
-    assert "ran 5 of 5 sequences" in err and "with BOS" in err and "4 figures" in err
+    assert "ran 5 of 5 sequences" in err and "with BOS" in err
+    assert err.endswith(f"wrote out: intervene.json, 4 figures page: out/intervene.html next: "
+                        f"massact explain {folders['loud']} --workdir=out")
     assert f"dim {DIM}" in out and "set to the mean" in out
     check_page(tmp_path / "out" / "intervene.html", charts=2)
 

@@ -1,5 +1,7 @@
 """The folder of a training run is a model like any other to the commands that read one."""
 
+import contextlib
+import io
 import json
 import re
 
@@ -46,8 +48,15 @@ def train(tmp_path_factory):
         run = root / name
         source = str(root / source) if "." in source else source
         settings = {"source": source, "tokenizer": tokenizer}
-        assert main(["train", f"--config={root / 'micro.py'}", f"--workdir={run}",
-                     *(f"--config.data.{key}={value}" for key, value in settings.items())]) == 0
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            assert main(["train", f"--config={root / 'micro.py'}", f"--workdir={run}",
+                         *(f"--config.data.{key}={value}" for key, value in settings.items())]) == 0
+        *_, wrote, following = err.getvalue().splitlines()
+        assert following == f"next: massact probe {run}"
+        place, _, names = wrote.removeprefix("wrote ").partition(": ")
+        assert place == str(run) and {*names.split(", ")} == {
+            path.name for path in run.iterdir() if path.name != "lock"
+        }
         return run
 
     return train

@@ -20,7 +20,9 @@ def test_the_tiny_model_on_16_devices(tmp_path, capsys, monkeypatch):
     file = tmp_path / "plan.json"
     assert main(["plan", TINY, "--device=v5e:4x4", "--config.mesh=dcn=2,data=-1,fsdp=4",
                  "--config.optimizer.name=adamw", "--json", str(file)]) == 0
-    out = " ".join(capsys.readouterr().out.split())
+    out, err = capsys.readouterr()
+    assert err == f"wrote {file}\n"
+    out = " ".join(out.split())
     for part in ("16 x v5e; mesh: dcn 2, data 2, fsdp 4", "all-gather 4, fsdp",
                  "all-reduce 16, dcn x data", "optimizer state",
                  "at most: their sum, at 33% of the peak", "tokens/s; MFU",
@@ -85,3 +87,10 @@ def test_the_largest_on_256_devices(tmp_path):
     assert plan["mesh"] == {"dcn": 1, "data": 8, "fsdp": 32, "model": 1}
     # float32, and all but the norms' scales in 32 parts.
     assert plan["memory"]["parameters"] == pytest.approx(6.738e9 * 4 / 32, rel=2e-3)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_plan_is_made(capsys):
+    assert main(["plan", TINY, "--devices=4", "--device=v5e", "--json=/nowhere/x.json"]) == 2
+    assert capsys.readouterr().err == (
+        "massact: cannot write /nowhere/x.json: there is no such folder\n"
+    )

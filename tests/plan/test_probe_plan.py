@@ -37,7 +37,9 @@ def test_the_plan_of_a_shape(available, code, verdict, tmp_path, capsys, monkeyp
     file = tmp_path / "plan.json"
     assert main([*COMMAND, "--plan=v5e:4x4", f"--json={file}", "--config.batch_size=2",
                  "--config.dtype=bfloat16"]) == code
-    out = " ".join(capsys.readouterr().out.split())
+    out, err = capsys.readouterr()
+    assert err == f"wrote {file}\n"
+    out = " ".join(out.split())
     for part in (verdict, "v5e:4x4; mesh: fsdp 16", "134,515,008 parameters, a batch of 2 x 512",
                  "Compiled for v5e:4x4 in 20 s", "all-gather fsdp 8 6", "weights read 4 ms"):
         assert part in out, part
@@ -70,6 +72,7 @@ def test_pictures_have_the_size_that_is_asked_for(monkeypatch):
     (["--plan=v5e:4x4"], "pip install 'jax_massact[tpu-aot]'"),
     (["--mesh=fsdp=8"], "--mesh is for --plan"),
     (["--json=plan.json"], "--json is for --plan"),
+    (["--plan=v5e:4x4", "--json=/nowhere/x.json"], "cannot write /nowhere/x.json: there is no"),
 ])
 def test_refusals_in_one_line(arguments, said, capsys, monkeypatch):
     monkeypatch.setattr(probe_plan, "has_compiler", lambda: False)

@@ -47,6 +47,28 @@ def test_a_study_of_one_number_needs_no_page_and_no_figures(study, tmp_path, cap
     assert [p.name for p in tmp_path.iterdir()] == ["single.json"]
 
 
+def test_the_last_lines_say_what_was_written_and_what_follows(study, tmp_path, capsys):
+    study.page = lambda result: "<p>"
+    then = ["explain", "my model", "--step=3"]
+    wrote = f"wrote {tmp_path}: single.json"
+    page = f"page: {tmp_path / 'single.html'}"
+    ends = lambda result, then=(): finish(
+        "single", Outcome(result), tmp_path, make_console(stderr=True), then
+    )
+    assert ends(RESULT, then) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        wrote, page, "next: massact explain 'my model' --step=3"
+    ]
+    ends(RESULT | {"saved_to": "model"})
+    assert capsys.readouterr().err.splitlines() == [f"{wrote}, model", page]
+    # Where something went wrong nothing follows.
+    assert ends(RESULT | {"saved_to": "model", "warnings": ["NaN"]}, then) == 3
+    assert capsys.readouterr().err.splitlines()[-2:] == [f"{wrote}, model", page]
+    study.show = fails
+    ends(RESULT | {"saved_to": "model"}, then)
+    assert "next:" not in capsys.readouterr().err
+
+
 def fails(*args, **kwargs):
     raise ZeroDivisionError("no such thing")
 
