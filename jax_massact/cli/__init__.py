@@ -82,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
         Raises:
           UserError: an option that the command does not have.
         """
-        args = list(args)
+        args = sys.argv[1:] if args is None else list(args)
         if self.row is None:
             return super().parse_known_args(args, namespace)
         for argument in args:

@@ -26,8 +26,15 @@ def found_section(
     return Section("verdict", "What was found", [findings, notices, Facts(facts), rules])
 
 
-def massive_tables(records: Sequence[MassiveRecord], about: str = "") -> list[Part]:
-    """Strict and relaxed-only records, each under their name; `about` stands before the name."""
+def massive_tables(
+    records: Sequence[MassiveRecord], about: str = "", *, explain: bool = True
+) -> list[Part]:
+    """Strict and relaxed-only records, each under their name.
+
+    Args:
+      about: stands before the name.
+      explain: whether a line below says what the columns mean.
+    """
     parts: list[Part] = []
     for strict, call in ((True, "Massive (strict)"),
                          (False, "Relaxed only: not massive by the strict definition")):
@@ -37,7 +44,10 @@ def massive_tables(records: Sequence[MassiveRecord], about: str = "") -> list[Pa
                     "positions (sequences)", "tokens (sequences)", "written by", "removed by")
             rows = [_record(r) for r in some]
             parts.append(Table(head, rows, text=head[7:], caption=caption))
-    return parts or [Lines([f"{about}: none found." if about else "None found."])]
+    if not parts:
+        return [Lines([f"{about}: none found." if about else "None found."])]
+    note = Lines([f"{words.COLUMNS[0].upper()}{words.COLUMNS[1:]}."], "soft")
+    return [*parts, note] if explain else parts
 
 
 def _record(r: MassiveRecord) -> list[Cell]:

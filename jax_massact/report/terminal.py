@@ -26,6 +26,7 @@ class Sheet:
         self._console = console
         self._parts: list[RenderableType] = []
         self._ascii = console.options.ascii_only
+        self._explained = False  # what the columns of records mean
         self.plus_minus = "+-" if self._ascii else "±"
 
     def text(self, text: str, style: str = "") -> Text:
@@ -86,12 +87,18 @@ class Sheet:
                                    "Relaxed only (not massive by the strict definition)"),
         most: int = MAX_ROWS,
     ) -> None:
-        """The largest strict, then the largest relaxed-only records, each under its title."""
+        """The largest strict, then the largest relaxed-only records, each under its title.
+
+        The first time, a last line says what the columns mean.
+        """
         head = ("dim", "layers", "value", "n", "ratio", "seqs", "where", "written", "removed")
         for strict, title in zip((True, False), titles, strict=True):
             if some := words.by_size(records, strict=strict):
                 self.title(title)
                 self.table(head, map(self._record, some), head[6:], most)
+        if records and not self._explained:
+            self.line(f"{words.COLUMNS}; seqs: sequences in which it is massive", "dim")
+            self._explained = True
 
     def _record(self, r: MassiveRecord) -> list[str]:
         return [

@@ -13,6 +13,7 @@ from jax_massact.results import (
     DefinitionInfo,
     MassiveRecord,
     ModelInfo,
+    OutlierFeature,
     Writer,
 )
 
@@ -21,6 +22,11 @@ KINDS = {
     "first": "the first token", "delimiter": "delimiter tokens", "other": "other tokens",
     "cls": "CLS", "register": "registers", "patch": "patches",
 }
+# The columns of a table of records that their headings do not explain.
+COLUMNS = (
+    "value: the largest of each sequence, mean and deviation over n sequences (those in which the "
+    "dimension is among the largest), at the layer of its peak; ratio: to the median"
+)
 SUBLAYERS = {"attn": "attention", "mlp": "MLP"}
 
 
@@ -174,6 +180,20 @@ def nothing_found(definition: DefinitionInfo, tokens: int) -> str:
 def strongest(records: Sequence[MassiveRecord]) -> list[MassiveRecord]:
     """Every record, strict before relaxed, the largest first."""
     return by_size(records, strict=True) + by_size(records, strict=False)
+
+
+def in_both(
+    features: Sequence[OutlierFeature], records: Sequence[MassiveRecord]
+) -> list[OutlierFeature]:
+    """The outlier features whose dimension carries massive activations, strict or relaxed, too."""
+    dims = {r["dim"] for r in records}
+    return [f for f in features if f["dim"] in dims]
+
+
+IN_BOTH = (
+    "A dimension in both tables is large at most tokens, and over the threshold of massive "
+    "activations, which is far higher, at a few."
+)
 
 
 def definition(thresholds: DefinitionInfo) -> list[str]:

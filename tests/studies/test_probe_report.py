@@ -143,8 +143,26 @@ def test_relaxed_and_outliers_have_tables_of_their_own():
     text = written(show, examples.relaxed_only())
     assert "Massive activations (strict)" not in text
     assert "Relaxed only (not massive by the strict definition)" in text
-    assert "Outlier features (large at most tokens: not massive activations)" in text
+    assert "Outlier features (large at most tokens)" in text
     assert "embedding" in text
+
+
+def test_what_the_columns_mean_and_how_the_tables_relate_is_said():
+    result = examples.relaxed_only()
+    flat = lambda result: " ".join(written(show, result).split())
+    of_page = lambda result: html_of(sections(result, examples.activation_map(result, bins=8)))
+    means = "alue: the largest of each sequence, mean and deviation over n sequences"
+    for text in (flat(result), of_page(result)):
+        assert text.count(means) == 1 and "in both tables" not in text
+    assert "2 outlier features, large at most tokens and so not massive activations" in flat(result)
+    result["outlier_features"][1]["dim"] = 77  # which is relaxed, too
+    for text in (flat(result), of_page(result)):
+        assert "A dimension in both tables is large at most tokens, and over the" in text
+    assert (
+        "2 outlier features, large at most tokens: dim 13, 77. Massive or relaxed as well, at a few "
+        "tokens where they are far larger: dim 77."
+    ) in flat(result)
+    assert means not in flat(examples.none_found())
 
 
 def test_long_tables_are_cut_and_say_so():

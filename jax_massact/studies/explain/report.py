@@ -191,9 +191,12 @@ def sections(result: ExplainResult, attention_map: AttentionMap) -> list[Section
                 "add: their shares add up to 1.")
         found.append(Section("updates", "Value updates", [updates, Lines([note], "soft")]))
     if result["locations"]:
+        *_, last = places = result["locations"]
         found.append(Section("locations", "Where they sit", [
-            part for place in result["locations"]
-            for part in massive_tables(place["massive"], location_line(place))
+            part for place in places
+            for part in massive_tables(
+                place["massive"], location_line(place), explain=place is last
+            )
         ]))
     return [*found, Section("layers", "Every layer", _layer_tables(result))]
 

@@ -46,12 +46,19 @@ def findings(result: ProbeResult) -> Findings:
     if images := result.get("images"):
         lines += images_report.sentences(images)
     if outliers := result["outlier_features"]:
-        n = words.count(len(outliers), "outlier feature")
-        lines.append(
-            f"{n}, large at most tokens and so not massive activations: dim {_dims(outliers)}."
-        )
+        lines.append(_outliers_found(outliers, records))
     lines += medium_report.sentences(result.get("medium"))
     return Findings(lines, words.strength(records))
+
+
+def _outliers_found(features: list[OutlierFeature], records: list[MassiveRecord]) -> str:
+    n, dims = words.count(len(features), "outlier feature"), _dims(features)
+    if not (both := words.in_both(features, records)):
+        return f"{n}, large at most tokens and so not massive activations: dim {dims}."
+    return (
+        f"{n}, large at most tokens: dim {dims}. Massive or relaxed as well, at a few tokens where "
+        f"they are far larger: dim {_dims(both)}."
+    )
 
 
 def _written_through(w: SuperWeight) -> str:
@@ -146,9 +153,11 @@ def show(result: ProbeResult, console: Console) -> None:
         rows = [row[:-1] for row in _super_weight_rows(found)]  # the tensor's name is long
         sheet.table(_SUPER_WEIGHTS[:-1], rows, most=MAX_ROWS)
     if features := result["outlier_features"]:
-        sheet.title("Outlier features (large at most tokens: not massive activations)")
+        sheet.title("Outlier features (large at most tokens)")
         head = ("dim", "layers", "magnitude", "tokens", "seqs")
         sheet.table(head, _outlier_rows(features), most=MAX_ROWS)
+        if words.in_both(features, result["massive"]):
+            sheet.line(words.IN_BOTH, "dim")
     medium_report.show(sheet, result.get("medium"))
     sheet.title("Layers (means over sequences; residual stream after each block)")
     sheet.table(*_layer_table(result["layers"], glance=True))
@@ -204,7 +213,7 @@ def sections(
     return [
         *found,
         *prompt,
-        Section("outliers", "Outlier features", _outliers(result["outlier_features"])),
+        Section("outliers", "Outlier features", _outliers(result)),
         *medium_report.sections(result.get("medium")),
         Section("layers", "Every layer", [Table(head, rows), Lines([note], "soft")]),
     ]
@@ -252,10 +261,12 @@ def _prompt(result: ProbeResult) -> list[Lines | Tokens]:
     return [Lines([note], "soft"), Tokens([token(*item) for item in enumerate(tokens)])]
 
 
-def _outliers(features: list[OutlierFeature]) -> list[Lines | Table]:
+def _outliers(result: ProbeResult) -> list[Lines | Table]:
+    features = result["outlier_features"]
     about = Lines([
-        "Dimensions that are large at most tokens (Dettmers et al. 2022). They are not massive "
-        "activations, which sit at a few tokens."
+        "Dimensions that are large at most tokens (Dettmers et al. 2022), while massive "
+        "activations sit at a few.",
+        *([words.IN_BOTH] if words.in_both(features, result["massive"]) else ()),
     ], "soft")
     if not features:
         return [Lines(["No outlier features found."]), about]
