@@ -159,8 +159,8 @@ def test_what_the_columns_mean_and_how_the_tables_relate_is_said():
     for text in (flat(result), of_page(result)):
         assert "A dimension in both tables is large at most tokens, and over the" in text
     assert (
-        "2 outlier features, large at most tokens: dim 13, 77. Massive or relaxed as well, at a few "
-        "tokens where they are far larger: dim 77."
+        "2 outlier features, large at most tokens: dim 13, 77. Massive or relaxed as well, at a "
+        "few tokens where they are far larger: dim 77."
     ) in flat(result)
     assert means not in flat(examples.none_found())
 
