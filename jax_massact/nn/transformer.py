@@ -141,11 +141,10 @@ class Transformer(nnx.Module):
                 outs.append(out)
             return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
 
-        if remat:
-            # Inside a scan nothing can merge the two computations: no need to prevent it.
-            period = jax.checkpoint(period, prevent_cse=unroll > 1)
+        # Inside a scan nothing can merge the two computations: no need to prevent it.
+        again = functools.partial(jax.checkpoint, prevent_cse=unroll > 1) if remat else None
         layers = (jnp.arange(config.depth), self.blocks)
-        x, taps = _scan(period, x, layers, len(pattern), unroll)
+        x, taps = _scan(period, x, layers, len(pattern), unroll, again)
         return passage.tokens_of(x), taps
 
     def embedded(self, tokens: ModelInput) -> Float[Array, "B S D"]:
@@ -253,8 +252,19 @@ def check_head(config: ModelConfig) -> None:
         )
 
 
-def _scan(period: Callable, x: jax.Array, layers: Any, size: int, unroll: int) -> tuple[Any, Any]:
-    """Runs all layers, `size` of them in a step; a last, partial period comes after the scan."""
+def _scan(
+    period: Callable,
+    x: jax.Array,
+    layers: Any,
+    size: int,
+    unroll: int,
+    again: Callable[[Callable], Callable] | None,
+) -> tuple[Any, Any]:
+    """Runs all layers, `size` of them in a step; a last, partial period comes after the scan.
+
+    `again` makes of a step one that is computed again for the gradient. It is given whole steps:
+    what a step does to its parameters before it would be kept, a copy of all of them.
+    """
     leaves = jax.tree.leaves(layers)
     number, rest = divmod(len(leaves[0]), size)
     # On CPUs XLA computes in float32 and would convert all layers' parameters before the loop.
@@ -277,10 +287,12 @@ def _scan(period: Callable, x: jax.Array, layers: Any, size: int, unroll: int) -
         else:
             split = lambda leaf: leaf if size == 1 else leaf.reshape(-1, size, *leaf.shape[1:])
             step, inputs = whole, jax.tree.map(split, layers)
+        step = again(step) if again else step
         x, taps = jax.lax.scan(step, x, inputs, unroll=max(1, unroll // size))
         flat = lambda leaf: leaf.reshape(number * size, *leaf.shape[2:])  # also where empty
         parts.append(jax.tree.map(flat, taps))
     if rest:
+        period = again(period) if again else period
         x, taps = period(x, jax.tree.map(lambda leaf: leaf[number * size :], layers))
         parts.append(taps)
     return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if rest else parts[0]

@@ -117,6 +117,24 @@ def test_remat_keeps_less_memory():
     assert temporary(True) < 0.7 * temporary(False)
 
 
+@pytest.mark.parametrize("depth, windows", [(4, ()), (4, (4,)), (5, (4,))])
+def test_remat_keeps_no_copy_of_the_parameters(depth, windows):
+    """A step keeps the residual stream [B T D]; also where it has two kinds of blocks."""
+    block = MICRO.model.block
+    others = [
+        dataclasses.replace(block, attention=dataclasses.replace(block.attention, window=w))
+        for w in windows
+    ]
+    model = dataclasses.replace(MICRO.model, depth=depth, others=tuple(others))
+    settings = dataclasses.replace(MICRO, model=model, remat=True)
+    traced = jax.make_jaxpr(jax.grad(lambda model, tokens: loss(model, tokens, settings)))(
+        abstract(model), jax.ShapeDtypeStruct((8, 17), jnp.int32)
+    )
+    forward = next(e for e in traced.eqns if e.primitive.name == "scan")
+    kept = [v.aval.shape for v in forward.outvars[forward.params["num_carry"] :]]
+    assert kept == [(depth // (1 + len(others)), 8, 16, MICRO.model.width)]
+
+
 def test_muon_on_a_mesh():
     config = dataclasses.replace(
         MICRO, optimizer=dataclasses.replace(MICRO.optimizer, name="muon", warmup=0)
