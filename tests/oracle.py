@@ -242,16 +242,19 @@ def slope(function, x, direction, step=1e-5):
     return (ahead - back) / (2 * step)
 
 
-def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None, bias=None):
+def dense(
+    q, k, v, window=None, extra=None, reach=None, cotangent=None, bias=None, causal=True
+):
     """The result and, for a cotangent, the derivatives of all operands; one head at a time.
 
-    `bias` [N T T] is added to the logits of real keys.
+    `bias` [N T T] is added to the logits of real keys. Not causal: all tokens see each other.
     """
     q, k, v = (np.float64(x) for x in (q, k, v))
     B, T, N, H = q.shape
     K = k.shape[2]
     behind = np.arange(T)[:, None] - np.arange(T)[None, :]
     seen = (behind >= 0) & (behind < (T if window is None else window))
+    seen = seen if causal else np.ones_like(seen)
     out = np.zeros_like(q)
     grads = {n: np.zeros_like(x) for n, x in {"q": q, "k": k, "v": v}.items()}
     grads |= {"key": np.zeros((1, K, H)), "logit": np.zeros((1, N)), "value": np.zeros((1, K, H))}
@@ -290,9 +293,9 @@ def dense(q, k, v, window=None, extra=None, reach=None, cotangent=None, bias=Non
     return out, grads
 
 
-def mask_of(x, window=None, reach=None):
+def mask_of(x, window=None, reach=None, causal=True):
     """The geometry of attention of these operands."""
-    return Mask(scale=x["q"].shape[-1] ** -0.5, window=window, reach=reach)
+    return Mask(scale=x["q"].shape[-1] ** -0.5, window=window, reach=reach, causal=causal)
 
 
 def operands(B, T, N, K, H, seed=0):

@@ -23,27 +23,30 @@ def splash(monkeypatch):
     monkeypatch.setitem(attention.KERNELS, "splash", vendor.Splash(interpret=True))
 
 
-def forward_and_back(x, cotangent, window, fields, reach, implementation):
+def forward_and_back(x, cotangent, window, fields, reach, implementation, causal=True):
     def run(x):
         extra = Extra(**{n: x[n] for n in fields}) if fields else None
-        return attend(x["q"], x["k"], x["v"], mask_of(x, window, reach), extra=extra,
-                      implementation=implementation)
+        mask = mask_of(x, window, reach, causal)
+        return attend(x["q"], x["k"], x["v"], mask, extra=extra, implementation=implementation)
 
     out, pull = jax.vjp(jax.jit(run), x)
     return out, pull(cotangent)[0]
 
 
-@pytest.mark.parametrize(("extra", "window", "reach", "head_dim"), [
-    ("none", None, None, 64), ("none", 5, None, 128), ("key", None, None, 64),
-    ("logit", 200, None, 64), ("key_value", None, None, 256), ("all", None, None, 64),
-    ("all", 5, 4, 128),
+@pytest.mark.parametrize(("extra", "window", "reach", "head_dim", "causal", "length"), [
+    ("none", None, None, 64, True, 140), ("none", 5, None, 128, True, 140),
+    ("key", None, None, 64, True, 140), ("logit", 200, None, 64, True, 140),
+    ("key_value", None, None, 256, True, 140), ("all", None, None, 64, True, 140),
+    ("all", 5, 4, 128, True, 140),
+    ("all", None, None, 64, False, 140), ("none", None, None, 64, False, 128),
 ])
-def test_values_and_gradients(splash, extra, window, reach, head_dim):
+def test_values_and_gradients(splash, extra, window, reach, head_dim, causal, length):
+    """Lengths that are no multiples of 128 are padded."""
     fields = FIELDS[extra]
-    x, cotangent = operands(2, 140, 4, 2, head_dim)  # padded to 256
-    out, back = forward_and_back(x, cotangent, window, fields, reach, "splash")
+    x, cotangent = operands(2, length, 4, 2, head_dim)
+    out, back = forward_and_back(x, cotangent, window, fields, reach, "splash", causal)
     expected, grads = dense(
-        x["q"], x["k"], x["v"], window, {n: x[n] for n in fields}, reach, cotangent
+        x["q"], x["k"], x["v"], window, {n: x[n] for n in fields}, reach, cotangent, causal=causal
     )
     np.testing.assert_allclose(out, expected, rtol=0, atol=3e-5)
     for name in ("q", "k", "v", *fields):
@@ -120,7 +123,7 @@ def test_several_extra_keys(splash, reach):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"softcap": 30.0}, "its logits are capped at 30"), ({"scale": 0.5}, "its scale is 0.5"),
-    ({"causal": False}, "its queries see later keys"),
+    ({"causal": False, "window": 3}, "its window reaches to both sides"),
     ({"weigh": Clipped(gamma=-0.1)}, "its weights are Clipped, not a softmax"),
 ])
 def test_flash_kernels_say_what_they_cannot_compute(splash, change, message):

@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from nn.test_images import VIT
+from tiny_models import varied
 from train_runs import MICRO
 
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition
 from jax_massact.measure.loss import perplexity
 from jax_massact.mesh import BATCH, make_mesh
+from jax_massact.nn.block_config import MoEConfig
+from jax_massact.nn.config import PatchConfig
 from jax_massact.nn.edits import Edits
 from jax_massact.nn.fused.vendor import Splash
 from jax_massact.nn.variants import VARIANTS
@@ -26,7 +30,7 @@ from jax_massact.plan.topology import (
     topology_devices,
 )
 from jax_massact.train.config import MeshConfig, WatchConfig
-from jax_massact.train.step import abstract_state
+from jax_massact.train.step import abstract_state, parameter_count
 from jax_massact.train.watch import watch
 
 pytestmark = pytest.mark.skipif(
@@ -70,6 +74,29 @@ def test_every_variant_for_v5e(variant):
 @pytest.mark.parametrize("variant", ["standard", "kv_bias"])
 def test_other_generations(variant, device):
     assert compiled(run(variant, mesh=MeshConfig(data=-1)), device)["kernels"] > 0
+
+
+def test_a_mixture_of_experts():
+    model = run("standard").model
+    mlp = dataclasses.replace(model.block.mlp, gated=True, moe=MoEConfig(experts=4, active=2))
+    model = dataclasses.replace(model, block=dataclasses.replace(model.block, mlp=mlp))
+    config = run("standard", model=model, mesh=MeshConfig(data=2, fsdp=2))
+    found = compiled(config, "v5e:2x2")
+    assert found["kernels"] == 3
+    # Parameters and two averages in float32, all experts among them, of which fsdp keeps half; the
+    # compiler pads what is small.
+    assert 0.5 < found["memory"]["arguments"] / (3 * 4 * parameter_count(config)) < 0.7
+
+
+def test_an_encoder_of_images():
+    """All tokens see each other; 259 tokens are padded for the kernel."""
+    model = varied(
+        VIT, heads=2, kv_heads=2, head_dim=64, dtype="bfloat16", variant="kv_bias",
+        context_length=256,
+        embed=dataclasses.replace(VIT.embed, patches=PatchConfig(size=2, grid=(16, 16))),
+    )
+    settings = run("standard", model=model, sequence_length=256, mesh=MeshConfig(data=2, fsdp=2))
+    assert compiled(settings, "v5e:2x2")["kernels"] == 3
 
 
 def test_the_probe_of_a_model_that_is_not_loaded():

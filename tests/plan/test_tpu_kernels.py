@@ -73,7 +73,7 @@ def test_blocks_of_other_generations(device, block, monkeypatch):
                    monkeypatch=monkeypatch)
     assert text.count('custom_call_target="tpu_custom_call"') == 3
     with jax.set_mesh(make_mesh(devices=devices_of(device)[:1])):
-        sizes = vendor._splash_kernel(2048, 1, None, False).kwargs["block_sizes"]
+        sizes = vendor._splash_kernel(2048, 1, vendor.Span(), False).kwargs["block_sizes"]
     assert sizes.block_q == sizes.block_kv_dkv == block
 
 

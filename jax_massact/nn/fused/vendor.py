@@ -115,8 +115,6 @@ class Splash:
     def unfit(self, q: jax.ShapeDtypeStruct, mask: Mask) -> str | None:
         if reason := _not_plain(q, mask):
             return reason
-        if not mask.causal:
-            return "its queries see later keys"
         if platform() != "tpu" and not self.interpret:
             return f"it runs on TPUs, not on this {platform()}"
         if q.shape[-1] % 64:
@@ -124,14 +122,14 @@ class Splash:
         return _splash_calls()[1]
 
     def forward(self, q, k, v, span):
-        kernel = _splash_kernel(q.shape[1], q.shape[2], span.window, self.interpret)
+        kernel = _splash_kernel(q.shape[1], q.shape[2], span, self.interpret)
         heads_first = (x.swapaxes(1, 2) for x in (_scaled(q), k, v))
         run: Any = jax.vmap(kernel)
         out, (lse,) = run(*heads_first)
         return out.swapaxes(1, 2), lse
 
     def backward(self, q, k, v, out, lse, cotangent, span):
-        kernel = _splash_kernel(q.shape[1], q.shape[2], span.window, self.interpret)
+        kernel = _splash_kernel(q.shape[1], q.shape[2], span, self.interpret)
         run, _ = _splash_calls()
 
         def one(q, k, v, out, lse, cotangent):
@@ -317,7 +315,7 @@ def _splash_calls() -> tuple[Any, str | None]:
         return None, str(problem)
 
 
-def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool) -> Any:
+def _splash_kernel(length: int, heads: int, span: Span, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
@@ -329,10 +327,16 @@ def _splash_kernel(length: int, heads: int, window: int | None, interpret: bool)
     fields = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv",
               "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     sizes = splash_attention_kernel.BlockSizes(**dict.fromkeys(fields, block))
-    if window is None:
-        mask = splash_attention_mask.CausalMask((length, length))
+    shape = (length, length)
+    if span.tokens is not None:
+        seen = np.arange(length) < span.tokens
+        mask = splash_attention_mask.NumpyMask(np.tile(seen, (length, 1)))
+    elif not span.causal:
+        mask = splash_attention_mask.FullMask(shape)
+    elif span.window is None:
+        mask = splash_attention_mask.CausalMask(shape)
     else:
-        mask = splash_attention_mask.LocalMask((length, length), (window - 1, 0), 0)
+        mask = splash_attention_mask.LocalMask(shape, (span.window - 1, 0), 0)
 
     def build():
         return jax.tree.map(np.asarray, splash_attention_kernel.make_splash_mha_single_device(
