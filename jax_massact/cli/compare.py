@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_massact.cli.settings import find_file, load_file, resolve
-from jax_massact.errors import ConfigError, UserError
+from jax_massact.errors import ConfigError
 from jax_massact.report.console import make_console
 from jax_massact.settings import check_int
 from jax_massact.studies.compare.run import compare_runs
-from jax_massact.studies.output import Outcome, finish
+from jax_massact.studies.output import Outcome, finish, made
 from jax_massact.train.command import code_of, run_train
 from jax_massact.train.config import TrainConfig
 
@@ -63,13 +63,10 @@ def run_compare(
         folders = [place for place, _ in planned]
     # What is wrong with a run is said before anything is written or intervened on.
     result = compare_runs(folders, interventions=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    if interventions:
-        result = compare_runs(folders, report=console.print)
-    return finish("compare", Outcome(result), folder, console)
+    with made(folder):
+        if interventions:
+            result = compare_runs(folders, report=console.print)
+        return finish("compare", Outcome(result), folder, console)
 
 
 def plan(

@@ -46,7 +46,7 @@ from jax_massact.results import (
 )
 from jax_massact.studies.fitting import why_streamed
 from jax_massact.studies.inputs import ImageInputs, Inputs
-from jax_massact.studies.output import finish, make_folder
+from jax_massact.studies.output import finish, folder_for
 from jax_massact.studies.settings import AUTO, DEFAULT_LENGTH, RunConfig
 
 
@@ -387,20 +387,21 @@ def run_study(
       UserError: the checkpoint, the text, a setting or the folder cannot be used.
     """
     console = make_console(stderr=True)
-    folder = make_folder(workdir, source if step is None else f"{source}-{step}", console)
-    prepared = prepare_any(source, config, step)
-    study = importlib.import_module(f"jax_massact.studies.{name}.run")
-    if isinstance(prepared, PreparedImages) and not hasattr(study, "run_images"):
-        raise WeightsError(f"{source} is an encoder of images; expected: a model of text")
-    if isinstance(prepared, Prepared):
-        prepared = _streamed_or_loaded(prepared, config, name, hasattr(study, "STREAMS"))
-    announce(prepared, config, console)
-    # What is not finite is reported by its layer; NumPy would warn of every sum over it.
-    with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):
-        run = study.run_images if isinstance(prepared, PreparedImages) else study.run
-        outcome = run(prepared, config, progress)
-    then = []
-    if (after := _following(name, prepared)) and outcome.result.get("massive", True):
-        then = [after, source, *([f"--step={step}"] if step is not None else ()),
-                *([f"--workdir={workdir}"] if workdir else ())]
-    return finish(name, outcome, folder, console, then)
+    named = source if step is None else f"{source}-{step}"
+    with folder_for(workdir, named, console) as folder:
+        prepared = prepare_any(source, config, step)
+        study = importlib.import_module(f"jax_massact.studies.{name}.run")
+        if isinstance(prepared, PreparedImages) and not hasattr(study, "run_images"):
+            raise WeightsError(f"{source} is an encoder of images; expected: a model of text")
+        if isinstance(prepared, Prepared):
+            prepared = _streamed_or_loaded(prepared, config, name, hasattr(study, "STREAMS"))
+        announce(prepared, config, console)
+        # What is not finite is reported by its layer; NumPy would warn of every sum over it.
+        with progress_bar(console) as progress, np.errstate(invalid="ignore", over="ignore"):
+            run = study.run_images if isinstance(prepared, PreparedImages) else study.run
+            outcome = run(prepared, config, progress)
+        then = []
+        if (after := _following(name, prepared)) and outcome.result.get("massive", True):
+            then = [after, source, *([f"--step={step}"] if step is not None else ()),
+                    *([f"--workdir={workdir}"] if workdir else ())]
+        return finish(name, outcome, folder, console, then)

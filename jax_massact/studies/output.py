@@ -1,10 +1,11 @@
 """The folder of results, and the end of every run: files first, each by itself, then the words."""
 
+import contextlib
 import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +42,14 @@ class Written(NamedTuple):
     failures: list[str]
 
 
-def make_folder(workdir: str | None, source: str, console: rich.console.Console) -> Path:
+@contextlib.contextmanager
+def folder_for(
+    workdir: str | None, source: str, console: rich.console.Console
+) -> Iterator[Path]:
     """The folder for the results of a model, made now: a run should not fail after its work.
 
     A folder holds the results of one model. The default, massact_out/NAME, is numbered where
-    another model of that name has it.
+    another model of that name has it. As `made`, where the work inside fails.
 
     Raises:
       UserError: the folder cannot be written to, or `workdir` holds another model's results.
@@ -54,26 +58,60 @@ def make_folder(workdir: str | None, source: str, console: rich.console.Console)
     model = str(path.resolve()) if path.exists() else source
     if workdir:
         folder = Path(workdir).expanduser()
-        if owner := _other_owner(folder, model):
+        if other := _other_owner(folder, model):
             raise UserError(
-                f"{folder} holds results of {owner}; expected: a folder for each model. Give "
+                f"{folder} holds results of {other}; expected: a folder for each model. Give "
                 "another --workdir"
             )
     else:
         name = re.sub(r"[^\w.-]+", "_", path.name or "model")
         first = folder = Path("massact_out") / name
         number = 1
-        while owner := _other_owner(folder, model):
+        while _other_owner(folder, model):
             number += 1
             folder = first.with_name(f"{name}-{number}")
         if number > 1:
             console.print(f"{first} holds results of another model; writing to {folder}")
+    owner = folder / OWNER
+    with made(folder):
+        is_new = not owner.exists()
+        try:
+            write_text(owner, model)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        try:
+            yield folder
+        except BaseException:
+            if is_new:
+                owner.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Makes a folder; removes it, and the parents made for it, if the work inside fails first.
+
+    What was written by then stays.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / OWNER, model)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    return folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {folder}: {error.strerror or error}")
 
 
 def _other_owner(folder: Path, model: str) -> str | None:

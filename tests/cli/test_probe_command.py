@@ -34,11 +34,12 @@ def run(capsys, tmp_path, monkeypatch):
 @pytest.fixture
 def refused(run, tmp_path):
     def refused(*argv):
+        before = {*tmp_path.rglob("*")}
         code, out, err = run("probe", *argv)
         assert code == 2 and out == ""
         assert err.startswith("massact: ") and "Traceback" not in err
         assert err.count("\n") == 1 and err.endswith("\n")
-        assert not [*tmp_path.rglob("probe.json")]
+        assert {*tmp_path.rglob("*")} == before  # no empty folder either
         return err
 
     return refused
@@ -95,6 +96,7 @@ def test_the_folder_is_named_after_the_model(run, tmp_path):
 
 @pytest.mark.parametrize(("argv", "parts"), [
     (["./nothing.gguf"], ["nothing.gguf does not exist"]),
+    (["./nothing.gguf", "--workdir=new/out"], ["nothing.gguf does not exist"]),
     (["MODEL", "--config.sequence_length=65"], ["sequence_length is 65; expected for this model: "
                                                 "at most 64"]),
     (["MODEL", "--config.sequence_length=1", "--config.bos=true"], ["sequence_length is 1",

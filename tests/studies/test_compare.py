@@ -257,6 +257,7 @@ def test_data_that_is_gone(planted, tmp_path, capsys):
     config["data"]["source"] = str(tmp_path / "gone.txt")
     (run / "config.json").write_text(json.dumps(config))
     assert main(["compare", str(run), f"--workdir={tmp_path / 'out'}"]) == 2
+    assert not (tmp_path / 'out').exists()
     said = capsys.readouterr().err
     assert "its data is needed" in said and "gone.txt" in said and "--no-interventions" in said
 
@@ -280,7 +281,7 @@ def test_the_trained_model_is_one_that_the_other_commands_read(compared):
     (["compare", "--workdir=x", "--config=micro.py", "--variants=sonk"], "no attention 'sonk'"),
     (["compare", "--workdir=x", "--config=micro.py", "--seeds=0"], "--seeds is 0"),
     (["train", "--workdir=x", "--config=micro.py"], "get_config needs an argument"),
-    (["train", "--workdir=x", "--config=micro.py:sink", "--config.step=3"], "Did you mean steps"),
+    (["train", "--workdir=x", "--config=micro.py:sink", "--config.step=3"], "Did you mean --config.steps?"),
 ])
 def test_what_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ from jax_massact.errors import ConfigError, UserError
 from jax_massact.report.console import make_console
 from jax_massact.studies.compare import run as compare
 from jax_massact.studies.fold.settings import FoldConfig
-from jax_massact.studies.output import Outcome, finish, keep_former, make_folder
+from jax_massact.studies.output import Outcome, finish, folder_for, keep_former, made
 from jax_massact.studies.records import remarks
 from jax_massact.studies.settings import InterveneConfig
 
@@ -138,7 +138,11 @@ def test_two_models_of_one_name_have_two_folders(study, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     for parent in ("a", "b"):
         (tmp_path / parent / "tiny").mkdir(parents=True)
-    folder = lambda model, workdir=None: make_folder(workdir, model, make_console(stderr=True))
+
+    def folder(model, workdir=None):
+        with folder_for(workdir, model, make_console(stderr=True)) as found:
+            return found
+
     assert str(folder("a/tiny")) == "massact_out/tiny"
     assert str(folder("b/tiny")) == "massact_out/tiny"  # nothing is in it yet
     end(folder("a/tiny"))
@@ -149,6 +153,34 @@ def test_two_models_of_one_name_have_two_folders(study, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="massact_out/tiny holds results of .*a/tiny; expected"):
         folder("b/tiny", "massact_out/tiny")
+
+
+def test_a_run_that_fails_leaves_no_empty_folder(tmp_path):
+    console = make_console(stderr=True)
+    held = tmp_path / "held"
+
+    def fail(folder, kind, *files):
+        with pytest.raises(kind), folder_for(str(folder), "model", console) as found:
+            assert found == folder and (found / ".model").read_text() == "model"
+            for name in files:
+                (found / name).write_text("")
+            raise kind()
+
+    fail(tmp_path / "new" / "deeper", UserError)
+    fail(tmp_path / "new", KeyboardInterrupt)
+    assert [*tmp_path.iterdir()] == []
+    held.mkdir()
+    fail(held, UserError)  # was there, and stays
+    assert held.is_dir() and [*held.iterdir()] == []
+    fail(held / "a", UserError, "half.json")  # nothing is thrown away
+    assert [path.name for path in (held / "a").iterdir()] == ["half.json"]
+    with folder_for(str(held), "model", console):
+        pass
+    fail(held, UserError)  # the results of an earlier run keep their owner
+    assert (held / ".model").read_text() == "model"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*file/a"), made(tmp_path / "file/a"):
+        pass
 
 
 def layer(number, largest, nonfinite=0):
