@@ -13,6 +13,10 @@ Shows:    validation loss of 3.04 for standard, sink and kv_bias alike; massive 
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
+ARGUMENTS = tuple(VARIANTS)
+
 
 def get_config(attention: str) -> ml_collections.ConfigDict:
     """Settings of `massact train`; `attention` is a variant of attention."""

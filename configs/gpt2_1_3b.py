@@ -16,7 +16,10 @@ Batch (about a million tokens) and learning rate are those of Brown et al. (2020
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
 WIDTH, LENGTH = 2048, 2048
+ARGUMENTS = tuple(VARIANTS)
 
 
 def get_config(attention: str) -> ml_collections.ConfigDict:

@@ -18,7 +18,10 @@ LLaMA of this size had a sink rate of 0.16 without that (5,000 steps), and 0.84 
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
 WIDTH, LENGTH, HEAD_DIM = 512, 256, 64
+ARGUMENTS = tuple(VARIANTS)
 
 
 def get_config(attention: str) -> ml_collections.ConfigDict:

@@ -22,7 +22,10 @@ lower layer keeps its sink even with k' in most seeds. Muon's steps are of about
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
 WIDTH, LENGTH = 64, 64
+ARGUMENTS = tuple(VARIANTS)
 
 
 def get_config(attention: str) -> ml_collections.ConfigDict:

@@ -16,7 +16,10 @@ rate is high, and further as it falls to 0: the median falls faster than the lar
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
 WIDTH, LENGTH, HEAD_DIM = 512, 256, 64
+ARGUMENTS = tuple(VARIANTS)
 
 
 def get_config(attention: str) -> ml_collections.ConfigDict:

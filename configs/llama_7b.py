@@ -15,7 +15,10 @@ Shape, batch (4 million tokens), learning rate and its schedule are those of Tou
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
 WIDTH, LENGTH = 4096, 2048
+ARGUMENTS = tuple(VARIANTS)
 
 
 def get_config(attention: str) -> ml_collections.ConfigDict:

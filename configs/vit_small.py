@@ -20,7 +20,10 @@ tokens see.
 
 import ml_collections
 
+from jax_massact.nn.variants import VARIANTS
+
 WIDTH, HEAD_DIM, PATCH, SIDE = 384, 64, 8, 112
+ARGUMENTS = ("registers:4", *VARIANTS)
 
 
 def get_config(variant: str) -> ml_collections.ConfigDict:
@@ -30,8 +33,10 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
       variant: `registers:R`, or a variant of attention: `standard`, `sink`, `kv_bias` and others.
     """
     name, _, number = variant.partition(":")
-    if name == "registers" and not (number or "4").isdecimal():
-        raise ValueError(f"the variant is {variant!r}; expected: registers:R, such as registers:4")
+    known = (number or "4").isdecimal() if name == "registers" else variant in VARIANTS
+    if not known:
+        raise ValueError(f"the variant is {variant!r}; expected: registers:R or one of "
+                         f"{', '.join(VARIANTS)}")
     registers = int(number or 4) if name == "registers" else 0
     heads, grid = WIDTH // HEAD_DIM, SIDE // PATCH
     norm = {"kind": "layer", "bias": True, "eps": 1e-6}

@@ -70,12 +70,16 @@ def _families() -> Rows:
     return rows
 
 
-def _configs() -> Iterator[tuple[str, str]]:
-    """The configurations that come with the package, and the first line of each."""
+def _configs() -> Iterator[tuple[str, str, str]]:
+    """The configurations that come with the package: file, its argument, its first line."""
     folder = find_file("configs/gpt2_tiny.py")[0].parent
     for path in sorted(folder.glob("*.py")):
-        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        yield f"configs/{path.name}", about.partition("\n")[0]
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        (takes,) = (node.args for node in module.body
+                    if isinstance(node, ast.FunctionDef) and node.name == "get_config")
+        argument = f"[{takes.args[0].arg}]" if takes.defaults else takes.args[0].arg
+        about = ast.get_docstring(module) or ""
+        yield f"configs/{path.name}", argument, about.partition("\n")[0]
 
 
 TABLES = {
@@ -110,7 +114,7 @@ TABLES = {
         lambda: [*TOKENIZERS.items()],
     ),
     "configs": Listing(
-        "Configurations, --config=FILE[:ARG]", ("file", "about"), lambda: [*_configs()],
+        "Configurations, --config=FILE[:ARG]", ("file", "ARG", "about"), lambda: [*_configs()],
     ),
 }
 

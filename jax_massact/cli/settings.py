@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -72,7 +73,7 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
 
     A JSON file is that of a run (`config.json`) or of a result (`probe.json`), whose settings are
     repeated. A file is looked for as given, and, for a path under `configs/`, among those that come
-    with the package.
+    with the package. One whose `get_config` needs an argument may list them as `ARGUMENTS`.
 
     Args:
       spec: `FILE` or `FILE:ARG`; a colon may be part of a path that exists.
@@ -99,16 +100,13 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise ConfigError(f"{path} has no function get_config")
+    given = [argument] if argument else []
     try:
-        inspect.signature(get_config).bind(*([argument] if argument else []))
+        inspect.signature(get_config).bind(*given)
     except TypeError:
-        takes = f"takes no {argument!r}" if argument else (
-            "needs an argument, FILE:ARG; of the configurations that come with the package it is "
-            "a variant, such as kv_bias (massact list variants)"
-        )
-        raise ConfigError(f"{path}: get_config {takes}") from None
+        raise ConfigError(f"{path}: get_config {_argument(spec, module, argument)}") from None
     try:
-        config = get_config(*([argument] if argument else []))
+        config = get_config(*given)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(config, ml_collections.ConfigDict):
@@ -117,6 +115,20 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
             "ml_collections.ConfigDict"
         )
     return config
+
+
+def _argument(spec: str, module: types.ModuleType, argument: str) -> str:
+    """What is wrong with an argument that is not there, or one too many."""
+    if argument:
+        return f"takes no {argument!r}"
+    name = next(iter(inspect.signature(module.get_config).parameters))
+    allowed = getattr(module, "ARGUMENTS", ())
+    if not allowed:
+        return f"needs an argument, FILE:ARG; ARG is its {name}"
+    return (
+        f"needs an argument, FILE:ARG; expected: {', '.join(allowed)}; such as "
+        f"--config={spec}:{allowed[0]}"
+    )
 
 
 def _from_json(path: Path) -> ml_collections.ConfigDict:

@@ -46,7 +46,7 @@ def test_a_list_that_does_not_exist(capsys):
 def test_listed_configurations_can_be_named_as_they_are_listed():
     rows = TABLES["configs"].rows()
     assert len(rows) == len([*(ROOT / "configs").glob("*.py")])
-    for name, about in rows:
+    for name, _, about in rows:
         load_file(name if "probe" in name else f"{name}:standard")
         assert about.endswith(".") and len(about) > 20
 

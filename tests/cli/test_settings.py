@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from jax_massact.cli.settings import describe, load_file, resolve
+from jax_massact.cli.settings import describe, find_file, load_file, resolve
 from jax_massact.errors import ConfigError
 from jax_massact.measure.definition import Definition, Threshold
 from jax_massact.studies.probe.settings import ProbeConfig
@@ -91,7 +91,12 @@ def test_the_argument_of_a_file(write):
     assert resolve(ProbeConfig, f"{path}:large", []).sequence_length == 64
     message = refusal(f"{path}:huge")
     assert path in message and "no size 'huge'; there are: small, large" in message
-    assert refusal(path).startswith(f"{path}: get_config needs an argument, FILE:ARG; ")
+    assert refusal(path) == f"{path}: get_config needs an argument, FILE:ARG; ARG is its size"
+    listed = write(WITH_ARGUMENT + "    ARGUMENTS = ('small', 'large')\n", "listed.py")
+    assert refusal(listed) == (
+        f"{listed}: get_config needs an argument, FILE:ARG; expected: small, large; such as "
+        f"--config={listed}:small"
+    )
     plain = write(GOOD, "plain.py")
     assert refusal(f"{plain}:large") == f"{plain}: get_config takes no 'large'"
 
@@ -139,6 +144,23 @@ def test_wrong_files(body, parts, write):
     message = refusal(write(body))
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("path", sorted(find_file("configs/gpt2_tiny.py")[0].parent.glob("*.py")))
+def test_every_configuration_of_the_package_says_which_arguments_it_takes(path):
+    name, needed = f"configs/{path.name}", path.name != "probe_paper.py"
+    if needed:
+        with pytest.raises(ConfigError) as error:
+            load_file(name)
+        listed = str(error.value).partition("expected: ")[2].partition("; such")[0].split(", ")
+        for argument in listed:
+            assert load_file(f"{name}:{argument}").steps
+        assert "kv_bias" in listed
+        wrong = lambda: resolve(TrainConfig, f"{name}:kvbias", [])
+    else:
+        wrong = lambda: load_file(f"{name}:boss")
+    with pytest.raises(ConfigError, match="expected: .*(kv_bias|no_bos)"):
+        wrong()
 
 
 def test_a_file_that_is_not_there(tmp_path):

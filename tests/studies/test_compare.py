@@ -281,7 +281,7 @@ def test_the_trained_model_is_one_that_the_other_commands_read(compared):
     (["compare", "--workdir=x", "--config=micro.py", "--variants=sonk"], "no attention 'sonk'"),
     (["compare", "--workdir=x", "--config=micro.py", "--seeds=0"], "--seeds is 0"),
     (["train", "--workdir=x", "--config=micro.py"], "get_config needs an argument"),
-    (["train", "--workdir=x", "--config=micro.py:sink", "--config.step=3"], "Did you mean --config.steps?"),
+    (["train", "--workdir=x", "--config=micro.py:sink", "--config.step=3"], "mean --config.steps?"),
 ])
 def test_what_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
