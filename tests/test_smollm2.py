@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 import jax_massact as ma
-from jax_massact.cli import main
 from jax_massact.data.text import documents
 from jax_massact.data.windows import windows
 from jax_massact.resources import fetch
@@ -31,13 +31,72 @@ def checkpoint() -> Path:
         pytest.skip(f"the real weights cannot be had: {error}")
 
 
-def test_the_command_finds_the_massive_activation_and_its_writer(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_values_with_bos_are_those_of_a_numpy_model() -> None:
+    model, tokenizer = ma.load(checkpoint())
+    tokens = windows(documents("pydoc"), tokenizer, sequences=1, sequence_length=64, bos=True)
+    assert tokens[0, 0] == 1
+    stats = jax.device_get(jax.jit(ma.magnitudes)(model, tokens))
+    # A plain NumPy model in float32: what BOS carries does not depend on what follows it.
+    for layer, value in ((11, 24_926.2), (27, 24_538.3)):
+        top = stats.top
+        assert (top.position[layer, 0, 0], top.dim[layer, 0, 0]) == (0, 507)
+        assert top.value[layer, 0, 0] == pytest.approx(value, rel=1e-4)
+
+
+# Each in a folder and with settings of its own; the last of the model that the one before it folds.
+COMMANDS = {
+    "probe": ["probe", "smollm2-135m", "bos=False", f"text=text:{LONDON}"],
+    "intervene": ["intervene", "smollm2-135m", "sequences=2", "calibration_sequences=4",
+                  "sequence_length=128"],
+    "explain": ["explain", "smollm2-135m", "bos=true", "sequences=2", "sequence_length=64",
+                "location_sequences=2", "location_length=64"],
+    "fold": ["fold", "smollm2-135m", "sequences=1", "sequence_length=64"],
+    "folded": ["probe", "fold/model", "sequences=1", "sequence_length=63"],
+}
+# Those of `conftest.py`, but with the optimizations without which a model of this size runs slowly.
+XLA_FLAGS = os.environ["XLA_FLAGS"].replace("--xla_backend_optimization_level=0", "")
+# No picture is looked at here.
+CODE = """
+import sys
+from jax_massact.cli import main
+from jax_massact.report import matplotlib_painter
+matplotlib_painter.draw = lambda chart: {"png": b"", "pdf": b""}
+sys.exit(any([main(words) for words in {}]))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the commands find, which one process runs."""
     checkpoint()
-    arguments = ["probe", "smollm2-135m", f"--workdir={tmp_path}"]
-    assert main([*arguments, "--config.bos=False", f"--config.text=text:{LONDON}"]) == 0
-    result = json.loads((tmp_path / "probe.json").read_text())
+    folder = tmp_path_factory.mktemp("smollm2")
+    lines = [
+        [command, model, f"--workdir={name}", *(f"--config.{setting}" for setting in settings)]
+        for name, (command, model, *settings) in COMMANDS.items()
+    ]
+    path = os.pathsep.join([str(Path(ma.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    said = subprocess.run(
+        [sys.executable, "-c", CODE.replace("{}", repr(lines))], check=True, cwd=folder,
+        env=os.environ | {"XLA_FLAGS": XLA_FLAGS, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": path},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ).stdout
+    results = {
+        name: json.loads((folder / name / f"{command}.json").read_text())
+        for name, (command, *_) in COMMANDS.items()
+    }
+    return results | {"said": said}
+
+
+def test_what_the_commands_find(found: dict[str, Any], subtests: pytest.Subtests) -> None:
+    """One test, lest two workers of pytest both run the commands, which take a minute."""
+    for check in (_massive, _zero_ruins, _mechanism, _folding):
+        with subtests.test(check.__name__):
+            check(found)
+
+
+def _massive(found: dict[str, Any]) -> None:
+    """The massive activation, and who writes it."""
+    result = found["probe"]
     # transformers on the same file and text: 22,543.1 and 1.8199 after block 12.
     layer = result["layers"][12]
     top = layer["top"][0]
@@ -54,61 +113,12 @@ def test_the_command_finds_the_massive_activation_and_its_writer(
     assert one["tensor"] == "blk.11.ffn_down.weight" and one["expert"] is None
     assert one["weight"] == pytest.approx(5.87573, rel=1e-5) and one["position"] == 0
     assert 0.6 < one["share"] < 0.9
-    out = capsys.readouterr()
-    assert "507" in out.out and "MLP of block 11" in " ".join(out.out.split())
-    assert "without BOS" in " ".join(out.err.split())
     assert result["data"]["sequences"] == 1 and result["data"]["bos"] is False
+    said = " ".join(found["said"].split())
+    assert "507" in said and "MLP of block 11" in said and "without BOS" in said
 
 
-def test_the_values_with_bos_are_those_of_a_numpy_model() -> None:
-    model, tokenizer = ma.load(checkpoint())
-    tokens = windows(documents("pydoc"), tokenizer, sequences=1, sequence_length=64, bos=True)
-    assert tokens[0, 0] == 1
-    stats = jax.device_get(jax.jit(ma.magnitudes)(model, tokens))
-    # A plain NumPy model in float32: what BOS carries does not depend on what follows it.
-    for layer, value in ((11, 24_926.2), (27, 24_538.3)):
-        top = stats.top
-        assert (top.position[layer, 0, 0], top.dim[layer, 0, 0]) == (0, 507)
-        assert top.value[layer, 0, 0] == pytest.approx(value, rel=1e-4)
-
-
-# Each with settings of its own; the last of the model that the one before it folds.
-COMMANDS = [
-    ["intervene", "smollm2-135m", "sequences=2", "calibration_sequences=4", "sequence_length=128"],
-    ["explain", "smollm2-135m", "bos=true", "sequences=3", "sequence_length=128",
-     "location_sequences=2", "location_length=64"],
-    ["fold", "smollm2-135m", "sequences=2", "sequence_length=128"],
-    ["probe", "fold/model", "sequences=2", "sequence_length=127"],
-]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What the commands find, which one process runs that compiles as for users: that takes less
-    time than this model takes when it is compiled quickly."""
-    checkpoint()
-    folder = tmp_path_factory.mktemp("smollm2")
-    lines = [
-        [name, model, f"--workdir={name}", *(f"--config.{setting}" for setting in settings)]
-        for name, model, *settings in COMMANDS
-    ]
-    code = "import sys; from jax_massact.cli import main; sys.exit(any(map(main, {})))"
-    path = os.pathsep.join([str(Path(ma.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, "-c", code.format(lines)], check=True, cwd=folder,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": path},
-    )
-    return {name: json.loads((folder / name / f"{name}.json").read_text()) for name, *_ in COMMANDS}
-
-
-def test_what_the_commands_find(found: dict[str, dict], subtests: pytest.Subtests) -> None:
-    """One test, lest two workers of pytest both run the commands, which take a minute."""
-    for check in (_zero_ruins, _mechanism, _folding):
-        with subtests.test(check.__name__):
-            check(found)
-
-
-def _zero_ruins(found: dict[str, dict]) -> None:
+def _zero_ruins(found: dict[str, Any]) -> None:
     """Zero ruins the model, and neither the mean nor the control does."""
     result = found["intervene"]
     (target,) = (t for t in result["targets"] if t["dim"] == 507)
@@ -123,7 +133,7 @@ def _zero_ruins(found: dict[str, dict]) -> None:
     assert 507 not in result["after_zero"]["dims"]
 
 
-def _mechanism(found: dict[str, dict]) -> None:
+def _mechanism(found: dict[str, Any]) -> None:
     """There are sinks, constant keys and a value drain."""
     result = found["explain"]
     before, after = result["layers"][11], result["layers"][13]
@@ -141,7 +151,7 @@ def _mechanism(found: dict[str, dict]) -> None:
     assert record["value_std"] < 1
 
 
-def _folding(found: dict[str, dict]) -> None:
+def _folding(found: dict[str, Any]) -> None:
     """Folding BOS leaves the logits, and nothing massive."""
     result = found["fold"]
     assert result["unchanged"] and result["logit_difference"] < 1e-4
@@ -149,6 +159,6 @@ def _folding(found: dict[str, dict]) -> None:
     assert not any(m["strict"] for m in result["massive_after"])
     assert result["perplexity_folded"] == pytest.approx(result["perplexity_original"], rel=1e-4)
     # The folded model is read again, and probed like any other.
-    probed = found["probe"]
+    probed = found["folded"]
     assert not any(m["strict"] for m in probed["massive"]) and not probed["data"]["bos"]
     assert probed["layers"][12]["top"][0]["magnitude"] < 2000
