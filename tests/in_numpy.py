@@ -74,7 +74,9 @@ SAME = {
 }
 
 
-def scan(*args, jaxpr, length, reverse, num_consts, num_carry, **_):
+def scan(*args, jaxpr, length, reverse, num_consts=0, num_carry=0, ft_in=None, **_):
+    if ft_in is not None:  # as newer versions of JAX say it
+        num_consts, num_carry = (len(list(part)) for part in ft_in.unpack()[:2])
     consts, carry = args[:num_consts], list(args[num_consts : num_consts + num_carry])
     rows = []
     for i in reversed(range(length)) if reverse else range(length):
@@ -162,14 +164,21 @@ def dot(a, b, *, dimension_numbers, **_):
 
 
 def ragged_dot(a, b, sizes, *, ragged_dot_dimension_numbers, **_):
-    """Rows of a, in groups that follow each other, by one matrix of b each; else zeros."""
+    """Rows of a, in groups that follow each other, by one matrix of b each; else zeros.
+
+    Or, as the gradient of that: the rows of a and of b of each group, multiplied.
+    """
     numbers = ragged_dot_dimension_numbers
-    assert numbers.dot_dimension_numbers == (((1,), (1,)), ((), ()))
-    assert [*numbers.lhs_ragged_dimensions, *numbers.rhs_group_dimensions] == [0, 0]
-    out, at = np.zeros((len(a), b.shape[2]), a.dtype), 0
-    for matrix, size in zip(b, sizes, strict=True):
-        out[at : at + size] = a[at : at + size] @ matrix
-        at += size
+    assert [*numbers.lhs_ragged_dimensions] == [0]
+    ends = np.cumsum(sizes)
+    groups = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    if numbers.dot_dimension_numbers == (((0,), (0,)), ((), ())):
+        return np.stack([a[rows].T @ b[rows] for rows in groups])
+    ((one,), (axis,)), batch = numbers.dot_dimension_numbers
+    assert (one, *batch, *numbers.rhs_group_dimensions) == (1, (), (), 0)
+    out = np.zeros((len(a), b.shape[3 - axis]), a.dtype)
+    for rows, matrix in zip(groups, b, strict=True):
+        out[rows] = a[rows] @ (matrix if axis == 1 else matrix.T)
     return out
 
 

@@ -109,7 +109,9 @@ def test_under_a_mesh():
     edits = ma.Edits.set_to([0, 1], np.arange(T) == 10, [1, 4], [5.0, -7.0])
     expected = numbers(model, tokens, massive, edits, real)
     with jax.set_mesh(make_mesh(data=2, fsdp=2, model=2)):
-        found = jax.device_get(jax.jit(measure)(model, tokens, massive, edits, real))
+        found = jax.jit(measure)(model, tokens, massive, edits, real)
+    assert found[0].quantile.addressable_shards[0].data.shape[1] == 4 // 4
+    found = jax.device_get(found)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
