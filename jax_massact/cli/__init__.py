@@ -16,6 +16,10 @@ from jax_massact.cli.table import COMMANDS, FAMILIES, Command, Group, Option, lo
 from jax_massact.errors import UserError
 
 DESCRIPTION = "Massive activations, attention sinks and outlier features in transformers."
+EPILOG = (
+    "massact COMMAND --help has an example, all options and all settings. To begin: massact probe "
+    "smollm2-135m"
+)
 PRINT_CONFIG = "--print-config"
 
 
@@ -83,6 +87,9 @@ class _Parser(argparse.ArgumentParser):
           UserError: an option that the command does not have.
         """
         args = sys.argv[1:] if args is None else list(args)
+        if self.row is None and not args:
+            self.print_help(sys.stderr)
+            self.exit(2)
         if self.row is None:
             return super().parse_known_args(args, namespace)
         for argument in args:
@@ -118,7 +125,7 @@ def make_parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
     Args:
       argv: the arguments; None: every command gets its options, and each setting is one of them.
     """
-    parser = _Parser("massact", description=DESCRIPTION)
+    parser = _Parser("massact", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"massact {__version__}")
     children = {"": _children(parser, "commands", "COMMAND")}
     for name, row in COMMANDS.items():

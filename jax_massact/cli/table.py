@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 _MODEL_HELP = (
-    "a named resource (smollm2-135m), a .gguf file, a folder with config.json and safetensors, or "
-    "a Hugging Face id, or the folder of a training run"
+    "a named resource (smollm2-135m), a .gguf file, a folder with config.json and safetensors, a "
+    "Hugging Face id, or the folder of a training run"
 )
 _VARIANTS = "standard,sink,kv_bias"
 

@@ -147,7 +147,12 @@ def test_usage(capsys):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == code
-        assert "usage: massact" in capsys.readouterr()[stream]
+        said = capsys.readouterr()[stream]
+        assert "usage: massact" in said
+        # Without a command, all there are, and one to begin with.
+        assert ("To begin: massact probe smollm2-135m" in " ".join(said.split())) is (
+            argv != ["probe"]
+        )
 
 
 def test_interrupts_leave_no_traceback(monkeypatch, folder, capsys):
