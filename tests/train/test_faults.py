@@ -4,6 +4,7 @@ Nothing is shown by a process where a call of the command in this one (`Place.ru
 """
 
 import os
+import resource
 import signal
 import time
 
@@ -33,9 +34,14 @@ def whole(place):
 
 def test_sigterm_stops_one_process_and_then_both_of_two_and_the_run_goes_on(place, whole):
     trained = [row for row in whole if row["kind"] == "train"]
-    # One process.
+    # One process, in whose folder no second one may run.
     process = place.start("sigterm", LONG)
-    place.wait_for("sigterm", 3, process)
+    place.wait_for("sigterm", 1, process)
+    before = (place.folder / "sigterm" / "config.json").read_bytes()
+    code, said = place.run("sigterm", "--config.steps=30")
+    assert code == 2 and f"is in use by process {process.pid} on " in said
+    assert (place.folder / "sigterm" / "config.json").read_bytes() == before
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     code, said = finish(process)
     assert code == 75 and "stopped at step" in said
@@ -117,27 +123,17 @@ def test_a_folder_that_only_one_host_sees(place):
         assert code == 2 and "is not the same folder on all hosts: process 1 does not" in said, said
 
 
-def test_a_second_run_in_the_same_folder(place):
-    first = place.start("taken", LONG)
-    place.wait_for("taken", 1, first)
-    before = (place.folder / "taken" / "config.json").read_bytes()
-    code, said = place.run("taken", "--config.steps=30")
-    assert code == 2 and f"is in use by process {first.pid} on " in said
-    assert (place.folder / "taken" / "config.json").read_bytes() == before
-    assert first.poll() is None
-    place.wait_for_checkpoint("taken", first)
-    kill(first)
-    saved = place.checkpoints("taken")[-1]
-    code, said = place.run("taken", f"--config.steps={saved + 1}")
-    assert code == 0 and f"resumed from step {saved:,}" in said
-
-
 SHORT = ("--config.watch.every=0", "--config.validate_every=0", "--config.steps=12")
 
 
 def test_files_that_may_not_grow(place):
     assert place.run("limit", *SHORT, "--config.steps=5")[0] == 0
-    code, said = finish(place.start("limit", *SHORT, limit=10))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        code, said = place.run("limit", *SHORT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     said = " ".join(said.split())
     assert code == 2, said
     assert "massact: cannot write the checkpoint of step" in said and "File too large" in said
