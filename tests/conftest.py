@@ -62,3 +62,26 @@ def undrawn(monkeypatch):
     from jax_massact.report import matplotlib_painter
 
     monkeypatch.setattr(matplotlib_painter, "draw", lambda chart: {"png": b"", "pdf": b""})
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """One for all tests of a worker; None where there is none."""
+    import headless
+
+    executable = headless.find()
+    browser = executable and headless.Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield browser
+    if browser:
+        browser.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A headless browser without pages."""
+    import headless
+
+    if chromium is None:
+        pytest.skip(f"no Chromium on the path (looked for {', '.join(headless.NAMES)})")
+    yield chromium
+    chromium.close_pages()

@@ -89,9 +89,11 @@ class Browser:
         os.close(to_child)
         os.close(from_child)
         self._buffer, self._number, self._pages = b"", 0, {}
+        self._targets: list[str] = []
 
     def open(self, path: Path) -> Page:
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
+        self._targets.append(target)
         attached = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = self._pages[attached["sessionId"]] = Page(self, attached["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -99,6 +101,11 @@ class Browser:
         page.call("Page.navigate", url=path.as_uri())
         page.wait_for("location.protocol === 'file:' && document.readyState === 'complete'")
         return page
+
+    def close_pages(self) -> None:
+        """A scene is drawn for as long as its page is open."""
+        while self._targets:
+            self.call("Target.closeTarget", {"targetId": self._targets.pop()})
 
     def call(self, method: str, params: dict, session: str | None = None) -> dict:
         self._number += 1

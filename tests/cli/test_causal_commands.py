@@ -17,6 +17,7 @@ from jax_massact.studies.explain.result import ExplainResult
 from jax_massact.studies.fold.result import FoldResult
 from jax_massact.studies.interventions_result import InterveneResult
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TEXT = "--config.text=text:" + "abcdefgh ijklmnop qrstuvwx yz.,;:! " * 20
 SIZE = [TEXT, "--config.sequence_length=12", "--config.sequences=3"]
 PLACE = ["--config.location_sequences=4", "--config.location_length=10"]
@@ -41,7 +42,7 @@ def run(capsys, tmp_path, monkeypatch):
     return run
 
 
-def test_intervene(run, folders, tmp_path):
+def test_intervene(run, folders, tmp_path, chromium):
     code, out, err = run("intervene", folders["loud"], *SIZE, "--workdir=out",
                          "--config.bos=true", "--config.calibration_sequences=2")
     assert code == 0
@@ -52,10 +53,10 @@ def test_intervene(run, folders, tmp_path):
     assert err.endswith(f"wrote out: intervene.json, 4 figures page: out/intervene.html next: "
                         f"massact explain {folders['loud']} --workdir=out")
     assert f"dim {DIM}" in out and "set to the mean" in out
-    check_page(tmp_path / "out" / "intervene.html", charts=2)
+    check_page(chromium, tmp_path / "out" / "intervene.html", charts=2)
 
 
-def test_explain(run, folders, tmp_path):
+def test_explain(run, folders, tmp_path, chromium):
     code, out, err = run("explain", folders["loud"], *SIZE, *PLACE, "--workdir=out",
                          "--config.bos=true", "--config.sink_length=8")
     assert code == 0
@@ -69,10 +70,10 @@ def test_explain(run, folders, tmp_path):
         [], [DIM]
     ]
     assert "ran 14 of 14 sequences" in err and "8 figures" in err and "sink rate" in out.lower()
-    check_page(tmp_path / "out" / "explain.html", charts=9)
+    check_page(chromium, tmp_path / "out" / "explain.html", charts=9)
 
 
-def test_fold_saves_a_model_that_other_commands_read(run, folders, tmp_path):
+def test_fold_saves_a_model_that_other_commands_read(run, folders, tmp_path, chromium):
     code, out, err = run("fold", folders["loud"], *SIZE, "--workdir=out",
                          "--config.medium.sequences=1", "--config.medium.low=3")
     assert code == 0
@@ -85,7 +86,7 @@ def test_fold_saves_a_model_that_other_commands_read(run, folders, tmp_path):
     assert result["unchanged"] and result["logit_difference"] < 1e-5 and "unchanged" in out
     assert [m["dim"] for m in result["massive_before"]] == [DIM] and result["massive_after"] == []
     assert result["largest_after"] < 0.1 * result["largest_before"]
-    check_page(tmp_path / "out" / "fold.html", charts=0)
+    check_page(chromium, tmp_path / "out" / "fold.html", charts=0)
 
     folded = tmp_path / "out" / result["saved_to"]
     original, _ = ma.load(folders["loud"])

@@ -5,7 +5,6 @@ import json
 import math
 from pathlib import Path
 
-import headless
 import matplotlib
 import numpy as np
 import pytest
@@ -431,22 +430,6 @@ def test_a_second_report_replaces_the_first(tmp_path):
     assert "Dimension 507" not in paths[1].read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    executable = headless.find()
-    if executable is None:
-        pytest.skip(f"no Chromium on the path (looked for {', '.join(headless.NAMES)})")
-    browser = headless.Browser(executable, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-def open_page(browser, path: Path) -> headless.Page:
-    page = browser.open(path)
-    page.wait_for("document.documentElement.dataset.drawn === 'true'")
-    return page
-
-
 # Inked pixels of the WebGL canvas: an empty or a lost context has none.
 INK = """(async () => {
   const canvas = document.querySelector('#chart-activation_map canvas');
@@ -465,54 +448,26 @@ INK = """(async () => {
 
 @pytest.mark.browser
 def test_surface_is_drawn_and_follows_the_slider(browser, tmp_path):
-    page = open_page(browser, write(examples.strict_found(), tmp_path))
+    result = examples.strict_found()
+    # Dim 505 shares the bin of dim 507 (dims 504 to 507); it stands alone at layers 5 to 10.
+    result["massive"].insert(0, examples.massive(505, 300.0, 5, 20, 30))
+    result["prompt"]["massive"].insert(0, (0, 505))
+    page = browser.open(write(result, tmp_path))
+    page.wait_for("document.documentElement.dataset.drawn === 'true'")
     assert page.evaluate(INK) > 5000
     tallest = "Math.max(...document.getElementById('chart-activation_map').data[0].z.flat())"
     names = "document.getElementById('chart-activation_map').data[1].text"
     assert page.evaluate(tallest) == pytest.approx(24926, rel=1e-3)
-    assert page.evaluate(names) == ["dim 507"]
-    move = """(() => { const s = document.getElementById('chart-activation_map-layer');
-      s.value = %d;
-      s.dispatchEvent(new Event('input')); return s.value; })()"""
-    page.evaluate(move % 0)
-    assert page.evaluate(tallest) < 10 and page.evaluate(names) == []
+    move = """((layer) => { const s = document.getElementById('chart-activation_map-layer');
+      s.value = layer; s.dispatchEvent(new Event('input')); })"""
+    # Of two dimensions in one bin the larger is named.
+    both = ["dim 308", "dim 507"]
+    for layer, named in ((11, ["dim 507"]), (7, ["dim 505"]), (20, both), (0, [])):
+        page.evaluate(f"{move}({layer})")
+        assert sorted(page.evaluate(names)) == named, layer
+    assert page.evaluate(tallest) < 10
     assert page.evaluate("document.getElementById('chart-activation_map-shown').value") == "0"
-    page.evaluate(move % 20)
-    assert sorted(page.evaluate(names)) == ["dim 308", "dim 507"]
     page.evaluate("document.getElementById('chart-activation_map-log').click()")
     kind = "document.getElementById('chart-activation_map')._fullLayout.scene.zaxis.type"
     page.wait_for(f"{kind} === 'log'")
     assert page.complaints == []
-
-
-@pytest.mark.browser
-def test_of_two_dimensions_in_one_bin_the_larger_is_named(browser, tmp_path):
-    result = examples.strict_found()
-    # Dim 505 shares the bin of dim 507 (dims 504 to 507); it stands alone at layers 5 to 10.
-    beside = examples.massive(505, 300.0, 5, 20, 30)
-    result["massive"].insert(0, beside)
-    result["prompt"]["massive"].insert(0, (0, 505))
-    page = open_page(browser, write(result, tmp_path))
-    named = """((layer) => { const s = document.getElementById('chart-activation_map-layer');
-      s.value = layer; s.dispatchEvent(new Event('input'));
-      return document.getElementById('chart-activation_map').data[1].text; })"""
-    assert page.evaluate(f"{named}(11)") == ["dim 507"]
-    assert page.evaluate(f"{named}(7)") == ["dim 505"]
-    assert page.complaints == []
-
-
-@pytest.mark.browser
-def test_a_marked_token_tells_its_dimension(browser, tmp_path):
-    page = open_page(browser, write(examples.nasty(), tmp_path))
-    page.evaluate("document.querySelector('.prompt mark').focus()")
-    shown = page.evaluate("document.getElementById('tip').innerText")
-    assert "dim 5: 3,000 at layer 1" in shown and "dim 9: 900" in shown
-    assert page.evaluate("getComputedStyle(document.getElementById('tip')).display") == "block"
-
-
-@pytest.mark.browser
-def test_the_browser_itself_refuses_the_network(browser, tmp_path):
-    page = open_page(browser, write(examples.none_found(), tmp_path))
-    outcome = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')")
-    assert outcome == "refused"
-    assert any("Content Security Policy" in c for c in page.complaints)
