@@ -1,7 +1,6 @@
-"""The benchmark, and the command in a process of its own."""
+"""The benchmarks."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from jax_massact.studies.probe.settings import ProbeConfig
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 MODEL = str(FIXTURES / "gguf" / "smollm2.gguf")
 SMALL = ["--config.sequences=2", "--config.sequence_length=16"]
-
-
-def test_the_command_fails_as_a_process_and_leaves_no_traceback():
-    command = [sys.executable, "-m", "jax_massact", "probe", "nowhere.gguf"]
-    bad = subprocess.run(command, capture_output=True, text=True)
-    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
 
 
 def test_bench_compares_whole_processes(tmp_path, capsys):

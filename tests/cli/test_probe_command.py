@@ -77,17 +77,7 @@ def test_probe_writes_a_whole_result(run, folder, tmp_path):
     assert not (out_folder / ".writable").exists()
 
 
-def test_bos_is_honoured_and_stored(run, folder, tmp_path):
-    code, _, err = run("probe", folder, *SMALL, "--workdir=out", "--config.bos=True",
-                       "--config.text=text:A text of twelve or more characters")
-    assert code == 0 and "withBOS<s>(bos=true" in "".join(err.split())
-    result = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert result["data"]["bos"] is True and result["data"]["bos_setting"] == "true"
-    assert result["config"]["bos"] == "true"
-    assert result["prompt"]["tokens"] == ["<s>", *"A text of t"]
-
-
-def test_the_folder_is_named_after_the_model(run, tmp_path):
+def test_the_folder_is_named_after_the_model(run, undrawn, tmp_path):
     code, _, _ = run("probe", GGUF, *SMALL, "--config.dtype=bfloat16")
     assert code == 0
     result = json.loads((tmp_path / "massact_out" / "smollm2.gguf" / "probe.json").read_text())
@@ -121,7 +111,7 @@ def test_a_folder_without_permission(refused, folder, tmp_path):
     assert "cannot write to parent/out: Permission denied" in message
 
 
-def test_configuration_files(refused, run, folder, tmp_path):
+def test_configuration_files_and_a_bos(refused, run, undrawn, folder, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "import ml_collections\n"
@@ -130,10 +120,15 @@ def test_configuration_files(refused, run, folder, tmp_path):
     message = refused(folder, "--config=mine.py:4")
     assert "no setting config.topk." in message and "Did you mean top_k?" in message
     file.write_text(file.read_text().replace("topk", "top_k"))
-    code, _, _ = run("probe", folder, "--config=mine.py:4", *SMALL, "--workdir=out")
-    assert code == 0
+    code, _, err = run("probe", folder, "--config=mine.py:4", *SMALL, "--workdir=out",
+                       "--config.bos=True", "--config.text=text:A text of 12 letters or more")
+    assert code == 0 and "withBOS<s>(bos=true" in "".join(err.split())
     result = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert result["config"]["top_k"] == len(result["layers"][0]["top"]) == 4
+    # BOS is honoured, and stored.
+    assert result["data"]["bos"] is True and result["data"]["bos_setting"] == "true"
+    assert result["config"]["bos"] == "true"
+    assert result["prompt"]["tokens"] == ["<s>", *"A text of 1"]
 
 
 def test_a_tokenizer_of_another_model(refused, tmp_path):
