@@ -118,7 +118,9 @@ def test_explain_reads_the_file_twice(planted, reads):
     assert reads == [*range(6), *range(6)]
 
 
-def test_what_does_not_fit_is_streamed_and_it_is_said(planted, monkeypatch, capsys, tmp_path):
+def test_what_does_not_fit_is_streamed_and_it_is_said(
+    planted, monkeypatch, capsys, undrawn, tmp_path
+):
     config = RunConfig(**SIZE, sequences=2)
     checkpoint = prepare(str(planted), config).checkpoint
     # 6 blocks of 16 x (32 + 16 + 16) + 32 x 16 + 3 x 16 x 24 + 2 x 16, two of 64 x 16, one of 16.
@@ -183,7 +185,7 @@ def test_ctrl_c_ends_it(planted, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_study("probe", str(planted), ProbeConfig(**SIZE, stream="true"), "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [".model"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_fold_reads_the_file_twice_and_saves_what_it_folds(planted, reads, tmp_path):
