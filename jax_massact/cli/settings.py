@@ -1,6 +1,7 @@
 """`--config=FILE[:ARG]` and `--config.a.b=VALUE` to a checked settings dataclass."""
 
 import dataclasses
+import difflib
 import importlib.util
 import inspect
 import json
@@ -153,7 +154,11 @@ def find_file(spec: str) -> tuple[Path, str]:
         for folder in (Path(), package.parent, package):
             if (folder / name).is_file():
                 return folder / name, argument
-    raise ConfigError(f"there is no configuration file {parts[0]}; expected: FILE[:ARG]")
+    own = [f"configs/{path.name}" for folder in (package.parent, package)
+           for path in (folder / "configs").glob("*.py")]
+    near = difflib.get_close_matches(parts[0], own, n=1, cutoff=0.7)
+    hint = f". Did you mean {near[0]}? massact list configs has all" if near else ""
+    raise ConfigError(f"there is no configuration file {parts[0]}; expected: FILE[:ARG]{hint}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -167,6 +167,8 @@ def test_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "nothing.py"
     assert refusal(str(path)) == f"there is no configuration file {path}; expected: FILE[:ARG]"
     assert "there is no configuration file" in refusal(str(tmp_path))
+    for misspelt in ("configs/gpt2_tinny.py", "gpt2_tiny.py"):
+        assert "Did you mean configs/gpt2_tiny.py? massact list configs" in refusal(misspelt)
 
 
 def test_files_are_found_from_anywhere(write, tmp_path, monkeypatch):
