@@ -195,7 +195,7 @@ def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setitem(device_probe.SHAPES, "tiny", LLAMA)
     flags = ["--config.batch_size=2", "--config.sequence_length=8", "--repeat=1"]
-    found = _found(capsys, tmp_path, "probe", "random:tiny", *flags)
+    found = _found(capsys, tmp_path, "probe", "random:tiny", *flags, "--mesh=model=2")
     rows = found["rows"]
     assert list(rows) == ["forward", "probe", "authors' way"]
     assert found["ratios"]["time of the probe, against the forward pass"] == pytest.approx(
@@ -215,8 +215,7 @@ def test_bench_probe_of_random_weights(tmp_path, capsys, monkeypatch):
     assert pixels["ratios"]["time of timm's probe under torch.compile, against ours"] == (
         pytest.approx(7 / pixels["rows"]["probe"]["seconds"])
     )
-    split = _found(capsys, tmp_path, "probe", "random:tiny", *flags, "--mesh=model=2")
-    assert split["devices"] == 2 and found["devices"] == 1
+    assert found["devices"] == 2 and pixels["devices"] == 1
     assert main(["bench", "probe", "smollm2-135m", "--mesh=model=2"]) == 2
     assert "--mesh is for random weights" in capsys.readouterr().err
     assert main(["bench", "probe", "random:huge"]) == 2
