@@ -4,7 +4,6 @@ Nothing is shown by a process where a call of the command in this one (`Place.ru
 """
 
 import os
-import resource
 import signal
 import time
 
@@ -128,12 +127,7 @@ SHORT = ("--config.watch.every=0", "--config.validate_every=0", "--config.steps=
 
 def test_files_that_may_not_grow(place):
     assert place.run("limit", *SHORT, "--config.steps=5")[0] == 0
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        code, said = place.run("limit", *SHORT)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    code, said = finish(place.start("limit", *SHORT, limit=10))
     said = " ".join(said.split())
     assert code == 2, said
     assert "massact: cannot write the checkpoint of step" in said and "File too large" in said
