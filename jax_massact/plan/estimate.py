@@ -6,7 +6,7 @@ SETTINGS is a `TrainConfig` as JSON; prints one line of JSON. The update is comp
 simulated CPU devices, and never run. Only what does not depend on the device is read from it:
 the layout of the state, the buffers that must live at once, and what the partitioner sends where.
 
-Three things differ between XLA for CPU and XLA for accelerators, and are corrected here:
+Four things differ between XLA for CPU and XLA for accelerators, and are corrected here:
 
 - It computes bfloat16 in float32, and would send and keep twice the bytes. The plan is compiled in
   float16, which it keeps, and which is as large.
@@ -16,16 +16,17 @@ Three things differ between XLA for CPU and XLA for accelerators, and are correc
 - It never makes a reduce-scatter of an all-reduce of which each device keeps a part. The gradients
   of `fsdp` parameters are such: the lower bound takes them as reduce-scatter, the upper as they
   are.
+- It copies what an update in place reads twice: the optimizer's state. The plan is compiled with a
+  new state beside the old one, where gradients take no memory of their own; that of one set of
+  gradients is counted in the place of the new state's.
 
 What remains uncertain: fusion, and with it the memory of activations, is XLA for CPU's; an
 accelerator's compiler joins some collectives, makes others twice, or hides them behind arithmetic;
-latencies are not counted. Held against XLA for TPU, which compiles for chips that are not there
-(GPT-2 124M on 8 v5e, 8 sequences each, jax 0.10.2): temporary memory 7.3 GB here and 4.5 GB there
-with data=8, 8.7 and 5.0 GB with fsdp=4,model=2; gradients reduced with data=8: 403 MB here, since
-the two of a tied embedding are reduced one by one, and 248 MB there. Of LLaMA 7B
-with remat, 4 x 2,048 tokens on each of 256 chips, 12.6 GiB in all here and 9.4 there: in the block
-that is computed again, XLA for CPU makes of each [8192, 11008] and [8192, 4096] an array of float32
-of its own, 344 and 128 MiB.
+latencies are not counted. docs/results/plan-tpu.json holds it against XLA for TPU, which compiles
+for chips that are not there. Where it is above, XLA for CPU makes of each product of matrices an
+array of float32: of GPT-2 1.3B, 786 MiB for the logits and as much for their gradient; of LLaMA 7B,
+in a block that is computed again, 344 MiB for each [8192, 11008]. It is below where a batch is in
+parts, by 4 to 21%; there the program itself, which is not counted here, is 0.05 to 0.17 GiB.
 """
 
 import copy
@@ -202,7 +203,8 @@ def make_plan(config: TrainConfig, devices: int, device: str) -> Plan:
     mesh = make_mesh(config.mesh)
     _use_standin(accelerator)
     with jax.set_mesh(mesh):
-        compiled = lower_update(_in_half(config), mesh).compile(compiler_options=_OPTIONS)
+        lowered = lower_update(_in_half(config), mesh, in_place=False)
+        compiled = lowered.compile(compiler_options=_OPTIONS)
     collectives = find_collectives(compiled.as_text() or "", devices)
     domain = min(accelerator.domain, devices // config.mesh.dcn)
     return _add_up(config, device, accelerator, mesh, compiled, collectives, domain)
@@ -265,14 +267,14 @@ def _memory(
 ) -> Memory:
     layout, step = describe_layout(config, mesh), step_memory(compiled)
     assert step is not None  # XLA for CPU always says
-    # Gradients are float32, laid out as their parameters, and part of what is temporary.
-    gradients = min(layout.parameters, step.temp)
+    # Float32, laid out as their parameters. While they live, the memory of the new state is theirs.
+    gradients = layout.parameters
     return Memory(
         parameters=layout.parameters,
         optimizer=layout.optimizer,
         gradients=gradients,
-        activations=step.total - layout.parameters - layout.optimizer - gradients,
-        total=step.total,
+        activations=step.argument - layout.parameters - layout.optimizer + step.temp,
+        total=step.argument + step.temp + gradients,
         available=int(accelerator.memory),
     )
 

@@ -233,13 +233,15 @@ def compile_update(
         return lower_update(config, mesh).compile(compiler_options=options)
 
 
-def lower_update(config: TrainConfig, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """`update`, lowered for the devices of `mesh`."""
+def lower_update(
+    config: TrainConfig, mesh: jax.sharding.Mesh, *, in_place: bool = True
+) -> jax.stages.Lowered:
+    """`update`, lowered for the devices of `mesh`; the new state in the place of the old one."""
     length, dtype = row_shape(config)
     shape = (config.accumulate, config.micro_batch, length)
     tokens = jax.ShapeDtypeStruct(shape, dtype, sharding=_batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        run = jax.jit(update, static_argnums=2, donate_argnums=0)
+        run = jax.jit(update, static_argnums=2, donate_argnums=0 if in_place else ())
         return run.lower(abstract_state(config, mesh), tokens, config)
 
 

@@ -63,6 +63,8 @@ def test_memory_adds_up(spread):
     parts = ("parameters", "optimizer", "gradients", "activations")
     assert memory["total"] == sum(memory[part] for part in parts)
     assert memory["available"] == 80e9 and spread["fits"] == "yes"
+    # With a copy of the optimizer's state, which XLA for CPU makes of one updated in place, 6.8.
+    assert memory["activations"] < 4 * memory["parameters"]
 
 
 def test_traffic_of_every_axis(spread):
