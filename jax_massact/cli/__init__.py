@@ -91,12 +91,21 @@ class _Parser(argparse.ArgumentParser):
             self.print_help(sys.stderr)
             self.exit(2)
         if self.row is None:
+            if args[0].startswith("-") and not any(
+                name.startswith(args[0]) for name in self._option_string_actions
+            ):
+                raise UserError(f"{args[0]} has no command before it; expected: {self.prog} "
+                                f"{'COMMAND' if self.prog == 'massact' else 'WHAT'} ...")
             return super().parse_known_args(args, namespace)
         for argument in args:
             self._check(argument, self.row)
-        # Else a setting with a space in its value would be taken for an argument by position.
-        settings = [a for a in args if a.startswith("--config.") and "=" in a]
-        found, rest = super().parse_known_args([a for a in args if a not in settings], namespace)
+        if not (name := self.row.settings):
+            return super().parse_known_args(args, namespace)
+        from jax_massact.cli.overrides import settings_in
+
+        # Else a value, or a setting with a space in it, would be an argument by position.
+        settings, args = settings_in(lambda: load(name), args)
+        found, rest = super().parse_known_args(args, namespace)
         return found, [*rest, *settings]
 
     def _check(self, argument: str, row: Command) -> None:

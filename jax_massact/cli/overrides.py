@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import functools
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jax_massact.errors import ConfigError
@@ -19,7 +19,7 @@ def override(cls: type[Any], values: dict[str, Any], overrides: Sequence[str]) -
 
     Args:
       overrides: `--config.NAME=VALUE` or, one after the other, `--config.NAME` and `VALUE`; a
-        setting that is true or false is true where the value is left out.
+        setting that is true or false is true where the value is left out. Of several, the last.
 
     Raises:
       ConfigError: there is no such setting, or its type does not take the value.
@@ -34,7 +34,7 @@ def override(cls: type[Any], values: dict[str, Any], overrides: Sequence[str]) -
         parts = flag.split(".")[1:]
         kind = _kind(cls, parts)
         if not given:
-            if left and not left[0].startswith("--"):
+            if _follows(kind, left):
                 text = left.popleft()
             elif kind is bool:
                 text = "true"
@@ -47,6 +47,37 @@ def override(cls: type[Any], values: dict[str, Any], overrides: Sequence[str]) -
             # A group that may be left out is made by its first setting.
             node[part] = node = {} if node[part] is None else node[part]
         node[parts[-1]] = _read(kind, text, flag)
+
+
+def settings_in(
+    cls: Callable[[], type[Any]], arguments: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The settings of a command line, as `override` takes them, in order; and what is not one.
+
+    Args:
+      cls: imports the command's settings; called only where one stands without `=`.
+
+    Raises:
+      ConfigError: there is no such setting.
+    """
+    left, settings, rest = collections.deque(arguments), [], []
+    while left:
+        argument = left.popleft()
+        flag, given, _ = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not flag.startswith("config."):
+            rest.append(argument)
+            continue
+        settings.append(argument)
+        if not given and _follows(_kind(cls(), flag.split(".")[1:]), left):
+            settings.append(left.popleft())
+    return settings, rest
+
+
+def _follows(kind: Any, left: Sequence[str]) -> bool:
+    """Whether the next argument is the setting's value; after one that is true or false, if so."""
+    if not left or left[0].startswith("--"):
+        return False
+    return kind is not bool or left[0].lower() in _BOOLS
 
 
 def meant(argument: str, cls: type[Any] | None, options: Sequence[str] = ()) -> str:
@@ -131,7 +162,9 @@ def _parse(kind: Any, text: str) -> Any:
         return tuple(_parse(get_args(kind)[0], item) for item in items.split(",") if items)
     if kind is bool:
         return _BOOLS[text.lower()]
-    return kind(text) if kind in (int, float) else text
+    if kind is int:
+        return int(text, 0 if text.lstrip("+-").lower().startswith(("0x", "0o")) else 10)
+    return float(text) if kind is float else text
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:

@@ -128,7 +128,7 @@ def _argument(spec: str, module: types.ModuleType, argument: str) -> str:
         return f"needs an argument, FILE:ARG; ARG is its {name}"
     return (
         f"needs an argument, FILE:ARG; expected: {', '.join(allowed)}; such as "
-        f"--config={spec}:{allowed[0]}"
+        f"--config={spec.removesuffix(':')}:{allowed[0]}"
     )
 
 

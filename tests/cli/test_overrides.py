@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jax_massact.bench.attention import AttentionShape
-from jax_massact.cli import main
+from jax_massact.cli import main, make_parser
 from jax_massact.cli.overrides import meant, override
 from jax_massact.cli.settings import names, resolve
 from jax_massact.cli.table import COMMANDS, load
@@ -23,7 +23,8 @@ def read(cls, *overrides):
 
 
 @pytest.mark.parametrize(("name", "text", "value"), [
-    ("steps", "1_000", 1000), ("steps", "-1", -1), ("optimizer.lr", "1e-3", 0.001),
+    ("steps", "1_000", 1000), ("steps", "0x10", 16), ("steps", "-0o7", -7), ("steps", "007", 7),
+    ("steps", "-1", -1), ("optimizer.lr", "1e-3", 0.001),
     ("remat", "True", True), ("remat", "0", False), ("unroll", "false", False),
     ("data.source", "None", "None"), ("data.source", "a=b c", "a=b c"), ("data.source", "", ""),
     ("model.block.attention.window", "12", 12), ("model.block.attention.window", "None", None),
@@ -123,3 +124,29 @@ def test_a_setting_with_a_space_stands_anywhere(capsys):
     assert '"text": "text:a b"' in capsys.readouterr().out
     assert main(["probe", "--config.text=text:a b", "nowhere", "--mesh=data=1"]) == 2
     assert capsys.readouterr().err.startswith("massact: --mesh is for --plan")
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("probe x --config.sequences=3 --config.sequences 4", {"sequences": 4}),
+    ("probe x --config.sequences 4 --config.sequences=3", {"sequences": 3}),
+    ("probe --config.text book.txt x", {"text": "book.txt"}),
+    ("compare --config.tensorboard x", {"tensorboard": True}),
+    ("compare --config.tensorboard False x", {"tensorboard": False}),
+])
+def test_settings_stand_before_and_after_the_model_and_the_last_one_counts(line, expected):
+    line += " --workdir=w"
+    args, overrides = make_parser(line.split()).parse_known_args(line.split())
+    found = read(load(args.row.settings), *overrides)
+    assert (args.runs == ["x"] if args.command == "compare" else args.model == "x")
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("--config.sequences=3 probe x", "--config.sequences=3 has no command before it; expected: "
+     "massact COMMAND"),
+    ("bench --print-config train", "expected: massact bench WHAT"),
+    ("train --config=configs/gpt2_tiny.py: --workdir=x", "--config=configs/gpt2_tiny.py:standard"),
+])
+def test_what_stands_in_the_wrong_place_or_is_left_out(line, said, capsys):
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
