@@ -34,7 +34,7 @@ from jax_massact.families.run_checkpoint import RunCheckpoint, is_run
 from jax_massact.families.table import FAMILIES
 from jax_massact.loading import open_checkpoint
 from jax_massact.measure.definition import Definition
-from jax_massact.nn.config import DType
+from jax_massact.nn.config import DType, ModelConfig
 from jax_massact.nn.stream import BlockSource
 from jax_massact.nn.transformer import Transformer, abstract, parameters
 from jax_massact.nn.variants import rows_in_front
@@ -366,10 +366,17 @@ ORDER = ("probe", "intervene", "explain", "fold", "quantize")
 ORDER_OF_IMAGES = ("probe", "intervene", "registers", "fold")
 
 
-def _following(name: str, prepared: Prepared | PreparedImages) -> str | None:
-    """The study that goes on from this one; None: there is none."""
-    order = ORDER_OF_IMAGES if isinstance(prepared, PreparedImages) else ORDER
-    return order[order.index(name) + 1] if name in order[:-1] else None
+def following(name: str, model: ModelConfig) -> str | None:
+    """The study that goes on from this one, of those that take the model; None: there is none."""
+    order = ORDER if model.embed.patches is None else ORDER_OF_IMAGES
+    for after in order[order.index(name) + 1 :] if name in order else ():
+        study = importlib.import_module(f"jax_massact.studies.{after}.run")
+        try:
+            getattr(study, f"{after.capitalize()}Config")().check(model)
+        except ConfigError:
+            continue
+        return after
+    return None
 
 
 def run_study(
@@ -401,7 +408,8 @@ def run_study(
             run = study.run_images if isinstance(prepared, PreparedImages) else study.run
             outcome = run(prepared, config, progress)
         then = []
-        if (after := _following(name, prepared)) and outcome.result.get("massive", True):
+        after = following(name, prepared.checkpoint.config)
+        if after and outcome.result.get("massive", True):
             then = [after, source, *([f"--step={step}"] if step is not None else ()),
                     *([f"--workdir={workdir}"] if workdir else ())]
         return finish(name, outcome, folder, console, then)
