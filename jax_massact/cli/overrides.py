@@ -38,7 +38,7 @@ def override(cls: type[Any], values: dict[str, Any], overrides: Sequence[str]) -
                 text = left.popleft()
             elif kind is bool:
                 text = "true"
-            else:
+            elif not _is_without_text(kind):
                 raise ConfigError(
                     f"{flag} has no value; expected: {_expected(kind)}, as --{flag}=VALUE"
                 )
@@ -136,6 +136,12 @@ def _kind(cls: type[Any], parts: Sequence[str]) -> Any:
             ))
         kind = kinds[part]
     return kind
+
+
+def _is_without_text(kind: Any) -> bool:
+    """Whether a group is given by its settings only."""
+    group = group_of(_without_none(kind)[0])
+    return group is not None and not hasattr(group, "from_text")
 
 
 def _read(kind: Any, text: str, name: str) -> Any:

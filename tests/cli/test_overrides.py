@@ -71,6 +71,8 @@ def test_a_group_that_may_be_left_out_is_made_by_its_settings():
      "attention.slopes is '1,x'; expected: numbers with commas between, or none"),
     (TrainConfig, "model.others=3", "config.model.others holds groups of settings; expected"),
     (TrainConfig, "model.embed.patches=3", "config.model.embed.patches is a group of settings: "),
+    (TrainConfig, "model.embed", "config.model.embed is a group of settings: "),
+    (TrainConfig, "mesh", "config.mesh has no value; expected: a text"),
     (RegistersConfig, "neurons=1,x",
      "config.neurons is '1,x'; expected: whole numbers with commas between"),
     (AttentionShape, "length=abc", "config.length is 'abc'; expected: a whole number"),
