@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import json
 import types
@@ -91,11 +90,11 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
             f"{path} cannot be read as settings; expected: a .py file with get_config, or the "
             ".json file of a run or a result, which takes no argument"
         )
-    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
+    module = types.ModuleType(f"_config_{path.stem}")
+    module.__file__ = str(path)
     try:
-        module_spec.loader.exec_module(module)
+        # As an import would, but without a folder of bytecode beside the user's file.
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     except (SyntaxError, ImportError, NameError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
     get_config = getattr(module, "get_config", None)
