@@ -94,6 +94,8 @@ class Checkpoints:
             return
         self._finish()
         arrays = _named(_saved(state))
+        # Where another process is gone, this says so: nothing was wrong with writing.
+        found = checksums(arrays)
         with self._writing(step):
             self._manager.save(
                 step,
@@ -101,7 +103,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(arrays),
                     config=ocp.args.JsonSave(json.loads(to_json(config))),
                     data=ocp.args.JsonSave(dict(digests)),
-                    checksums=ocp.args.JsonSave(checksums(arrays)),
+                    checksums=ocp.args.JsonSave(found),
                 ),
                 force=True,
             )
