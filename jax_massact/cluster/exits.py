@@ -25,8 +25,10 @@ def is_loss(error: BaseException) -> bool:
     little memory, or an operation that the device does not have.
     """
     own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
+    # JAX 0.12 raises what collectives on CPUs report when a program is started as a ValueError.
+    of_collective = isinstance(error, ValueError) and ": Gloo " in str(error)
     return (
-        isinstance(error, jax.errors.JaxRuntimeError)
+        (of_collective or isinstance(error, jax.errors.JaxRuntimeError))
         and store.client() is not None
         and not str(error).startswith(own)
     )

@@ -79,6 +79,18 @@ def test_exit_codes():
     assert codes == [2, 130, 75, 1, 1]
 
 
+def test_that_another_process_is_gone_is_read_from_what_jax_raises(monkeypatch):
+    """Its own error, or, where a collective of CPUs fails as a program starts, a ValueError."""
+    gloo = "UNKNOWN: Gloo AllGather failed: pair.cc:538] Read error: Connection reset by peer"
+    errors = [
+        jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), ValueError(gloo),
+        ValueError("shapes differ"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"),
+    ]
+    assert [exit_code(error) for error in errors] == [1, 1, 1, 1]
+    monkeypatch.setattr(store, "client", lambda: Store())
+    assert [exit_code(error) for error in errors] == [75, 75, 1, 1]
+
+
 class Store:
     """In the place of JAX's key-value store: what others have set, and what is asked for."""
 
