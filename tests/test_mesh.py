@@ -152,6 +152,14 @@ def test_parameters_are_spread_out():
     )
 
 
+def test_statistics_stay_spread_out_over_the_batch():
+    mesh = make_mesh(data=4, model=2)
+    with jax.set_mesh(mesh):
+        stats = jax.eval_shape(magnitudes, placed(decoder(WIDE), mesh), ids(WIDE, B, T))
+    for layout in (stats.quantile.sharding, stats.top.value.sharding):
+        assert layout.spec[1] and "data" in layout.spec[1]
+
+
 def test_axes_that_do_not_divide_are_left_out():
     mesh = make_mesh(fsdp=4, model=2)
     sharding = parameter_sharding(mesh, "vd", (63, 16), stacked=False)

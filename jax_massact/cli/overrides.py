@@ -1,4 +1,8 @@
-"""`--config.NAME=VALUE`: which setting is meant, and its value as the setting's type reads it."""
+"""`--config.NAME=VALUE`: which setting is meant, and its value as the setting's type reads it.
+
+Not the flags of ml_collections: they read a value as the default's type does, which for a default
+of None there is not, and what they raise names neither the setting nor what is expected.
+"""
 
 import collections
 import dataclasses
@@ -151,6 +155,8 @@ def _read(kind: Any, text: str, name: str) -> Any:
         return None
     if (group := group_of(one)) is not None:
         if (from_text := getattr(group, "from_text", None)) is not None:
+            if not text.strip():
+                raise ConfigError(f"{name} has no value; expected: {_expected(kind)}")
             return dataclasses.asdict(from_text(text))
         known = ", ".join(f"{name}.{key}" for key in get_type_hints(group))
         raise ConfigError(f"{name} is a group of settings: {known}")

@@ -1,6 +1,7 @@
 """What each command does with its arguments: settings, then one call."""
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ def _settings(args: argparse.Namespace, overrides: list[str]) -> Any:
 
 def study(args: argparse.Namespace, overrides: list[str]) -> int:
     """Every study of a model on a text."""
+    from jax_massact.cli.following import following
     from jax_massact.studies.frame import run_study
 
-    return run_study(args.command, args.model, _settings(args, overrides), args.workdir, args.step)
+    return run_study(
+        args.command, args.model, _settings(args, overrides), args.workdir, args.step,
+        functools.partial(following, args.command),
+    )
 
 
 def probe(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -361,26 +361,13 @@ def _streamed_or_loaded(
     return prepared._replace(streamed="")
 
 
-# In which order a person asks: what is there, is it needed, by what, is it a constant, its price.
-ORDER = ("probe", "intervene", "explain", "fold", "quantize")
-ORDER_OF_IMAGES = ("probe", "intervene", "registers", "fold")
-
-
-def following(name: str, model: ModelConfig) -> str | None:
-    """The study that goes on from this one, of those that take the model; None: there is none."""
-    order = ORDER if model.embed.patches is None else ORDER_OF_IMAGES
-    for after in order[order.index(name) + 1 :] if name in order else ():
-        study = importlib.import_module(f"jax_massact.studies.{after}.run")
-        try:
-            getattr(study, f"{after.capitalize()}Config")().check(model)
-        except ConfigError:
-            continue
-        return after
-    return None
-
-
 def run_study(
-    name: str, source: str, config: RunConfig, workdir: str | None, step: int | None = None
+    name: str,
+    source: str,
+    config: RunConfig,
+    workdir: str | None,
+    step: int | None = None,
+    following: Callable[[ModelConfig], str | None] = lambda model: None,
 ) -> int:
     """Runs a study on a model and leaves what it found in a folder; the process's exit code.
 
@@ -389,6 +376,7 @@ def run_study(
       source: the model, as for `load`.
       workdir: the folder for results; None: massact_out/MODEL.
       step: the checkpoint of a training run, as for `load`.
+      following: of a model, the study that goes on from this one, for the last line.
 
     Raises:
       UserError: the checkpoint, the text, a setting or the folder cannot be used.
@@ -408,7 +396,7 @@ def run_study(
             run = study.run_images if isinstance(prepared, PreparedImages) else study.run
             outcome = run(prepared, config, progress)
         then = []
-        after = following(name, prepared.checkpoint.config)
+        after = following(prepared.checkpoint.config)
         if after and outcome.result.get("massive", True):
             then = [after, source, *([f"--step={step}"] if step is not None else ()),
                     *([f"--workdir={workdir}"] if workdir else ())]

@@ -73,6 +73,7 @@ def test_a_group_that_may_be_left_out_is_made_by_its_settings():
     (TrainConfig, "model.embed.patches=3", "config.model.embed.patches is a group of settings: "),
     (TrainConfig, "model.embed", "config.model.embed is a group of settings: "),
     (TrainConfig, "mesh", "config.mesh has no value; expected: a text"),
+    (TrainConfig, "mesh=", "config.mesh has no value; expected: a text"),
     (RegistersConfig, "neurons=1,x",
      "config.neurons is '1,x'; expected: whole numbers with commas between"),
     (AttentionShape, "length=abc", "config.length is 'abc'; expected: a whole number"),

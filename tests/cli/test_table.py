@@ -10,11 +10,10 @@ import pytest
 
 import jax_massact
 import jax_massact.studies
-from jax_massact.cli import main, make_parser
+from jax_massact.cli import following, main, make_parser
 from jax_massact.cli.settings import attributes, resolve
 from jax_massact.cli.table import COMMANDS, STUDIES, load
 from jax_massact.settings import group_of
-from jax_massact.studies import frame
 from jax_massact.train.config import TrainConfig
 
 FOLDERS = {
@@ -37,8 +36,8 @@ def test_a_study_has_what_the_frame_calls(name):
 
 
 def test_what_follows_a_study_is_a_study_that_takes_the_model():
-    assert {*frame.ORDER, *frame.ORDER_OF_IMAGES} == STUDIES.keys()
-    for name in frame.ORDER_OF_IMAGES:
+    assert {*following.ORDER, *following.ORDER_OF_IMAGES} == STUDIES.keys()
+    for name in following.ORDER_OF_IMAGES:
         assert hasattr(importlib.import_module(f"jax_massact.studies.{name}.run"), "run_images")
 
 

@@ -6,7 +6,7 @@ import pytest
 from nn.test_images import VIT
 from tiny_models import LLAMA, varied
 
-from jax_massact.studies.frame import following
+from jax_massact.cli.following import following
 
 ENCODER = varied(VIT, hidden=512)  # of tiny MLPs there are no neurons to choose from
 PLAIN = dataclasses.replace(ENCODER, registers=0)
