@@ -107,12 +107,14 @@ def test_query_blocks_grow_with_the_sequence(monkeypatch):
     check(1, 2 * QUERY_BLOCK + 17, 2, 1, 4, 150, "all")
 
 
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 2047, 2048, 2049, 5000])
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 257, 2047, 2048, 2049, 5000])
 def test_query_blocks_cover_the_sequence_once(length):
     blocks = query_blocks(length)
     assert [i for start, stop in blocks for i in range(start, stop)] == list(range(length))
     assert len(blocks) <= MAX_BLOCKS
-    assert len(blocks) == 1 or all(b - a >= QUERY_BLOCK for a, b in blocks[:-1])
+    sizes = [stop - start for start, stop in blocks]
+    assert max(sizes) <= max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
+    assert len(blocks) == 1 or 1 < min(sizes) >= max(sizes) - MAX_BLOCKS
 
 
 def test_keys_out_of_the_window_are_not_multiplied():
