@@ -12,6 +12,7 @@ from jax_massact.report import words
 from jax_massact.report.words import Findings
 from jax_massact.results import MassiveRecord
 
+LABEL = 18  # columns for what a row is about, where others stand beside it
 MAX_ROWS = 10  # records of one kind; a glance takes in no more, and the JSON file has them all
 
 
@@ -80,6 +81,25 @@ class Sheet:
         self._parts.append(table)
         if most is not None and len(rows) > most:
             self.line(f"and {len(rows) - most} more, in the JSON file", "dim")
+
+    def beside(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Things beside each other, what each row is about in the first column.
+
+        What does not fit into a line is continued below, under a blank line.
+        """
+        rows = list(rows)
+        wide = [max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)]
+        start = 1
+        while start < len(head):
+            stop, left = start + 1, self._console.width - LABEL - wide[start]
+            while stop < len(head) and wide[stop] <= left:
+                left -= wide[stop]
+                stop += 1
+            if start > 1:
+                self.line("")
+            shown = lambda row, part=slice(start, stop): [row[0], *row[part]]
+            self.table(shown(head), map(shown, rows), left=(head[0],))
+            start = stop
 
     def massive(
         self, records: Sequence[MassiveRecord],

@@ -38,3 +38,12 @@ def test_long_tables_are_cut_and_say_so():
     text = printed(lambda sheet: sheet.table(("a",), rows, most=10))
     assert "\n9" in text and "\n10" not in text and "and 3 more, in the JSON file" in text
     assert "more" not in printed(lambda sheet: sheet.table(("a",), rows))
+
+
+def test_things_that_do_not_fit_beside_each_other_are_continued_below():
+    names, numbers = ([f"{word} {i}" for i in range(7)] for word in ("thing", "0.0000 ± "))
+    rows = [["a number", *numbers], ["another", *"abcdefg"]]
+    text = printed(lambda sheet: sheet.beside(("", *names), rows), width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert all(text.count(name) == 1 for name in (*names, *numbers))
+    assert text.count("a number") == text.count("another") == 3

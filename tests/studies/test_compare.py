@@ -30,6 +30,7 @@ from jax_massact.report.encode import to_json
 from jax_massact.saving import save
 from jax_massact.settings import from_mapping
 from jax_massact.studies.changes import CHANGES
+from jax_massact.studies.compare import kept
 from jax_massact.studies.compare.figures import intervention_chart
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.compare.report import show
@@ -231,6 +232,58 @@ def test_interventions_change_what_is_massive_in_the_rows_held_out(planted, comp
         assert change == pytest.approx(small["rounded"][kind] - original, abs=1e-6)
         assert 0 < abs(change) < 0.1
     assert "W8A8, linear inputs" in text and "fp8, linear inputs" in text
+
+
+def test_what_was_measured_is_read_again_until_the_run_or_its_model_is_another(
+    planted, compared, tmp_path, monkeypatch
+):
+    times = []
+    measure = lambda folder, config: times.append(folder) or intervene_run(folder, config)
+    monkeypatch.setattr(kept, "intervene_run", measure)
+    rounded = dict.fromkeys(("float", *KINDS), 2.5)
+    monkeypatch.setattr(kept, "round_run", lambda folder, config: rounded)
+    run = tmp_path / "run"
+    shutil.copytree(planted[0], run)
+    (run / kept.FILE).unlink(missing_ok=True)
+    said = []
+    first, again = (json.loads(to_json(compare_runs([run], report=said.append))) for _ in range(2))
+    assert first == again and times == [run]
+    assert said == [
+        f"intervening on {run}", f"what was measured of {run} is read from its measured.json"
+    ]
+    (run / kept.FILE).write_text("{")
+    compare_runs([run])
+    assert len(times) == 2
+    shutil.rmtree(run / "model")
+    shutil.copytree(compared[0] / "standard" / "seed-5" / "model", run / "model")
+    other = to_json(compare_runs([run]))
+    assert len(times) == 3 and other != to_json(first)
+    shutil.rmtree(run / "model")
+    assert to_json(compare_runs([run])) == other
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"steps": 5}))
+    found = compare_runs([run])
+    assert found["notices"] == [f"{run} has no model: nothing is changed in it"]
+    assert found["groups"][0]["runs"][0]["interventions"] is None and len(times) == 3
+
+
+def test_groups_that_share_a_variant_are_called_by_their_folders(compared, tmp_path):
+    out, _ = compared
+    plain = [out / "standard" / f"seed-{seed}" for seed in (5, 6)]
+    others = [tmp_path / "muon" / "seed-5", tmp_path / "long" / "seed-5"]
+    for folder in others:
+        shutil.copytree(plain[0], folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["optimizer"]["name"] = "muon"
+        config["steps"] += folder.parent.name == "long"
+        (folder / "config.json").write_text(json.dumps(config))
+    names = lambda folders: [
+        group["name"] for group in compare_runs(folders, interventions=False)["groups"]
+    ]
+    assert names([*plain, *others]) == ["standard", "muon", "long"]
+    shutil.copytree(others[1], tmp_path / "muon" / "long")  # two groups in one folder
+    both = [plain[0], others[0], tmp_path / "muon" / "long"]
+    assert names(both) == list(map(str, both))
 
 
 def test_ids_without_a_tokenizer_are_intervened_on(planted, tmp_path):

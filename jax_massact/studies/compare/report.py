@@ -31,7 +31,7 @@ def show(result: Comparison, console: Console) -> None:
     for warning in result["warnings"]:
         sheet.headed("Warning", warning, "bold red")
     head = ("", *(short(group["name"]) for group in result["groups"]))
-    sheet.table(head, _rows(result, sheet.plus_minus), left=("",))
+    sheet.beside(head, _rows(result, sheet.plus_minus))
     for notice in result["notices"]:
         sheet.line(f"Note: {notice}")
     sheet.close(_notes(result, sheet.plus_minus))
@@ -200,9 +200,11 @@ def _to_extra(group: Group) -> str:
 
 
 def _massive(group: Group) -> str:
-    """`none`, `strict 3/3`, `strict 1/3, relaxed 1/3`."""
-    found = [run["interventions"] for run in group["runs"]]
-    strengths = [words.strength(one["massive"]) for one in found if one is not None]
+    """`none`, `strict 3/3`, `strict 1/3, relaxed 1/3`; a dash where that was not measured."""
+    found = [one for run in group["runs"] if (one := run["interventions"]) is not None]
+    if not found:
+        return "-"
+    strengths = [words.strength(one["massive"]) for one in found]
     parts = [f"{name} {strengths.count(name)}/{len(found)}" for name in ("strict", "relaxed")
              if name in strengths]
     return ", ".join(parts) or "none"

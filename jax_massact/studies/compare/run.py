@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from jax_massact.errors import UserError
+from jax_massact.loading import RUN_MODEL
 from jax_massact.results import DefinitionInfo, Remarks
 from jax_massact.studies.changes import CHANGES
 from jax_massact.studies.compare.difference import Difference, paired
-from jax_massact.studies.compare.interventions import intervene_run
-from jax_massact.studies.compare.rounding import FLOAT, KINDS, round_run
+from jax_massact.studies.compare.kept import measured
+from jax_massact.studies.compare.rounding import FLOAT, KINDS
 from jax_massact.studies.frame import definition_info
 from jax_massact.studies.held_out import run_config, run_file
 from jax_massact.studies.interventions_result import InterveneResult
@@ -127,7 +128,7 @@ def compare_runs(
     Args:
       folders: of `train`; groups come in the order of their first run.
       interventions: whether to make them, and to round, for which every run's model and data are
-        needed.
+        needed, or what an earlier comparison has kept in its folder.
       report: called with a line of text before each.
 
     Raises:
@@ -142,11 +143,15 @@ def compare_runs(
     _check_watched_alike(folders, configs)
     if interventions and any(config.model.embed.patches is not None for config in configs):
         raise UserError("runs of image encoders; expected with them: --no-interventions")
+    gone = []
     if interventions:
         for record, folder, config in zip(records, folders, configs, strict=True):
-            report(f"intervening on {folder}")
-            record["interventions"] = intervene_run(folder, config)
-            record["rounded"] = round_run(folder, config)
+            found = measured(folder, config, report)
+            if found is None:
+                gone.append(f"{folder} has no {RUN_MODEL}: nothing is changed in it")
+            else:
+                record["interventions"] = found["interventions"]
+                record["rounded"] = found["rounded"]
     runs: dict[str, list[RunRecord]] = {}
     for name, record in zip(_names(folders, configs), records, strict=True):
         runs.setdefault(name, []).append(record)
@@ -162,7 +167,7 @@ def compare_runs(
     return Comparison(
         schema=SCHEMA_VERSION,
         warnings=warnings,
-        notices=[*_other_rows(runs), *_one_seed(runs)],
+        notices=[*_other_rows(runs), *_one_seed(runs), *gone],
         sink_epsilon=watch.sink_epsilon,
         sink_tokens=watch.sink_tokens,
         definition=definition_info(watch.definition),
@@ -221,14 +226,23 @@ def _check_watched_alike(folders: Sequence[Path], configs: Sequence[TrainConfig]
 
 
 def _names(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]:
-    """The variants' names, if no two groups would share one; else the folders'."""
+    """The variants' names, if no two groups would share one; else those of the folders.
+
+    Of a group whose runs lie in one folder, `muon/seed-0` and `muon/seed-1`, that folder's.
+    """
     same = {"seed": 0, "tensorboard": False}
     without_seed = [to_json(dataclasses.replace(config, **same)) for config in configs]
     variants = [config.model.block.attention.variant for config in configs]
     if len(set(without_seed)) == len(set(variants)):
         return list(variants)
-    first = {key: folder for folder, key in reversed(list(zip(folders, without_seed, strict=True)))}
-    return [str(first[key]) for key in without_seed]
+    groups: dict[str, list[Path]] = {}
+    for folder, key in zip(folders, without_seed, strict=True):
+        groups.setdefault(key, []).append(folder)
+    above = {key: {folder.resolve().parent for folder in group} for key, group in groups.items()}
+    own = {parent.name for parents in above.values() for parent in parents}
+    if len(own) == len(groups) == sum(map(len, above.values())):
+        return [next(iter(above[key])).name for key in without_seed]
+    return [str(groups[key][0]) for key in without_seed]
 
 
 def _record(folder: Path, config: TrainConfig) -> RunRecord:

@@ -1,0 +1,91 @@
+"""What a run was found to be stays in its folder: the next comparison reads it there."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from jax_massact import __version__
+from jax_massact.loading import RUN_MODEL
+from jax_massact.report.encode import to_json, write_text
+from jax_massact.studies.compare.interventions import intervene_run
+from jax_massact.studies.compare.rounding import round_run
+from jax_massact.studies.interventions_result import InterveneResult
+from jax_massact.train.config import TrainConfig
+from jax_massact.train.loop import CONFIG, SUMMARY
+
+FILE = "measured.json"
+_SCHEMA = 1
+
+
+class Measured(TypedDict):
+    """`measured.json` in the folder of a run.
+
+    Attributes:
+      schema, package: of this file, and the package's version.
+      run: SHA-256 of the run's settings and of its summary, which a run that goes on changes.
+      model: size and time of the files with the weights.
+      interventions: of `studies.compare.interventions`.
+      rounded: of `studies.compare.rounding`, the loss of the same rows.
+    """
+
+    schema: int
+    package: str
+    run: str
+    model: dict[str, list[int]]
+    interventions: InterveneResult
+    rounded: dict[str, float]
+
+
+def measured(
+    folder: Path, config: TrainConfig, report: Callable[[str], None]
+) -> Measured | None:
+    """Intervenes on a run and rounds it, unless this version of the package has done so before.
+
+    A run whose model is gone, having been too large to keep, is still what it was measured to be.
+
+    Args:
+      folder: of `train`, which keeps what was measured if it can be written to.
+      config: of that run.
+      report: called with a line of text that says which it is.
+
+    Returns:
+      None where the model is gone and nothing was kept.
+
+    Raises:
+      UserError: the model or the data of the run cannot be read any more.
+    """
+    key: dict[str, Any] = {"schema": _SCHEMA, "package": __version__, "run": _digest(folder)}
+    if files := sorted((folder / RUN_MODEL).glob("*.safetensors")):
+        stats = {file.name: file.stat() for file in files}
+        key["model"] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    kept = _read(folder / FILE)
+    if key.items() <= kept.items():
+        report(f"what was measured of {folder} is read from its {FILE}")
+        return Measured(**kept)
+    if not (folder / RUN_MODEL).exists():
+        return None
+    report(f"intervening on {folder}")
+    found = Measured(
+        **key, interventions=intervene_run(folder, config), rounded=round_run(folder, config)
+    )
+    if not found["interventions"]["warnings"]:  # JSON has no NaN
+        with contextlib.suppress(OSError):
+            write_text(folder / FILE, to_json(found))
+    return found
+
+
+def _digest(folder: Path) -> str:
+    texts = (folder / CONFIG).read_bytes(), (folder / SUMMARY).read_bytes()
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where there is none, or none that can be read."""
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
