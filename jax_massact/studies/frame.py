@@ -143,7 +143,7 @@ def prepare_any(
     if length > limit:
         raise DataError(f"sequence_length is {length}; expected for this model: at most {limit}")
     config.check(checkpoint.config)
-    path = Path(source).expanduser()
+    path, scored_from = Path(source).expanduser(), 0
     if config.text == AUTO and is_run(path):
         # What trains takes a second to import, and only runs need it.
         from jax_massact.studies.held_out import sequences_of
@@ -152,6 +152,7 @@ def prepare_any(
             path, count=config.total, length=length if chosen else None, bos=config.bos
         )
         tokenizer, tokens, bos = rows.tokenizer, rows.tokens[:, :length], rows.bos
+        scored_from = rows.scored_from
         text = Documents(rows.description, ())
     else:
         tokenizer = checkpoint.load_tokenizer()
@@ -167,7 +168,8 @@ def prepare_any(
             f"the tokenizer gives id {tokens.max()}; the model of {checkpoint.path.name} has "
             f"embeddings for {checkpoint.config.embed.vocab_size} ids: they do not belong together"
         )
-    inputs = Inputs(tokens, tokenizer.token_strings, rows_in_front(checkpoint.config))
+    front = rows_in_front(checkpoint.config)
+    inputs = Inputs(tokens, tokenizer.token_strings, front, scored_from=scored_from)
     if isinstance(checkpoint, RunCheckpoint):
         source = f"{source}, step {checkpoint.path.name}"
     return Prepared(

@@ -28,12 +28,14 @@ class HeldOut(NamedTuple):
       tokenizer: the run's own.
       description: where they are from, in words.
       bos: whether every row begins with the same first token.
+      scored_from: the first position whose prediction is scored, as in training.
     """
 
     tokens: Int[np.ndarray, "S T"]
     tokenizer: Tokenizer
     description: str
     bos: bool
+    scored_from: int = 0
 
 
 def run_file(folder: Path, name: str) -> dict[str, Any]:
@@ -78,8 +80,9 @@ def held_out(folder: Path, config: TrainConfig, count: int) -> HeldOut:
     return HeldOut(
         tokens=_different(stream.validation(0, count)[:, :-1]),
         tokenizer=stream.tokenizer or _nameless(stream.vocab_size),
-        description=f"validation rows of {stream.description}",
+        description=f"validation rows of {stream.description}{_scored(config.loss_from)}",
         bos=stream.first_token is not None,
+        scored_from=config.loss_from,
     )
 
 
@@ -135,7 +138,8 @@ def sequences_of(folder: Path, *, count: int, length: int | None, bos: str) -> H
             f"false. {other}"
         )
     if bos == "false" and found.bos:
-        found = found._replace(tokens=found.tokens[:, 1:], bos=False)
+        left = max(0, found.scored_from - 1)
+        found = found._replace(tokens=found.tokens[:, 1:], bos=False, scored_from=left)
     longest = found.tokens.shape[1]
     if length is not None and length > longest:
         raise DataError(
@@ -143,6 +147,10 @@ def sequences_of(folder: Path, *, count: int, length: int | None, bos: str) -> H
             f"on rows of {config.sequence_length} tokens. {other}"
         )
     return found._replace(tokens=found.tokens[:, :length])
+
+
+def _scored(start: int) -> str:
+    return f", predictions scored from position {start} on" if start else ""
 
 
 def _check_unchanged(folder: Path, digests: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jax_massact.data.images import Pictures, decoded
 from jax_massact.data.pieces import token_kind
@@ -25,12 +25,14 @@ class Inputs:
       strings: token strings of ids.
       prefix: how many learned rows stand in front of a sequence, P.
       kind: kind of a token string that is not at position 0.
+      scored_from: the first of the tokens whose prediction is scored.
     """
 
     tokens: Int[np.ndarray, "S T"]
     strings: Callable[[Iterable[int]], list[str]]
     prefix: int = 0
     kind: Callable[[str], str] = token_kind
+    scored_from: int = 0
     kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __len__(self) -> int:
@@ -44,6 +46,26 @@ class Inputs:
     def length(self) -> int:
         """Positions of a sequence, P + T."""
         return self.prefix + self.tokens.shape[1]
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many tokens are predicted and scored."""
+        return len(self) * (self.tokens.shape[1] - 1 - self.scored_from)
+
+    def scored(self, losses: Float[np.ndarray, "B T-1"]) -> Float[np.ndarray, "B t"]:
+        """Of the losses at all tokens those that count."""
+        return losses[:, self.scored_from :]
+
+    def behind(self, token: int) -> "Inputs":
+        """The sequences with a token in front, what it predicts not scored."""
+        column = np.full((len(self), 1), token, self.tokens.dtype)
+        tokens = np.concatenate([column, self.tokens], axis=1)
+        return dataclasses.replace(self, tokens=tokens, scored_from=self.scored_from + 1)
+
+    def without_first(self) -> "Inputs":
+        """The sequences without their first token."""
+        start = max(0, self.scored_from - 1)
+        return dataclasses.replace(self, tokens=self.tokens[:, 1:], scored_from=start)
 
     def ids(self, rows: slice) -> Int[np.ndarray, "b P+T"]:
         """The ids at every position; -1 for a learned row in front."""

@@ -130,7 +130,7 @@ def intervene_checkpoint(
             sequences=len(held_out),
             window=window,
             stride=window - prepared.bos,
-            scored_tokens=len(held_out) * (window - 1),
+            scored_tokens=held_out.scored_tokens,
             bos=prepared.bos,
             bos_setting=config.bos,
             bos_token=prepared.tokenizer.bos_token,
@@ -208,7 +208,7 @@ def _measure(
     in_dim = np.array([[t.dim == d for t in targets] for d in dims], bool).reshape(len(dims), E)
     for rows, plain, met, changed in passes(runner, held_out, meeting, changes, size):
         n = rows.stop - rows.start
-        runs.add("original", np.asarray(plain.losses[:n]))
+        runs.add("original", held_out.scored(np.asarray(plain.losses[:n])))
         before.add(plain.batch)
         if E:
             activations += met.tokens[:, :n].sum((1, 2))
@@ -217,7 +217,7 @@ def _measure(
             runs.places = runs.places + places.sum((1, 2))
             runs.add_columns("original", np.asarray(plain.columns[..., : len(dims)]), places)
             for name, losses, whole in changed:
-                runs.add(name, losses[:n])
+                runs.add(name, held_out.scored(losses[:n]))
                 if name == ZERO and whole is not None:
                     after.add(whole.batch)
                     runs.add_columns(ZERO, np.asarray(whole.columns[..., : len(dims)]), places)

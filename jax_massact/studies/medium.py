@@ -274,7 +274,7 @@ def _interventions(
     many = [Job(LOSSES, [Batch(tokens, edits=change) for _, tokens, _ in inputs.batches(1)])
             for change in changes.values()]
     losses = {
-        name: np.mean(list(results))
+        name: np.mean([inputs.scored(x) for x in results])
         for name, results in zip(changes, runner.start(many), strict=True)
     }
     return {name: math.exp(loss) if loss < 709 else math.inf for name, loss in losses.items()}

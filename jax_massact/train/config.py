@@ -178,6 +178,9 @@ class TrainConfig:
       steps: number of updates.
       batch_size: sequences in one batch, over all devices.
       sequence_length: predicted tokens in a sequence; of an encoder of images, its patches.
+      loss_from: the first position whose prediction counts in the loss, in training and wherever
+        the run is measured. 1 leaves out what is predicted at the first token: with
+        `data.same_first_token` nothing tells what follows it.
       accumulate: micro-batches in a batch; they are computed one after the other.
       remat: keep only the residual stream between blocks, and recompute the rest for the gradient.
       unroll: compile every block by itself: faster steps on a GPU, slower compilation.
@@ -203,6 +206,7 @@ class TrainConfig:
     steps: int = 50_000
     batch_size: int = 480
     sequence_length: int = 1024
+    loss_from: int = 0
     accumulate: int = 1
     remat: bool = False
     unroll: bool = True
@@ -219,6 +223,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every",
                      "validation_batches"):
             check_int(name, getattr(self, name), 1)
+        check_int("loss_from", self.loss_from, 0, self.sequence_length - 1)
         check_int("validate_every", self.validate_every, 0)
         check_in("on_nonfinite", self.on_nonfinite, get_args(NonfiniteKind))
         check_int("max_skipped", self.max_skipped, 0)
@@ -264,6 +269,8 @@ class TrainConfig:
                 f"sequence_length is {self.sequence_length}; expected with images: "
                 f"{self.model.context_length}, their patches"
             )
+        if self.loss_from:
+            raise ConfigError(f"loss_from is {self.loss_from}; expected with images: 0")
         if not self.model.head.present:
             raise ConfigError("head.present is False; expected for training: True, a classifier")
 

@@ -180,11 +180,15 @@ def _batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def loss(model: Transformer, rows: Array, config: TrainConfig) -> Float[Array, ""]:
-    """Mean cross-entropy in nats, in float32: of the next token, or of an image's class."""
+    """Mean cross-entropy in nats, in float32: of the next token, or of an image's class.
+
+    Of tokens those that are predicted at `config.loss_from` and after it.
+    """
     unroll = config.model.depth if config.unroll else 1
     inputs, targets = split_rows(config.model, rows)
     logits, _ = model(inputs, unroll=unroll, remat=config.remat)
-    return cross_entropy(logits_of(config.model, logits), targets).mean()
+    losses = cross_entropy(logits_of(config.model, logits), targets)
+    return losses[:, config.loss_from :].mean()
 
 
 def update(

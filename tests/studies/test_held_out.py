@@ -10,9 +10,15 @@ from planted import CONFIG as PLANTED
 from planted import DIM, written_and_removed
 from tiny_models import varied
 
+import jax_massact as ma
 from jax_massact.cli import main
 from jax_massact.saving import save
+from jax_massact.studies.compare.interventions import intervene_run
+from jax_massact.studies.compare.rounding import round_run
 from jax_massact.studies.frame import prepare
+from jax_massact.studies.held_out import held_out, run_config
+from jax_massact.studies.medium import MediumConfig, measure_medium
+from jax_massact.studies.passes import InMemory
 from jax_massact.studies.probe.settings import ProbeConfig
 from jax_massact.train.config import DataConfig, TrainConfig, to_json
 from jax_massact.train.data import open_batches
@@ -108,11 +114,12 @@ def test_what_the_rows_cannot_give(run, tmp_path, capsys, arguments, said):
     assert said in found and "--config.text=help-3.11" in found
 
 
-def changed(folder, out, **data):
+def changed(folder, out, loss_from=0, **data):
     """A copy of a run's settings and model, with other data."""
     (out / "checkpoints").mkdir(parents=True)
     (out / "model").symlink_to(folder[0] / "model")
-    config = dataclasses.replace(folder[1], data=dataclasses.replace(folder[1].data, **data))
+    data = dataclasses.replace(folder[1].data, **data)
+    config = dataclasses.replace(folder[1], data=data, loss_from=loss_from)
     (out / "config.json").write_text(to_json(config))
     (out / "summary.json").write_text((folder[0] / "summary.json").read_text())
     return out
@@ -132,3 +139,45 @@ def test_true_bos_of_a_run_without_a_first_token(run, tmp_path, capsys):
     without = changed(run, tmp_path / "run", same_first_token=False)
     assert study("probe", without, tmp_path / "a", "bos=true")[0] == 2
     assert "trained without a first token" in capsys.readouterr().err
+
+
+def test_what_was_not_trained_on_is_not_scored(run, tmp_path):
+    """Of rows whose loss counts from position 2 on, whatever measures them."""
+    folder = changed(run, tmp_path / "run", loss_from=2)
+    model, _ = ma.load(str(run[0] / "model"), dtype="float32")
+    rows = open_batches(run[1]).validation(0, 6)[:, :-1]
+    expected = lambda rows, start: float(np.exp(ma.token_losses(model, rows)[:, start:].mean()))
+
+    config = run_config(folder)
+    found = intervene_run(folder, config)
+    held = found["data"]["sequences"]
+    assert found["data"]["scored_tokens"] == held * (T - 1 - 2)
+    assert "predictions scored from position 2 on" in found["data"]["source"]
+    all_rows = held_out(folder, config, 128).tokens
+    loss = found["loss"]["original"]["mean"]
+    np.testing.assert_allclose(np.exp(loss), expected(all_rows[-held:], 2), rtol=1e-4)
+    assert abs(np.exp(loss) / expected(all_rows[-held:], 0) - 1) > 1e-3
+    np.testing.assert_allclose(round_run(folder, config)["float"], loss, rtol=1e-5)
+
+    code, found = study(
+        "quantize", folder, tmp_path / "q", "sequences=3", "calibration_sequences=3",
+        "static_sequences=3", "first_token=1", "variants=original,folded",
+        "rows=linear:int8:tensor", "sensitivity=",
+    )
+    assert code == 0 and found["data"]["scored_tokens"] == 3 * (T - 1 - 2)
+    exact = {row["variant"]: row["perplexity"] for row in found["rows"] if row["format"] == "float"}
+    np.testing.assert_allclose(exact["original"], expected(rows[3:], 2), rtol=1e-4)
+    # The token that is taken off, and the one after it, predict nothing that is scored.
+    np.testing.assert_allclose(exact["folded"], exact["original"], rtol=1e-3)
+
+    code, found = study("fold", folder, tmp_path / "f", "sequences=3", "first_token=1",
+                        "save=false")
+    whole = np.concatenate([np.ones((3, 1), rows.dtype), rows[:3, 1:]], 1)
+    assert code == 0
+    np.testing.assert_allclose(found["perplexity_original"], expected(whole, 2), rtol=1e-4)
+
+    inputs = prepare(str(folder), ProbeConfig(sequences=3)).inputs
+    found = measure_medium(InMemory(model), inputs, MediumConfig(sequences=2), batch_size=3)
+    np.testing.assert_allclose(
+        found["perplexity"]["original"], expected(rows[1:3], 2), rtol=1e-4
+    )

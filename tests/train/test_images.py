@@ -167,6 +167,7 @@ def test_the_configuration_of_every_variant():
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"sequence_length": 3}, "sequence_length is 3; expected with images: 4, their patches"),
+    ({"loss_from": 1}, "loss_from is 1; expected with images: 0"),
     ({"model": dataclasses.replace(VIT, head=dataclasses.replace(
         VIT.head, present=False, bias=False))}, "head.present is False"),
     ({"model": dataclasses.replace(VIT, context_length=8, embed=dataclasses.replace(

@@ -267,6 +267,9 @@ def test_loss_is_the_mean_cross_entropy():
     np.testing.assert_allclose(loss(model, batch, MICRO), expected, rtol=1e-6)
     parts = batch.reshape(4, 2, -1)
     np.testing.assert_allclose(validation(model, parts, MICRO)["loss"], expected, rtol=1e-6)
+    later = dataclasses.replace(MICRO, loss_from=3)
+    expected = -np.take_along_axis(log_probability, batch[:, 1:, None], -1)[:, 3:].mean()
+    np.testing.assert_allclose(loss(model, batch, later), expected, rtol=1e-6)
 
 
 def test_bfloat16_keeps_float32_parameters():

@@ -39,6 +39,7 @@ from jax_massact.train.step import parameter_count
     (lambda: CheckpointConfig(every=10, keep_every=25), "keep_every is 25; .* multiple of every"),
     (lambda: DataConfig(tokenizer=3), "data.tokenizer is 3; expected: a text"),
     (lambda: gpt2(width=100, heads=3), "heads is 3; expected: a divisor of width, 100"),
+    (lambda: dataclasses.replace(MICRO, loss_from=16), "loss_from is 16; .* at most 15"),
     (lambda: dataclasses.replace(MICRO, accumulate=3), "accumulate is 3; expected: a divisor of b"),
     (lambda: dataclasses.replace(MICRO, accumulate=2, mesh=MeshConfig(data=4, fsdp=2)),
      "mesh.data x mesh.fsdp is 8; .* which is 4"),

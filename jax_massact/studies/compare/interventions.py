@@ -68,7 +68,10 @@ def prepare_run(folder: Path, config: TrainConfig) -> tuple[Prepared, InterveneC
         checkpoint=checkpoint,
         tokenizer=rows.tokenizer,
         text=Documents(rows.description, ()),
-        inputs=Inputs(rows.tokens, rows.tokenizer.token_strings, rows_in_front(checkpoint.config)),
+        inputs=Inputs(
+            rows.tokens, rows.tokenizer.token_strings, rows_in_front(checkpoint.config),
+            scored_from=rows.scored_from,
+        ),
         bos=rows.bos,
     )
     return prepared, settings

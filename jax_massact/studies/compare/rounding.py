@@ -57,14 +57,16 @@ def round_run(folder: Path, config: TrainConfig) -> dict[str, float]:
     _, inputs = split(prepared, settings, settings.calibration_sequences)
     model = prepared.checkpoint.load_model(settings.dtype)
     depth, size = model.config.depth, min(settings.batch_size, len(inputs))
-    rows = {FLOAT: FLOAT_ROW} | {name: kind.row for name, kind in KINDS.items()}
-    sites = sites_of(tuple(rows.values()), depth)
+    ways = {FLOAT: FLOAT_ROW} | {name: kind.row for name, kind in KINDS.items()}
+    sites = sites_of(tuple(ways.values()), depth)
     kept = np.zeros((1, inputs.length), bool)
     found = {}
-    for name, row in rows.items():
+    for name, row in ways.items():
         own = model if row.weights is None else _rounded(model, row.weights)
         rounding = rounding_of(row, row.places(depth), sites, kept, None, {})
-        losses = [jax.device_get(_losses(own, tokens, rounding))[: batch.stop - batch.start]
-                  for batch, tokens, _ in inputs.batches(size)]
+        losses = [
+            inputs.scored(jax.device_get(_losses(own, tokens, rounding)))[: rows.stop - rows.start]
+            for rows, tokens, _ in inputs.batches(size)
+        ]
         found[name] = float(np.concatenate(losses).astype(np.float64).mean())
     return found

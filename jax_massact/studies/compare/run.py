@@ -285,6 +285,7 @@ def _validated_on(config: TrainConfig, summary: Mapping[str, Any]) -> dict[str, 
         "tokenizer": digests.get("tokenizer", data.tokenizer),
         "shape of the batches": f"{config.validation_batches} x {config.batch_size} x "
         f"{config.sequence_length}",
+        "choice of positions": f"from {config.loss_from} on",
     }
 
 

@@ -66,10 +66,7 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     folded = fold(model, first)
     seconds = {"load_and_fold": watch.lap()}
     inputs = prepared.inputs
-    column = np.full((len(inputs), 1), first, inputs.tokens.dtype)
-    whole_inputs = dataclasses.replace(
-        inputs, tokens=np.concatenate([column, inputs.tokens], axis=1)
-    )
+    whole_inputs = inputs.behind(first)
     size = min(config.batch_size, len(inputs))
     before = Collector(config.definition, whole_inputs)
     after = Collector(config.definition, inputs)
@@ -88,8 +85,8 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
         gap, top, loss_whole, loss_own = compared
         difference, largest = max(difference, float(gap)), max(largest, float(top))
         n = rows.stop - rows.start
-        losses["original"].append(np.asarray(loss_whole[:n]))
-        losses["folded"].append(np.asarray(loss_own[:n]))
+        losses["original"].append(inputs.scored(np.asarray(loss_whole[:n])))
+        losses["folded"].append(inputs.scored(np.asarray(loss_own[:n])))
         for name, batch, collector in (
             ("original", whole_batch, before), ("folded", own_batch, after)
         ):

@@ -238,7 +238,7 @@ class Ask(NamedTuple):
         m, found = self.of, []
         inputs = m.variant.held_out.inputs[: self.count]
         for (rows, _, _), losses in zip(inputs.batches(m.size), results, strict=True):
-            found.append(losses[: rows.stop - rows.start, m.variant.skip :])
+            found.append(inputs.scored(losses[: rows.stop - rows.start]))
             m.work.done(rows.stop - rows.start)
         return np.concatenate(found).astype(np.float64)
 

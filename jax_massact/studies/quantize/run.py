@@ -117,7 +117,7 @@ def run(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent)
             sequences=len(held_out),
             window=held_out.tokens.shape[1],
             stride=held_out.tokens.shape[1] - prepared.bos,
-            scored_tokens=len(held_out) * (held_out.tokens.shape[1] - 1),
+            scored_tokens=held_out.scored_tokens,
             bos=prepared.bos,
             bos_setting=config.bos,
             bos_token=prepared.tokenizer.bos_token,
@@ -197,7 +197,7 @@ def _read(
     collector, found, losses = Collector(definition, inputs), [], []
     for (rows, _, _), (loss, batch) in zip(inputs.batches(size), results, strict=True):
         found += collector.add(batch)
-        losses.append(loss[: rows.stop - rows.start])
+        losses.append(inputs.scored(loss[: rows.stop - rows.start]))
         done(rows.stop - rows.start)
     return collector.probed(), found, np.concatenate(losses)
 

@@ -43,18 +43,12 @@ class Text(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One variant: a model, the text it is measured on, and the text its ranges are from.
-
-    Attributes:
-      skip: of the predicted tokens, the first ones that are not scored: those that the original,
-        without the token in front, does not predict.
-    """
+    """One variant: a model, the text it is measured on, and the text its ranges are from."""
 
     name: str
     model: Transformer | BlockSource
     held_out: Text
     calibration: Text
-    skip: int = 0
 
 
 class Read(NamedTuple):
@@ -85,7 +79,7 @@ def make_variants(
     # Edits of the same shape, which share a compilation, that change nothing.
     none = clips and dataclasses.replace(clips, limit=np.full_like(clips.limit, np.inf))
     same = [text._replace(edits=none) for text in plain]
-    of = lambda name, model, texts, **more: Variant(name, model, texts[0], texts[1], **more)
+    of = lambda name, model, texts: Variant(name, model, *texts)
     variants = [of("original", model, same)]
     first, name = None, None
     if {"first", "folded"} & set(config.names):
@@ -98,10 +92,10 @@ def make_variants(
     if first is not None:
         bare = [part.inputs for part in (held_out, calibration)]
         if prepared.bos:
-            bare = [dataclasses.replace(i, tokens=i.tokens[:, 1:]) for i in bare]
+            bare = [i.without_first() for i in bare]
             notices.append("every sequence begins with BOS: variant first is the original")
         elif "first" in config.names:
-            variants.append(of("first", model, [_bare(_behind(first, i)) for i in bare], skip=1))
+            variants.append(of("first", model, [_bare(i.behind(first)) for i in bare]))
         if "folded" in config.names:
             folded = fold(model, first)
             variants.append(of("folded", folded, [_bare(i) for i in bare]))
@@ -111,12 +105,6 @@ def make_variants(
     if "halved" in config.names and targets:
         variants.append(of("halved", model, plain))
     return variants, name, notices
-
-
-def _behind(first: int, inputs: Inputs) -> Inputs:
-    """The sequences with this token in front."""
-    column = np.full((len(inputs), 1), first, inputs.tokens.dtype)
-    return dataclasses.replace(inputs, tokens=np.concatenate([column, inputs.tokens], axis=1))
 
 
 def _text(part: Read, edits: Clips | None) -> Text:
