@@ -14,7 +14,7 @@ from page_reader import read_page
 from reports import STUDIES, drawn, html_of, texts, written
 
 from jax_massact.report import matplotlib_painter
-from jax_massact.report.chart import Surface
+from jax_massact.report.chart import Series, Surface
 from jax_massact.report.encode import write_text
 from jax_massact.studies.output import Outcome, write_files
 
@@ -279,3 +279,23 @@ LOOKS = {
     ("probe", "nasty"): [
         _a_marked_token_tells_its_dimension, _the_browser_itself_refuses_the_network],
 }
+
+
+@pytest.mark.browser
+def test_many_groups_are_told_apart_and_their_rows_can_be_read(browser, tmp_path):
+    result = causal_examples.compare_result()
+    result["groups"] = [group.copy() for group in 7 * result["groups"]][:13]
+    for i, group in enumerate(result["groups"]):
+        group["name"] = f"variant-{i}"
+    text = written(STUDIES["compare"].report.show, result)
+    assert all(group["name"] in text for group in result["groups"])
+    for chart in ("layers", "emergence", "order"):
+        (panel, *_) = next(c for c in STUDIES["compare"].report.charts(result)
+                           if c.name == chart).panels
+        looks = [(item.color, item.dash, item.marker) for item in panel.items
+                 if isinstance(item, Series)]
+        assert len(looks) == len(set(looks)) == 13
+    page = browser.open(write_text(tmp_path / "page.html", STUDIES["compare"].report.page(result)))
+    width = page.evaluate("document.querySelector('td.text').getBoundingClientRect().width")
+    assert width > 100  # pixels; else its words are broken, letter by letter
+    assert page.evaluate("document.body.scrollWidth <= window.innerWidth")

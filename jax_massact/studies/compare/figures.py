@@ -1,8 +1,10 @@
 """The charts of `massact compare`: validation losses, layers, emergence and interventions."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,17 @@ PANELS = {
     "sink_rate": "sink rate",
 }
 
+Dash = Literal["-", "--", ":"]
+LOOKS: tuple[tuple[Dash, str], ...] = (("-", "o"), ("--", "s"), (":", "D"))
+
+
+class Look(NamedTuple):
+    """How a group is drawn."""
+
+    color: str
+    dash: Dash
+    marker: str
+
 
 # What emerges, in words; the thresholds are those of `train.watch.emergence`.
 EMERGING = {
@@ -48,11 +61,11 @@ def charts(result: Comparison) -> list[Chart]:
 def validation_chart(result: Comparison) -> Chart:
     """The validation loss of every run, with its standard error over the evaluation batches."""
     lines = []
-    for index, (group, color) in enumerate(_colored(result)):
+    for index, (group, look) in enumerate(_looks(result)):
         for offset, run in zip(_spread(len(group["runs"])), group["runs"], strict=True):
             error = (run["validation_std"] or 0.0) / math.sqrt(len(run["validation_losses"]))
-            lines.append(Series("", [index + offset], [run["validation_loss"]], color, "", "o",
-                                error=[error]))
+            lines.append(Series("", [index + offset], [run["validation_loss"]], look.color, "",
+                                "o", error=[error]))
     title = "validation loss, standard error over batches"
     return _of_groups(result, "validation_loss", title, lines, "validation loss (nats)", 1.1)
 
@@ -65,8 +78,8 @@ def training_chart(result: Comparison) -> Chart:
     def panel(name: str) -> Panel:
         lines = [
             _band(short(group["name"]), [run["training"][name] for run in group["runs"]],
-                  group["runs"][0]["training"]["step"], color)
-            for group, color in _colored(result)
+                  group["runs"][0]["training"]["step"], look)
+            for group, look in _looks(result)
         ]
         scale = "log" if name == "grad_norm" else "linear"
         return Panel(lines, x=Axis("step", whole=True), y=Axis(scale=scale), name=name,
@@ -78,16 +91,16 @@ def training_chart(result: Comparison) -> Chart:
 
 def order_chart(result: Comparison) -> Chart:
     """Which comes first: the step at which each quantity crossed its threshold, of every run."""
-    groups = list(_colored(result))
+    groups = _looks(result)
     items: list[Series | Note] = []
-    for (group, color), shift in zip(groups, _spread(len(groups)), strict=True):
+    for (group, look), shift in zip(groups, _spread(len(groups)), strict=True):
         x, y = [], []
         for place, name in enumerate(EMERGING):
             for run in group["runs"]:
                 if (step := run["emergence"].get(name)) is not None:
                     x.append(place + shift)
                     y.append(step)
-        items.append(Series(short(group["name"]), x, y, color, "", "o"))
+        items.append(Series(short(group["name"]), x, y, look.color, "", look.marker))
     ticks = tuple(EMERGING.values())
     panel = Panel(items, x=Axis(ticks=ticks, range=(-0.5, len(ticks) - 0.5)),
                   y=Axis("first step over the threshold", zero=True))
@@ -101,7 +114,7 @@ def layer_chart(result: Comparison) -> Chart:
 
     def panel(name: str) -> Panel:
         lines = [_band(short(group["name"]), [run["layers"][name] for run in group["runs"]],
-                       None, color, "o") for group, color in _colored(result)]
+                       None, look, look.marker) for group, look in _looks(result)]
         return _panel(name, lines, layers(depth))
 
     return _four("layers", "after the last step, by layer", panel)
@@ -115,8 +128,8 @@ def emergence_chart(result: Comparison) -> Chart:
     def panel(name: str) -> Panel:
         lines: list[Series | Rule] = [
             _band(short(group["name"]), [run["curves"][name] for run in group["runs"]],
-                  group["runs"][0]["curves"]["step"], color)
-            for group, color in _colored(result)
+                  group["runs"][0]["curves"]["step"], look)
+            for group, look in _looks(result)
         ]
         if name in marks:
             lines.append(Rule(marks[name]))
@@ -141,7 +154,7 @@ def intervention_chart(result: Comparison) -> Chart:
                     y.append(loss[kind])
         items.append(Series(change.short, x, y, change.color, "", "o"))
     items += [Note(index, "nothing\nmassive") for index, group in enumerate(result["groups"])
-              if not changed([group])]
+              if not changed([group]) and any(map(losses, group["runs"]))]
     title = "massive activations changed"
     return _of_groups(result, "interventions", title, items, "loss of held-out rows (nats)", 1.5)
 
@@ -189,7 +202,7 @@ def _panel(name: str, items: Sequence[Series | Rule], x: Axis) -> Panel:
 
 def _band(
     name: str, rows: Sequence[Sequence[float | None]], x: Sequence[float | None] | None,
-    color: str, marker: str = "",
+    look: Look, marker: str = "",
 ) -> Series:
     """The mean over runs, and a band between the smallest and the largest.
 
@@ -198,15 +211,17 @@ def _band(
     length = min(map(len, rows))
     values = np.array([floats(row[:length]) for row in rows])
     places = range(length) if x is None else [float(step or 0) for step in x[:length]]
-    line = Series(name, places, values.mean(0).tolist(), color, marker=marker)
+    line = Series(name, places, values.mean(0).tolist(), look.color, look.dash, marker)
     if len(rows) == 1:
         return line
     low, high = values.min(0).tolist(), values.max(0).tolist()
     return dataclasses.replace(line, low=low, high=high)
 
 
-def _colored(result: Comparison) -> list[tuple[Group, str]]:
-    return [(group, PALETTE[i % len(PALETTE)]) for i, group in enumerate(result["groups"])]
+def _looks(result: Comparison) -> list[tuple[Group, Look]]:
+    """Where there are more groups than colors, other dashes and marks."""
+    looks = [Look(color, dash, marker) for dash, marker in LOOKS for color in PALETTE]
+    return list(zip(result["groups"], itertools.cycle(looks), strict=False))
 
 
 def _spread(count: int) -> np.ndarray:
