@@ -134,6 +134,10 @@ def _kind(cls: type[Any], parts: Sequence[str]) -> Any:
         if group is None:
             raise ConfigError(f"{here} is one value; it has no setting {part}")
         kinds = get_type_hints(group)
+        if not part:
+            raise ConfigError(
+                f"{here}. has no name; expected: --{here}.NAME=VALUE, of {', '.join(sorted(kinds))}"
+            )
         if part not in kinds:
             raise ConfigError(unknown_key(
                 f"{here}.{part}", part, kinds, meant(f"--config.{'.'.join(parts)}", cls)
@@ -161,6 +165,8 @@ def _read(kind: Any, text: str, name: str) -> Any:
         known = ", ".join(f"{name}.{key}" for key in get_type_hints(group))
         raise ConfigError(f"{name} is a group of settings: {known}")
     if get_origin(one) is tuple and group_of(get_args(one)[0]) is not None:
+        if not text.strip(" ()[]"):
+            return ()
         raise ConfigError(f"{name} holds groups of settings; expected: given in --config=FILE")
     try:
         return _parse(one, text)

@@ -30,10 +30,21 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
     Raises:
       ConfigError: the file or a setting does not exist, or a value is out of range.
     """
-    settings = cls() if file is None else from_mapping(cls, load_file(file).to_dict())
+    settings = cls() if file is None else from_mapping(cls, _for(cls, file))
     values = dataclasses.asdict(settings)  # pyright: ignore[reportArgumentType]
     override(cls, values, overrides)
     return from_mapping(cls, values)
+
+
+def _for(cls: type[Any], file: str) -> dict[str, Any]:
+    """What the file holds; of a JSON file, which may be any, at least one setting of `cls`."""
+    values = load_file(file).to_dict()
+    if values and file.endswith(".json") and not values.keys() & get_type_hints(cls).keys():
+        raise ConfigError(
+            f"{file} holds no settings of this command, but {', '.join(list(values)[:4])}; "
+            "expected: the .json file of a run or of a result"
+        )
+    return values
 
 
 def names(cls: type[Any]) -> list[str]:

@@ -343,13 +343,14 @@ class _Run:
             self.record.watched(done, found, time.perf_counter() - began)
         if done and due(config.validate_every, done, config.steps):
             self.record.flush()
+            began = time.perf_counter()
             with self._may_compile("the validation loss", done):
                 # One after the other, as `checksums` does.
                 found = [
                     jax.device_get(validation(state.model, self._held_out(i), self.compute))
                     for i in range(config.validation_batches)
                 ]
-            self.record.validated(done, found)
+            self.record.validated(done, found, time.perf_counter() - began)
 
     @contextlib.contextmanager
     def _may_compile(self, what: str, done: int) -> Iterator[None]:

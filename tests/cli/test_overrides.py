@@ -70,6 +70,8 @@ def test_a_group_that_may_be_left_out_is_made_by_its_settings():
     (TrainConfig, "model.block.attention.slopes=1,x",
      "attention.slopes is '1,x'; expected: numbers with commas between, or none"),
     (TrainConfig, "model.others=3", "config.model.others holds groups of settings; expected"),
+    (TrainConfig, "=3", "config. has no name; expected: --config.NAME=VALUE, of accumulate"),
+    (TrainConfig, "model.=3", "config.model. has no name; expected: --config.model.NAME=VALUE"),
     (TrainConfig, "model.embed.patches=3", "config.model.embed.patches is a group of settings: "),
     (TrainConfig, "model.embed", "config.model.embed is a group of settings: "),
     (TrainConfig, "mesh", "config.mesh has no value; expected: a text"),

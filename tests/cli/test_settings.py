@@ -212,6 +212,7 @@ def test_settings_of_a_run_or_a_result_are_repeated(tmp_path):
     ("a.json", "{", "a.json cannot be read: "),
     ("a.json", "[1]", "a.json holds no settings; expected: those of a run or of a result"),
     ("a.json", '{"schema": 3, "groups": []}', "holds no settings"),
+    ("a.json", '{"rows": [], "hardware": 2}', "no settings of this command, but hardware, rows"),
     ("a.yaml", "a: 1", "a.yaml cannot be read as settings; expected: a .py file with get_config"),
     ("a", "", "cannot be read as settings"),
 ])
