@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,8 +24,9 @@ COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# The processes that the tests start need not compile the package's Python each time.
+# Neither the next run nor the processes that the tests start need compile Python again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -43,8 +45,9 @@ jaxtyping.install_import_hook([f"jax_massact.nn.{part}" for part in PARTS], "bea
 
 
 def pytest_collection_finish():
-    """Imported modules stay, and need no garbage collection: a twentieth of all time."""
+    """Imported modules stay, and the rest is collected seldom: a twentieth of all time."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_runtest_teardown(item, nextitem):
