@@ -1,17 +1,13 @@
-"""Trains MICRO in a folder, killed at random moments and resumed, many times.
-
-Every life is forked from this process, which has imported everything and started nothing.
-"""
+"""Trains MICRO in a folder, killed at random moments and resumed, many times."""
 
 import dataclasses
-import os
+import multiprocessing
 import random
-import signal
-import sys
 import time
-import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+from forked import Forked
 from train_runs import MICRO, Counting
 
 from jax_massact.train.loop import train
@@ -27,35 +23,27 @@ CONFIG = dataclasses.replace(
 )
 
 
-def live(folder: Path, says: int) -> None:
-    """One life, which writes a byte for every row."""
-    train(CONFIG, Counting(), folder, on_row=lambda row: os.write(says, b"."))
+def live(folder: Path, says: Connection) -> None:
+    """One life, which sends something for every row."""
+    train(CONFIG, Counting(), folder, on_row=lambda row: says.send(row["step"]))
 
 
-def main(folder: Path, seed: int) -> None:
-    """Prints how many lives were killed, and in how many of them updates were made."""
+def kill(folder: Path, seed: int) -> int:
+    """The number of lives that were killed once they had made updates."""
     rng = random.Random(seed)
     active = 0
     for life in range(LIVES):
-        hears, says = os.pipe()
-        if (child := os.fork()) == 0:
-            live(folder, says)
-            os._exit(0)
-        os.close(says)
+        hears, says = multiprocessing.Pipe(duplex=False)
+        process = Forked(live, folder, says)
+        says.close()
         # A third while it starts, the others once it trains.
         if life % 3:
-            active += all(os.read(hears, 1) for _ in range(rng.randint(1, 9)))
+            active += all(hears.recv() for _ in range(rng.randint(1, 9)))
             time.sleep(rng.uniform(0, 0.02))
         else:
             time.sleep(rng.uniform(0, 1.0))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        os.close(hears)
-        if os.WIFEXITED(status):
-            sys.exit(f"life {life} ended by itself: {os.WEXITSTATUS(status)}")
-    print(LIVES, active, flush=True)
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # JAX's threads are started in the children only
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.wait()
+        hears.close()
+    return active

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from forked import Forked, massact
 
 from jax_massact.cli import main
 from jax_massact.train.metrics import read_rows
@@ -33,6 +34,7 @@ def get_config():
 '''
 # Mounts of its own, which Linux lets any user make where it is not told otherwise.
 PRIVATE = ("unshare", "--map-root-user", "--mount")
+Process = Forked | subprocess.Popen
 TIMED = ("seconds", "tokens_per_second", "mfu", "host_wait")
 
 
@@ -47,38 +49,35 @@ class Place:
         np.save(folder / "ids.npy", (steps.cumsum() % 64).astype(np.uint16))
 
     def start(
-        self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None,
-        disk: str | None = None,
-    ) -> subprocess.Popen:
-        """One process.
+        self, workdir: str, *arguments: str, devices: int = 8, limit: int | None = None
+    ) -> Forked:
+        """One process; `devices`, `limit`: as `Forked`."""
+        words = self._words(workdir, arguments)
+        return Forked(massact, *words, devices=devices, limit=limit)
+
+    def start_on_disk(self, options: str, workdir: str, *arguments: str) -> subprocess.Popen:
+        """`python -m jax_massact` with one device, on a disk of its own.
 
         Args:
-          limit: of the size of its files, blocks of 512 or 1024 bytes.
-          disk: mount options of a file system in the place of `workdir` that nobody else sees; in
-            the end it is copied to `workdir`.
+          options: of the mount of a file system in the place of `workdir` that nobody else sees;
+            in the end it is copied to `workdir`.
         """
-        environment = os.environ | {
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        command = [sys.executable, "-m", "jax_massact", *self._words(workdir, arguments)]
-        if limit is not None:
-            command = ["sh", "-c", f'ulimit -f {limit} && exec "$@"', "sh", *command]
-        if disk is not None:
-            # What is mounted hides the folder, but not what was opened before.
-            script = (
-                f'mkdir -p "$0" && exec 3<"$0" && mount -t tmpfs -o {disk} none "$0" && '
-                '{ "$@"; code=$?; cp -a "$0"/. /proc/self/fd/3/; exit $code; }'
-            )
-            command = [*PRIVATE, "sh", "-c", script, str(self.folder / workdir), *command]
+        # What is mounted hides the folder, but not what was opened before.
+        script = (
+            f'mkdir -p "$0" && exec 3<"$0" && mount -t tmpfs -o {options} none "$0" && '
+            '{ "$@"; code=$?; cp -a "$0"/. /proc/self/fd/3/; exit $code; }'
+        )
         return subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*PRIVATE, "sh", "-c", script, str(self.folder / workdir), sys.executable, "-m",
+             "jax_massact", *self._words(workdir, arguments)],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
 
     def start_all(
         self, count: int, workdir: str, *arguments: str, devices: int = 4,
         last: tuple[str, ...] = (), last_limit: int | None = None,
-    ) -> list[subprocess.Popen]:
+    ) -> list[Forked]:
         """`count` processes that make one run; `last`, `last_limit`: of the last of them alone."""
         address = f"127.0.0.1:{free_port()}"
         several = (f"--coordinator={address}", f"--processes={count}", *arguments)
@@ -108,7 +107,7 @@ class Place:
         rows = read_rows(self.folder / workdir / "metrics.jsonl")
         return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
-    def wait_for(self, workdir: str, step: int, process: subprocess.Popen):
+    def wait_for(self, workdir: str, step: int, process: Forked):
         """Until the run has made `step` updates."""
         path = self.folder / workdir / "metrics.jsonl"
 
@@ -119,7 +118,7 @@ class Place:
 
         _wait(reached, process, f"{workdir} did not reach step {step}")
 
-    def wait_for_checkpoint(self, workdir: str, process: subprocess.Popen):
+    def wait_for_checkpoint(self, workdir: str, process: Forked):
         """Until one is whole on disk: it is written while the run goes on."""
         _wait(lambda: bool(self.checkpoints(workdir)), process, f"{workdir} has no checkpoint")
 
@@ -129,18 +128,18 @@ class Place:
 
 
 def _wait(
-    reached: Callable[[], bool], process: subprocess.Popen, failed: str, within: float = 300
+    reached: Callable[[], bool], process: Forked, failed: str, within: float = 300
 ) -> None:
     until = time.monotonic() + within
     while time.monotonic() < until and process.poll() is None:
         if reached():
             return
         time.sleep(0.01)
-    said = process.stderr.read() if process.poll() is not None else "it runs"
+    said = finish(process) if process.poll() is not None else "it runs"
     raise AssertionError(f"{failed}: {said}")
 
 
-def finish(process: subprocess.Popen, within: float = 300) -> tuple[int, str]:
+def finish(process: Process, within: float = 300) -> tuple[int, str]:
     """Exit code and what it said; never a hang."""
     try:
         _, said = process.communicate(timeout=within)
@@ -166,14 +165,14 @@ def may_mount() -> bool:
         return False
 
 
-def child_of(process: subprocess.Popen) -> int:
+def child_of(process: Forked) -> int:
     """The one child of a supervising process."""
     text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     (child,) = text.split()
     return int(child)
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: Forked) -> None:
     """SIGKILL, and with it its child."""
     process.kill()
     process.communicate(timeout=30)  # until nobody has its pipe any more

@@ -127,7 +127,7 @@ SHORT = ("--config.watch.every=0", "--config.validate_every=0", "--config.steps=
 
 def test_files_that_may_not_grow(place):
     assert place.run("limit", *SHORT, "--config.steps=5")[0] == 0
-    code, said = finish(place.start("limit", *SHORT, limit=10))
+    code, said = finish(place.start("limit", *SHORT, limit=8192))
     said = " ".join(said.split())
     assert code == 2, said
     assert "massact: cannot write the checkpoint of step" in said and "File too large" in said
@@ -142,7 +142,7 @@ MOUNTS = pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mo
 @MOUNTS
 def test_a_full_disk(place):
     """Room for one checkpoint, which stays as it is."""
-    code, said = finish(place.start("full", *SHORT, devices=1, disk="size=320k"))
+    code, said = finish(place.start_on_disk("size=320k", "full", *SHORT))
     said = " ".join(said.split())
     assert code == 2, said
     assert "cannot write the checkpoint of step 10" in said and "No space left on device" in said
@@ -161,7 +161,7 @@ def goes_on(place, name):
 
 def test_what_stops_one_of_two_stops_both_with_its_exit_code(place):
     """It cannot write a checkpoint."""
-    two = place.start_all(2, "half", *PAIR, devices=1, last_limit=10)
+    two = place.start_all(2, "half", *PAIR, devices=1, last_limit=8192)
     began = time.monotonic()
     (code, said), (code_of_last, said_of_last) = map(finish, two)
     assert (code, code_of_last) == (2, 2), (said, said_of_last)
@@ -173,6 +173,6 @@ def test_what_stops_one_of_two_stops_both_with_its_exit_code(place):
 
 @MOUNTS
 def test_a_folder_that_is_read_only(place):
-    code, said = finish(place.start("fixed", disk="ro"))
+    code, said = finish(place.start_on_disk("ro", "fixed"))
     assert code == 2 and "Read-only file system" in said and "Traceback" not in said
     assert "massact: cannot write to " in said
