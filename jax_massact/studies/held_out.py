@@ -26,16 +26,22 @@ class HeldOut(NamedTuple):
     Attributes:
       tokens: different rows; fewer than asked for where the held-out data has no more.
       tokenizer: the run's own.
-      description: where they are from, in words.
+      source: where they are from, in words.
       bos: whether every row begins with the same first token.
       scored_from: the first position whose prediction is scored, as in training.
     """
 
     tokens: Int[np.ndarray, "S T"]
     tokenizer: Tokenizer
-    description: str
+    source: str
     bos: bool
     scored_from: int = 0
+
+    @property
+    def description(self) -> str:
+        """Where they are from, and which predictions are scored, in words."""
+        start = self.scored_from
+        return self.source + (f", predictions scored from position {start} on" if start else "")
 
 
 def run_file(folder: Path, name: str) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def held_out(folder: Path, config: TrainConfig, count: int) -> HeldOut:
     return HeldOut(
         tokens=_different(stream.validation(0, count)[:, :-1]),
         tokenizer=stream.tokenizer or _nameless(stream.vocab_size),
-        description=f"validation rows of {stream.description}{_scored(config.loss_from)}",
+        source=f"validation rows of {stream.description}",
         bos=stream.first_token is not None,
         scored_from=config.loss_from,
     )
@@ -147,10 +153,6 @@ def sequences_of(folder: Path, *, count: int, length: int | None, bos: str) -> H
             f"on rows of {config.sequence_length} tokens. {other}"
         )
     return found._replace(tokens=found.tokens[:, :length])
-
-
-def _scored(start: int) -> str:
-    return f", predictions scored from position {start} on" if start else ""
 
 
 def _check_unchanged(folder: Path, digests: Mapping[str, str]) -> None:

@@ -50,7 +50,17 @@ class Inputs:
     @property
     def scored_tokens(self) -> int:
         """How many tokens are predicted and scored."""
-        return len(self) * (self.tokens.shape[1] - 1 - self.scored_from)
+        return len(self) * max(0, self.tokens.shape[1] - 1 - self.scored_from)
+
+    def check_scored(self) -> None:
+        """Raises DataError where no prediction of a sequence is scored."""
+        if not self.scored_tokens:
+            start = self.scored_from
+            why = f": the loss counts from position {start} on (loss_from)" if start else ""
+            raise DataError(
+                f"no prediction is scored in a sequence of {self.tokens.shape[1]} tokens{why}; "
+                f"expected: at least {start + 2} tokens"
+            )
 
     def scored(self, losses: Float[np.ndarray, "B T-1"]) -> Float[np.ndarray, "B t"]:
         """Of the losses at all tokens those that count."""

@@ -156,9 +156,10 @@ def split(
     """Calibration and held-out sequences; in proportion, where the text holds too few for both.
 
     Raises:
-      DataError: there are fewer than two.
+      DataError: there are fewer than two, or they are so short that no prediction is scored.
     """
     inputs = prepared.inputs
+    inputs.check_scored()
     wanted = calibration_sequences, config.total - calibration_sequences
     if len(inputs) < 2:
         raise DataError(

@@ -178,9 +178,9 @@ class TrainConfig:
       steps: number of updates.
       batch_size: sequences in one batch, over all devices.
       sequence_length: predicted tokens in a sequence; of an encoder of images, its patches.
-      loss_from: the first position whose prediction counts in the loss, in training and wherever
-        the run is measured. 1 leaves out what is predicted at the first token: with
-        `data.same_first_token` nothing tells what follows it.
+      loss_from: the first position whose prediction counts in the loss, in training and on the rows
+        that the run holds out, wherever they are measured. 1 leaves out what is predicted at the
+        first token: with `data.same_first_token` nothing tells what follows it.
       accumulate: micro-batches in a batch; they are computed one after the other.
       remat: keep only the residual stream between blocks, and recompute the rest for the gradient.
       unroll: compile every block by itself: faster steps on a GPU, slower compilation.

@@ -181,3 +181,30 @@ def test_what_was_not_trained_on_is_not_scored(run, tmp_path):
     np.testing.assert_allclose(
         found["perplexity"]["original"], expected(rows[1:3], 2), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(("loss_from", "said"), [(0, None), (1, None), (2, 1), (3, 2)])
+def test_rows_without_the_first_token_say_from_where_they_are_scored(
+    run, tmp_path, loss_from, said
+):
+    folder = changed(run, tmp_path / "run", loss_from=loss_from)
+    prepared = prepare(str(folder), ProbeConfig(sequences=2, bos="false"))
+    assert prepared.inputs.scored_from == (said or 0)
+    _, scored, found = prepared.text.description.partition(", predictions scored from position ")
+    assert (found if said else scored) == (f"{said} on" if said else "")
+
+
+@pytest.mark.parametrize(("command", "length", "arguments"), [
+    ("intervene", 4, ()),
+    ("quantize", 4, ()),
+    ("probe", 4, ("medium.sequences=1", "sequences=3")),
+    ("fold", 3, ("first_token=1", "save=false")),  # a token is taken off, and one position with it
+])
+def test_sequences_of_which_nothing_is_scored(run, tmp_path, capsys, command, length, arguments):
+    folder = changed(run, tmp_path / "run", loss_from=3)
+    given = (f"sequence_length={length}", *arguments)
+    assert study(command, folder, tmp_path / "out", *given) == (2, None)
+    assert (
+        f"no prediction is scored in a sequence of {length} tokens: the loss counts from position "
+        f"{length - 1} on (loss_from); expected: at least {length + 1} tokens"
+    ) in capsys.readouterr().err

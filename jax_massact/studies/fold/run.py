@@ -53,9 +53,10 @@ def run(prepared: Prepared, config: FoldConfig, progress: Progress = silent) -> 
     Raises:
       WeightsError: a weight cannot be read.
       ConfigError: the model's attention is not standard.
-      DataError: there is no such first token.
+      DataError: there is no such first token, or no prediction is scored.
     """
     watch = Stopwatch()
+    prepared.inputs.check_scored()
     first = find_first_token(prepared.tokenizer, config.first_token)
     model: Transformer | OpenModel
     if prepared.streamed:
