@@ -7,14 +7,18 @@ from pathlib import Path
 DIGESTS = "digests.json"
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 digest of every file, by its path in the folder."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith(DIGESTS):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[path.relative_to(folder).as_posix()] = digest
+            digests[path.relative_to(folder).as_posix()] = file_digest(path)
     return digests
 
 

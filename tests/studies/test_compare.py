@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -251,7 +252,16 @@ def test_what_was_measured_is_read_again_until_the_run_or_its_model_is_another(
     assert said == [
         f"intervening on {run}", f"what was measured of {run} is read from its measured.json"
     ]
-    (run / kept.FILE).write_text("{")
+    for number, bad in enumerate(("{", _without(run / kept.FILE, "fp8")), start=2):
+        (run / kept.FILE).write_text(bad)
+        compare_runs([run])
+        assert len(times) == number
+    times.pop()
+    (weights,) = (run / "model").glob("*.safetensors")
+    os.utime(weights, (1, 1))  # written again, as the end of `massact train` does, it is the same
+    compare_runs([run])
+    weights.rename(tmp_path / "weights")
+    weights.symlink_to(tmp_path / "nowhere")
     compare_runs([run])
     assert len(times) == 2
     shutil.rmtree(run / "model")
@@ -259,12 +269,31 @@ def test_what_was_measured_is_read_again_until_the_run_or_its_model_is_another(
     other = to_json(compare_runs([run]))
     assert len(times) == 3 and other != to_json(first)
     shutil.rmtree(run / "model")
+    (run / "model").mkdir()
     assert to_json(compare_runs([run])) == other
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"steps": 5}))
     found = compare_runs([run])
     assert found["notices"] == [f"{run} has no model: nothing is changed in it"]
     assert found["groups"][0]["runs"][0]["interventions"] is None and len(times) == 3
+
+
+def _without(path, kind):
+    """What was kept, but for one number, which JSON has none for."""
+    found = json.loads(path.read_text())
+    return json.dumps(found | {"rounded": found["rounded"] | {kind: None}})
+
+
+def test_what_is_not_finite_is_not_kept(planted, tmp_path, monkeypatch):
+    nothing = {"warnings": [], "targets": [], "massive": []}
+    rounded = dict.fromkeys(("float", *KINDS), 2.5) | {"fp8": math.nan}
+    monkeypatch.setattr(kept, "intervene_run", lambda *_: nothing)
+    monkeypatch.setattr(kept, "round_run", lambda *_: rounded)
+    run = tmp_path / "run"
+    shutil.copytree(planted[0], run)
+    (run / kept.FILE).unlink(missing_ok=True)
+    compare_runs([run])
+    assert not (run / kept.FILE).exists()
 
 
 def test_groups_that_share_a_variant_are_called_by_their_folders(compared, tmp_path):
@@ -281,6 +310,10 @@ def test_groups_that_share_a_variant_are_called_by_their_folders(compared, tmp_p
         group["name"] for group in compare_runs(folders, interventions=False)["groups"]
     ]
     assert names([*plain, *others]) == ["standard", "muon", "long"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "seed-5").symlink_to(others[0])
+    linked = tmp_path / "linked" / "seed-5"
+    assert names([*plain, linked, others[1]]) == ["standard", "linked", "long"]
     shutil.copytree(others[1], tmp_path / "muon" / "long")  # two groups in one folder
     both = [plain[0], others[0], tmp_path / "muon" / "long"]
     assert names(both) == list(map(str, both))

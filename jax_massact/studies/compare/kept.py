@@ -3,18 +3,21 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 from jax_massact import __version__
+from jax_massact.errors import UserError
 from jax_massact.loading import RUN_MODEL
 from jax_massact.report.encode import to_json, write_text
 from jax_massact.studies.compare.interventions import intervene_run
-from jax_massact.studies.compare.rounding import round_run
+from jax_massact.studies.compare.rounding import FLOAT, KINDS, round_run
 from jax_massact.studies.interventions_result import InterveneResult
 from jax_massact.train.config import TrainConfig
 from jax_massact.train.loop import CONFIG, SUMMARY
+from jax_massact.weights.digests import file_digest
 
 FILE = "measured.json"
 _SCHEMA = 1
@@ -26,7 +29,7 @@ class Measured(TypedDict):
     Attributes:
       schema, package: of this file, and the package's version.
       run: SHA-256 of the run's settings and of its summary, which a run that goes on changes.
-      model: size and time of the files with the weights.
+      model: SHA-256 of the files with the weights, by name.
       interventions: of `studies.compare.interventions`.
       rounded: of `studies.compare.rounding`, the loss of the same rows.
     """
@@ -34,7 +37,7 @@ class Measured(TypedDict):
     schema: int
     package: str
     run: str
-    model: dict[str, list[int]]
+    model: dict[str, str]
     interventions: InterveneResult
     rounded: dict[str, float]
 
@@ -58,20 +61,20 @@ def measured(
       UserError: the model or the data of the run cannot be read any more.
     """
     key: dict[str, Any] = {"schema": _SCHEMA, "package": __version__, "run": _digest(folder)}
-    if files := sorted((folder / RUN_MODEL).glob("*.safetensors")):
-        stats = {file.name: file.stat() for file in files}
-        key["model"] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    if weights := _weights(folder / RUN_MODEL):
+        key["model"] = weights
     kept = _read(folder / FILE)
     if key.items() <= kept.items():
         report(f"what was measured of {folder} is read from its {FILE}")
         return Measured(**kept)
-    if not (folder / RUN_MODEL).exists():
+    if not weights:
         return None
     report(f"intervening on {folder}")
     found = Measured(
         **key, interventions=intervene_run(folder, config), rounded=round_run(folder, config)
     )
-    if not found["interventions"]["warnings"]:  # JSON has no NaN
+    finite = all(map(math.isfinite, found["rounded"].values()))
+    if finite and not found["interventions"]["warnings"]:  # JSON has no NaN
         with contextlib.suppress(OSError):
             write_text(folder / FILE, to_json(found))
     return found
@@ -82,10 +85,21 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 
+def _weights(folder: Path) -> dict[str, str]:
+    """Empty where the model is gone; a link to what is not there is gone, too."""
+    files = sorted(file for file in folder.glob("*.safetensors") if file.exists())
+    try:
+        return {file.name: file_digest(file) for file in files}
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Empty where there is none, or none that can be read."""
     try:
         kept = json.loads(path.read_text())
-    except (OSError, ValueError):
+        numbers = [kept["rounded"][name] for name in (FLOAT, *KINDS)]
+        whole = "massive" in kept["interventions"] and all(map(math.isfinite, numbers))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return kept if whole else {}

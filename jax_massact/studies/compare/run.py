@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -238,7 +239,11 @@ def _names(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> list[str]
     groups: dict[str, list[Path]] = {}
     for folder, key in zip(folders, without_seed, strict=True):
         groups.setdefault(key, []).append(folder)
-    above = {key: {folder.resolve().parent for folder in group} for key, group in groups.items()}
+    # A link is called as it is, not as what it leads to.
+    above = {
+        key: {Path(os.path.abspath(folder)).parent for folder in group}
+        for key, group in groups.items()
+    }
     own = {parent.name for parents in above.values() for parent in parents}
     if len(own) == len(groups) == sum(map(len, above.values())):
         return [next(iter(above[key])).name for key in without_seed]
