@@ -88,7 +88,8 @@ class Sheet:
         What does not fit into a line is continued below, under a blank line.
         """
         rows = list(rows)
-        wide = [max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)]
+        columns = zip(head, *rows, strict=True)
+        wide = [max(self.text(cell).cell_len for cell in column) + 2 for column in columns]
         start = 1
         while start < len(head):
             stop, left = start + 1, self._console.width - LABEL - wide[start]

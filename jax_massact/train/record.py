@@ -157,7 +157,7 @@ def summarize(
     """
     trained, watched = of_kind(rows, "train"), of_kind(rows, "watch")
     seconds = sum(row["seconds"] for row in trained)
-    # The first measurement compiles, and is made before the clock starts.
+    # The first measurement compiles, and is made before the clock starts. `seconds` has none.
     watching = sum(row["seconds"] for row in watched if row["step"])
     return {
         "steps": config.steps,
@@ -172,7 +172,7 @@ def summarize(
         "tokens_per_second": _median(trained, "tokens_per_second"),
         "mfu": _median(trained, "mfu"),
         "host_wait": sum(row["host_wait"] * row["seconds"] for row in trained) / (seconds or 1),
-        "watching": watching / (seconds or 1),
+        "watching": watching / (seconds + watching or 1),
         "digests": dict(digests),
         "device": jax.devices()[0].device_kind,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax", "flax")},

@@ -47,3 +47,11 @@ def test_things_that_do_not_fit_beside_each_other_are_continued_below():
     assert max(map(len, text.splitlines())) <= 60
     assert all(text.count(name) == 1 for name in (*names, *numbers))
     assert text.count("a number") == text.count("another") == 3
+
+
+def test_wide_characters_take_two_columns_beside_each_other():
+    names = [f"注意力机制与激活值{i}" for i in range(4)]
+    rows = [["a number", *(f"{i}.00 ± 0.5" for i in range(4))]]
+    lines = printed(lambda sheet: sheet.beside(("", *names), rows), width=60).splitlines()
+    assert all(sum(name in line for line in lines) == 1 for name in names)
+    assert sum("a number" in line for line in lines) == 4 // 2

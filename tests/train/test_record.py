@@ -25,6 +25,11 @@ def test_measurements_between_two_rows_are_no_training(monkeypatch):
             now[0] += 7
             recorder.validated(done, [{"loss": 3.0}, {"loss": 4.0}], 7.0)
     first, second = (row for row in rows if row["kind"] == "train")
+    watched = {"kind": "watch", "step": 4, "seconds": 1.0, "ratio": [0.0]}
+    monkeypatch.setattr(record, "emergence", lambda *_: {})
+    summary = record.summarize(config, {}, [*rows, watched])
+    assert summary["seconds"] == pytest.approx(4)
+    assert summary["watching"] == pytest.approx(1 / 5)
     tokens = config.batch_size * config.sequence_length
     for row in (first, second):
         assert row["seconds"] == pytest.approx(2)
