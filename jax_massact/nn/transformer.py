@@ -303,7 +303,7 @@ def _names(model: Transformer) -> list[str]:
     return [".".join(key.name for key in path if key.name != "value") for path in paths]
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=1024)
 def abstract(config: ModelConfig) -> Transformer:
     """A model of shapes: `jax.ShapeDtypeStruct` in place of every array, no memory used."""
     shapes = jax.eval_shape(lambda: Transformer(config, None))

@@ -99,7 +99,7 @@ def test_different_numbers_of_processes(place):
     """The coordinator misses one of two; the second of three was told another number."""
     began = time.monotonic()
     last = ("--processes=3", "--process=2")
-    for process in place.start_all(2, "count", *PAIR, "--timeout=8", devices=1, last=last):
+    for process in place.start_all(2, "count", *PAIR, "--timeout=3", devices=1, last=last):
         code, said = finish(process, within=60)
         assert code == 2 and "massact: 2 processes did not come together" in said.replace(
             "3 processes", "2 processes"), said
