@@ -2,18 +2,18 @@
 
 Command:  massact train --config=configs/llama_30m.py:standard --workdir=runs/standard
 Hardware: one GPU.
-Time:     218 to 253 s on an H200 that two runs share (7,000 steps of 16,384 tokens), with start
-          and compilation.
+Time:     218 to 253 s on an H200 that two runs share (7,000 steps of 16,384 tokens), without
+          start and compilation.
 Shows:    in `standard` an activation of 1,792 to 2,432 at the first token, 1,270 to 1,895 times
           the median: strict in three seeds of three. In `kv_bias` 76, 92 and 167 times, no sinks,
           and nothing strict; int8 in the residual stream costs 0.12 nats in place of 4.19. In
-          `sink` 336 to 1,076 times the median, on the sink token. docs/results.md has the other
-          variants, what else was tried, and the corpus, which was another than the one below.
+          `sink` 336 to 1,076 times the median, on the sink token and the first one. docs/results.md
+          has the other variants, what else was tried, and the corpus, which is not the one below.
 
 SwiGLU writes it within 1,000 steps where GELU needs 3,000. The ratio grows while the learning
-rate is high, and further as it falls to 0: the median falls faster than the largest. What is
-predicted at the first token, a text's token at random, would hold it back; `eps` lets fade what
-no head reads.
+rate is high, and further as it falls to 0: the median falls faster than the largest. The
+prediction at the first token, which nothing determines, would hold it back, and is left out of
+the loss; a larger `eps` keeps what no head reads from growing.
 """
 
 import ml_collections

@@ -158,6 +158,8 @@ def test_what_the_variants_do_in_the_readme_is_in_the_recorded_results():
     }
     for name, values in rows.items():
         assert f"{name} | {' | '.join(values)} |" in README, (name, values)
+    minutes = [run["seconds"] / 60 for group in both for run in group["runs"]]
+    assert f"{min(minutes):.0f} to {max(minutes):.0f} minutes a run" in README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

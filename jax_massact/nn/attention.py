@@ -211,7 +211,8 @@ def choose_kernel(
 def query_blocks(length: int) -> list[tuple[int, int]]:
     """The (start, stop) of each block of queries of a sequence, all of about one size.
 
-    A query left over alone, as of 257, is none that XLA 0.11 compiles for a GPU in float32.
+    XLA (jax 0.11) compiles no block of a single query, such as the last of 257, for a GPU in
+    float32.
     """
     number = -(-length // max(QUERY_BLOCK, -(-length // MAX_BLOCKS)))
     size = -(-length // max(1, number))

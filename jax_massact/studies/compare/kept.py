@@ -1,4 +1,4 @@
-"""What a run was found to be stays in its folder: the next comparison reads it there."""
+"""What was measured of a run, kept in its folder for the next comparison."""
 
 import contextlib
 import hashlib
@@ -47,7 +47,7 @@ def measured(
 ) -> Measured | None:
     """Intervenes on a run and rounds it, unless this version of the package has done so before.
 
-    A run whose model is gone, having been too large to keep, is still what it was measured to be.
+    What was measured of a run stays valid after its model, which may be large, was removed.
 
     Args:
       folder: of `train`, which keeps what was measured if it can be written to.
