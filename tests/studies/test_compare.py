@@ -31,7 +31,7 @@ from jax_massact.report.encode import to_json
 from jax_massact.saving import save
 from jax_massact.settings import from_mapping
 from jax_massact.studies.changes import CHANGES
-from jax_massact.studies.compare import kept
+from jax_massact.studies.compare import figures, kept
 from jax_massact.studies.compare.figures import intervention_chart
 from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.compare.report import show
@@ -317,6 +317,8 @@ def test_groups_that_share_a_variant_are_called_by_their_folders(compared, tmp_p
     shutil.copytree(others[1], tmp_path / "muon" / "long")  # two groups in one folder
     both = [plain[0], others[0], tmp_path / "muon" / "long"]
     assert names(both) == list(map(str, both))
+    shown = figures.names(compare_runs(both, interventions=False))
+    assert shown == ["standard/seed-5", "muon/seed-5", "muon/long"]
 
 
 def test_ids_without_a_tokenizer_are_intervened_on(planted, tmp_path):

@@ -35,8 +35,9 @@ LOOKS: tuple[tuple[Dash, str], ...] = (("-", "o"), ("--", "s"), (":", "D"))
 
 
 class Look(NamedTuple):
-    """How a group is drawn."""
+    """How a group is drawn, and what it is called."""
 
+    name: str
     color: str
     dash: Dash
     marker: str
@@ -77,7 +78,7 @@ def training_chart(result: Comparison) -> Chart:
 
     def panel(name: str) -> Panel:
         lines = [
-            _band(short(group["name"]), [run["training"][name] for run in group["runs"]],
+            _band(look.name, [run["training"][name] for run in group["runs"]],
                   group["runs"][0]["training"]["step"], look)
             for group, look in _looks(result)
         ]
@@ -100,7 +101,7 @@ def order_chart(result: Comparison) -> Chart:
                 if (step := run["emergence"].get(name)) is not None:
                     x.append(place + shift)
                     y.append(step)
-        items.append(Series(short(group["name"]), x, y, look.color, "", look.marker))
+        items.append(Series(look.name, x, y, look.color, "", look.marker))
     ticks = tuple(EMERGING.values())
     panel = Panel(items, x=Axis(ticks=ticks, range=(-0.5, len(ticks) - 0.5)),
                   y=Axis("first step over the threshold", zero=True))
@@ -113,7 +114,7 @@ def layer_chart(result: Comparison) -> Chart:
     depth = max(len(run["layers"]["top1"]) for group in result["groups"] for run in group["runs"])
 
     def panel(name: str) -> Panel:
-        lines = [_band(short(group["name"]), [run["layers"][name] for run in group["runs"]],
+        lines = [_band(look.name, [run["layers"][name] for run in group["runs"]],
                        None, look, look.marker) for group, look in _looks(result)]
         return _panel(name, lines, layers(depth))
 
@@ -127,7 +128,7 @@ def emergence_chart(result: Comparison) -> Chart:
 
     def panel(name: str) -> Panel:
         lines: list[Series | Rule] = [
-            _band(short(group["name"]), [run["curves"][name] for run in group["runs"]],
+            _band(look.name, [run["curves"][name] for run in group["runs"]],
                   group["runs"][0]["curves"]["step"], look)
             for group, look in _looks(result)
         ]
@@ -175,20 +176,25 @@ def losses(run: RunRecord) -> dict[str, float]:
     return {} if found is None else {name: x["mean"] for name, x in found["loss"].items()}
 
 
-def short(name: str, limit: int = 24) -> str:
-    """The end of a folder's name."""
-    name = name.rstrip("/").rsplit("/", 1)[-1]
-    return name if len(name) <= limit else name[: limit - 3] + "..."
+def names(result: Comparison, limit: int = 24) -> list[str]:
+    """What each group is called: the end of its folder's name that no other group has."""
+    paths = [group["name"].rstrip("/").split("/") for group in result["groups"]]
+    ends: list[str] = []
+    for parts in range(1, 1 + max(map(len, paths))):
+        ends = ["/".join(path[-parts:]) for path in paths]
+        if len(set(ends)) == len(ends):
+            break
+    return [end if len(end) <= limit else end[: limit - 3] + "..." for end in ends]
 
 
 def _of_groups(
     result: Comparison, name: str, title: str, items: Sequence[Series | Note], y: str, width: float
 ) -> Chart:
     """One place a group on the x axis."""
-    names = tuple(short(group["name"]) for group in result["groups"])
-    x = Axis(ticks=names, range=(-0.5, len(names) - 0.5))
+    ticks = tuple(names(result))
+    x = Axis(ticks=ticks, range=(-0.5, len(ticks) - 0.5))
     return Chart(name, title, title, [Panel(items, x=x, y=Axis(y))],
-                 size=(2.6 + width * len(names), 3.4))
+                 size=(2.6 + width * len(ticks), 3.4))
 
 
 def _four(name: str, title: str, panel) -> Chart:
@@ -220,8 +226,9 @@ def _band(
 
 def _looks(result: Comparison) -> list[tuple[Group, Look]]:
     """Where there are more groups than colors, other dashes and marks."""
-    looks = [Look(color, dash, marker) for dash, marker in LOOKS for color in PALETTE]
-    return list(zip(result["groups"], itertools.cycle(looks), strict=False))
+    looks = itertools.cycle(itertools.product(LOOKS, PALETTE))
+    return [(group, Look(name, color, dash, marker)) for group, name, ((dash, marker), color)
+            in zip(result["groups"], names(result), looks, strict=False)]
 
 
 def _spread(count: int) -> np.ndarray:

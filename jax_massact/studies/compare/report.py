@@ -17,7 +17,7 @@ from jax_massact.studies.compare.figures import (
     charts,
     intervened,
     losses,
-    short,
+    names,
 )
 from jax_massact.studies.compare.rounding import KINDS
 from jax_massact.studies.compare.run import Comparison, Group
@@ -30,7 +30,7 @@ def show(result: Comparison, console: Console) -> None:
     sheet = Sheet(console)
     for warning in result["warnings"]:
         sheet.headed("Warning", warning, "bold red")
-    head = ("", *(short(group["name"]) for group in result["groups"]))
+    head = ("", *names(result))
     sheet.beside(head, _rows(result, sheet.plus_minus))
     for notice in result["notices"]:
         sheet.line(f"Note: {notice}")
@@ -39,11 +39,10 @@ def show(result: Comparison, console: Console) -> None:
 
 def sections(result: Comparison) -> list[Section]:
     """The page, part by part."""
-    names = [short(group["name"]) for group in result["groups"]]
     by_name = {chart.name: chart for chart in charts(result)}
     warnings = [words.withheld(result["warnings"])] if result["warnings"] else []
     said = [*warnings, Lines([f"Note: {line}" for line in result["notices"]])]
-    table = Table(("", *names), _rows(result, "±"), text=("",))
+    table = Table(("", *names(result)), _rows(result, "±"), text=("",))
     changes = [by_name[name] for name in ("interventions",) if name in by_name]
     return [
         Section("verdict", "Side by side", [*said, table, Lines(_notes(result, "±"), "soft")]),
@@ -59,23 +58,21 @@ def sections(result: Comparison) -> list[Section]:
 
 def page(result: Comparison) -> str:
     """The page as text."""
-    names = ", ".join(short(group["name"]) for group in result["groups"])
     seconds = sum(run["seconds"] for group in result["groups"] for run in group["runs"])
-    return render("massact compare", names, sections(result),
+    return render("massact compare", ", ".join(names(result)), sections(result),
                   f"trained in {seconds:,.0f} s in all")
 
 
 def _differences(result: Comparison) -> list[Table]:
     """The paired test of every variant against the first."""
     rows = []
-    for group in result["groups"]:
+    for group, name in zip(result["groups"], names(result), strict=True):
         if (d := group["difference"]) is not None:
             seeds = ", ".join(f"{x:+.4f}" for x in d["by_seed"].values()) or "-"
             interval = "-" if d["low"] is None else f"{d['low']:+.4f} to {d['high']:+.4f}"
-            rows.append([short(group["name"]), f"{d['mean']:+.4f}", interval, seeds])
-    first = short(result["groups"][0]["name"])
+            rows.append([name, f"{d['mean']:+.4f}", interval, seeds])
     head = ("", "mean", "95% interval, over batches", "by seed")
-    caption = f"Validation loss minus that of {first}, on the same rows (nats)"
+    caption = f"Validation loss minus that of {names(result)[0]}, on the same rows (nats)"
     return [Table(head, rows, text=("",), caption=caption)] if rows else []
 
 
@@ -84,8 +81,7 @@ def _emergence(result: Comparison) -> Table:
         [words, *(_emerged(group, name) for group in result["groups"])]
         for name, words in EMERGING.items()
     ]
-    names = [short(group["name"]) for group in result["groups"]]
-    return Table(("", *names), rows, text=("",), caption="Step of emergence, of every run")
+    return Table(("", *names(result)), rows, text=("",), caption="Step of emergence, of every run")
 
 
 def _run_table(result: Comparison) -> Table:
