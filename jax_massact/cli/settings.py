@@ -37,7 +37,7 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
 
 
 def _for(cls: type[Any], file: str) -> dict[str, Any]:
-    """What the file holds; of a JSON file, which may be any, at least one setting of `cls`."""
+    """The values in the file; a JSON file, which may be any, must hold a setting of `cls`."""
     values = load_file(file).to_dict()
     if values and file.endswith(".json") and not values.keys() & get_type_hints(cls).keys():
         raise ConfigError(

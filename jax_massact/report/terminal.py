@@ -12,7 +12,7 @@ from jax_massact.report import words
 from jax_massact.report.words import Findings
 from jax_massact.results import MassiveRecord
 
-LABEL = 18  # columns for what a row is about, where others stand beside it
+LABEL = 18  # columns reserved for a row's label in `Sheet.beside`
 MAX_ROWS = 10  # records of one kind; a glance takes in no more, and the JSON file has them all
 
 
@@ -83,9 +83,9 @@ class Sheet:
             self.line(f"and {len(rows) - most} more, in the JSON file", "dim")
 
     def beside(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Things beside each other, what each row is about in the first column.
+        """Columns side by side, with each row's label in the first.
 
-        What does not fit into a line is continued below, under a blank line.
+        Columns that do not fit into a line continue below, after a blank line.
         """
         rows = list(rows)
         columns = zip(head, *rows, strict=True)

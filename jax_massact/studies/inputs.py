@@ -63,11 +63,11 @@ class Inputs:
             )
 
     def scored(self, losses: Float[np.ndarray, "B T-1"]) -> Float[np.ndarray, "B t"]:
-        """Of the losses at all tokens those that count."""
+        """Returns the losses that count, of those at all tokens."""
         return losses[:, self.scored_from :]
 
     def behind(self, token: int) -> "Inputs":
-        """The sequences with a token in front, what it predicts not scored."""
+        """The sequences with a token in front, whose prediction is not scored."""
         column = np.full((len(self), 1), token, self.tokens.dtype)
         tokens = np.concatenate([column, self.tokens], axis=1)
         return dataclasses.replace(self, tokens=tokens, scored_from=self.scored_from + 1)

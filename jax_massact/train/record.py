@@ -123,13 +123,13 @@ class Recorder:
                     "in_a_row": self.skipped})
 
     def watched(self, done: int, found: Watch | ImageWatch, seconds: float) -> None:
-        """Writes a measurement of the activations, which took so long and is no training."""
+        """Writes a measurement of the activations; its seconds do not count as training."""
         self.since += seconds
         values = {name: value.tolist() for name, value in found._asdict().items()}
         self.write({"kind": "watch", "step": done, **values, "seconds": seconds})
 
     def validated(self, done: int, found: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """As `watched`, the losses of the validation batches, and their accuracy, if any."""
+        """Writes the losses of the validation batches, and their accuracy, as `watched` does."""
         self.since += seconds
         losses = np.array([batch["loss"] for batch in found])
         accuracy = [float(batch["accuracy"]) for batch in found if "accuracy" in batch]

@@ -182,7 +182,7 @@ def _batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def loss(model: Transformer, rows: Array, config: TrainConfig) -> Float[Array, ""]:
     """Mean cross-entropy in nats, in float32: of the next token, or of an image's class.
 
-    Of tokens those that are predicted at `config.loss_from` and after it.
+    Only tokens that are predicted at position `config.loss_from` or later count.
     """
     unroll = config.model.depth if config.unroll else 1
     inputs, targets = split_rows(config.model, rows)

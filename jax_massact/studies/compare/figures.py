@@ -225,7 +225,7 @@ def _band(
 
 
 def _looks(result: Comparison) -> list[tuple[Group, Look]]:
-    """Where there are more groups than colors, other dashes and marks."""
+    """Each group with its look; beyond the palette's colors groups get other dashes and marks."""
     looks = itertools.cycle(itertools.product(LOOKS, PALETTE))
     return [(group, Look(name, color, dash, marker)) for group, name, ((dash, marker), color)
             in zip(result["groups"], names(result), looks, strict=False)]
