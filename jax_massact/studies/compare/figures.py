@@ -73,8 +73,8 @@ def validation_chart(result: Comparison) -> Chart:
 
 def training_chart(result: Comparison) -> Chart:
     """Loss, learning rate and norm of the gradient over training, mean over seeds."""
-    names = {"loss": "loss of the batch (nats)", "lr": "learning rate",
-             "grad_norm": "norm of the gradient"}
+    titles = {"loss": "loss of the batch (nats)", "lr": "learning rate",
+              "grad_norm": "norm of the gradient"}
 
     def panel(name: str) -> Panel:
         lines = [
@@ -84,10 +84,10 @@ def training_chart(result: Comparison) -> Chart:
         ]
         scale = "log" if name == "grad_norm" else "linear"
         return Panel(lines, x=Axis("step", whole=True), y=Axis(scale=scale), name=name,
-                     title=names[name])
+                     title=titles[name])
 
     title = "over training"
-    return Chart("training", title, title, [panel(name) for name in names], size=(9.6, 3.4))
+    return Chart("training", title, title, [panel(name) for name in titles], size=(9.6, 3.4))
 
 
 def order_chart(result: Comparison) -> Chart:
