@@ -1,6 +1,7 @@
 """Puts arrays where parameters live: on one device, or in shards on a mesh."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from jax_massact.mesh import parameter_sharding
 from jax_massact.nn.config import DType
+from jax_massact.nn.fused.vendor import platform
 from jax_massact.nn.parameters import is_stacked, parameter
 
 
@@ -26,21 +28,40 @@ class Destination:
     ):
         self.is_stacked = is_stacked(name)
         self._name, self._dtype, self._mesh = name, jnp.dtype(dtype), mesh
-        self.array = None
-        if self.is_stacked:
+        self._numbers = self._array = None
+        if mesh is None and platform() == "cpu":
+            # NumPy fills it where it lies, and nothing is compiled.
+            self._numbers = _aligned_zeros(shape, self._dtype)
+        elif self.is_stacked:
             layout = None
             if mesh is not None:
                 layout = parameter_sharding(mesh, parameter(name).letters, shape, stacked=True)
-            self.array = jnp.zeros(shape, self._dtype, device=layout)
+            self._array = jnp.zeros(shape, self._dtype, device=layout)
 
     def put(self, block: np.ndarray, layer: int) -> None:
         """Writes the part of block `layer`, or the whole of a parameter outside the blocks."""
+        if self._numbers is not None:
+            self._numbers[layer if self.is_stacked else ...] = block
+            return
         # Waiting keeps a fast reader from piling up arrays whose transfer is still to come.
         on_device = transfer(self._name, block, self._mesh).block_until_ready()
-        if self.array is None:
-            self.array = on_device.astype(self._dtype)
+        if self._array is None:
+            self._array = on_device.astype(self._dtype)
         else:
-            self.array = _write(self.array, on_device, layer)
+            self._array = _write(self._array, on_device, layer)
+
+    @property
+    def array(self) -> jax.Array | None:
+        """The parameter, once all of it was put."""
+        return self._array if self._numbers is None else jax.device_put(self._numbers)
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros at a multiple of 64 bytes, which JAX on a CPU takes as they lie, without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def transfer(name: str, block: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:

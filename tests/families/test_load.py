@@ -28,6 +28,7 @@ from weight_files import (
 from jax_massact import loading, resources
 from jax_massact.data.tokenizer import Tokenizer
 from jax_massact.errors import ConfigError, DataError, WeightsError
+from jax_massact.families import placing
 from jax_massact.loading import load, open_checkpoint
 from jax_massact.measure.magnitudes import residual_streams
 from jax_massact.mesh import make_mesh, parameter_sharding
@@ -226,7 +227,9 @@ def test_a_model_without_a_head_has_streams_and_no_logits(tmp_path):
 # Placing the weights
 
 
-def test_every_parameter_is_the_files_numbers(tmp_path):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_every_parameter_is_the_files_numbers(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(placing, "platform", lambda: platform)
     arrays = hf_arrays()
     found = parameters(open_checkpoint(write_folder(tmp_path)).load_model())
     for layer in range(2):
@@ -239,6 +242,13 @@ def test_every_parameter_is_the_files_numbers(tmp_path):
         np.testing.assert_array_equal(found["blocks.mlp.down"][layer], down.T)
     np.testing.assert_array_equal(found["head"], arrays["lm_head.weight"].T)
     assert sum(a.size for a in found.values()) == sum(a.size for a in arrays.values())
+
+
+def test_on_a_cpu_parameters_are_not_copied():
+    destination = placing.Destination("head", (300, 500), "float32", None)
+    destination.put(np.ones((300, 500)), 0)
+    there = destination._numbers.ctypes.data
+    assert destination.array.unsafe_buffer_pointer() == there and destination.array.all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -15,11 +15,8 @@ from parity.family_cases import FAMILIES, TOKENS, VOCAB
 from parity.random_weights import draw, tokens
 from safetensors.numpy import save_file
 
-from jax_massact.families import checkpoint
-from jax_massact.families.placing import Destination
 from jax_massact.families.table import FAMILIES as TABLE
 from jax_massact.loading import open_checkpoint
-from jax_massact.nn.parameters import is_stacked
 from jax_massact.nn.transformer import parameters
 from jax_massact.saving import save
 from jax_massact.weights.folder import open_folder
@@ -51,26 +48,6 @@ def cases(name: str) -> list[Case]:
         for i, case in enumerate(found):
             case |= {"logits": file[f"logits_{i}"], "hidden": file[f"hidden_{i}"]}
     return found
-
-
-class OnHost(Destination):
-    """A parameter that is filled as a NumPy array, for which nothing is compiled."""
-
-    def __init__(self, name, shape, dtype, mesh):
-        assert mesh is None
-        self.stacked, self.numbers = is_stacked(name), np.zeros(shape, dtype)
-
-    def put(self, block, layer):
-        self.numbers[layer if self.stacked else ...] = block
-
-    @property
-    def array(self):
-        return jax.device_put(self.numbers)
-
-
-@pytest.fixture(autouse=True)
-def on_host(monkeypatch):
-    monkeypatch.setattr(checkpoint, "Destination", OnHost)
 
 
 def forward(model, ids):
