@@ -62,14 +62,9 @@ def check_medium(medium: MediumConfig, sequences: int) -> None:
 def measure_medium(
     runner: Runner, inputs: Inputs, config: MediumConfig, *, batch_size: int
 ) -> MediumResult | None:
-    """The section; None where it is not asked for, or the text is too short to leave any for it.
-
-    Raises:
-      DataError: sequences are so short that no prediction is scored.
-    """
+    """The section; None where it is not asked for, or the text is too short to leave any for it."""
     if not config.sequences or config.sequences >= len(inputs):
         return None
-    inputs.check_scored()
     first = len(inputs) - config.sequences
     calibration, held_out = inputs[:first], inputs[first:]
     size = min(batch_size, len(calibration))

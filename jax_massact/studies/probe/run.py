@@ -36,9 +36,12 @@ def run(prepared: Prepared, config: ProbeConfig, progress: Progress = silent) ->
 
     Raises:
       WeightsError: a weight cannot be read.
+      DataError: no prediction is scored, and activations of medium scale are to be changed.
     """
     watch = Stopwatch()
     inputs = prepared.inputs
+    if config.medium.sequences:
+        inputs.check_scored()
     batch = min(config.batch_size, len(inputs))
     reading = probe_reading(top_k=config.top_k, definition=config.definition)
     runner = ready(prepared, config, reading, next(kept(inputs, batch)), progress)
