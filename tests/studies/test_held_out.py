@@ -76,10 +76,16 @@ def test_every_study_takes_them(run, tmp_path, capsys):
                           for x in found["locations"]] == [(True, 3, 8)]
     # Of rows that begin with the same token, folding takes it off, and puts it into k', v'.
     (tmp_path / "f" / "model").mkdir(parents=True)
-    code, found = study("fold", folder, tmp_path / "f", "sequences=3", "first_token=1",
+    scored = changed(run, tmp_path / "run", loss_from=2)
+    code, found = study("fold", scored, tmp_path / "f", "sequences=3", "first_token=1",
                         "save=false")
     assert code == 0 and found["unchanged"] and found["data"]["sequence_length"] == T - 1
     assert found["saved_to"] is None
+    rows = open_batches(run[1]).validation(0, 3)[:, :-1]
+    model, _ = ma.load(str(run[0] / "model"), dtype="float32")
+    whole = np.concatenate([np.ones((3, 1), rows.dtype), rows[:, 1:]], 1)
+    loss = ma.token_losses(model, whole)[:, 2:].mean()
+    np.testing.assert_allclose(found["perplexity_original"], np.exp(loss), rtol=1e-4)
     assert f"the model in {tmp_path / 'f' / 'model'} is of an earlier fold" in (
         capsys.readouterr().err)
 
@@ -169,12 +175,6 @@ def test_what_was_not_trained_on_is_not_scored(run, tmp_path):
     np.testing.assert_allclose(exact["original"], expected(rows[3:], 2), rtol=1e-4)
     # The token that is taken off, and the one after it, predict nothing that is scored.
     np.testing.assert_allclose(exact["folded"], exact["original"], rtol=1e-3)
-
-    code, found = study("fold", folder, tmp_path / "f", "sequences=3", "first_token=1",
-                        "save=false")
-    whole = np.concatenate([np.ones((3, 1), rows.dtype), rows[:3, 1:]], 1)
-    assert code == 0
-    np.testing.assert_allclose(found["perplexity_original"], expected(whole, 2), rtol=1e-4)
 
     inputs = prepare(str(folder), ProbeConfig(sequences=3)).inputs
     found = measure_medium(InMemory(model), inputs, MediumConfig(sequences=2), batch_size=3)
