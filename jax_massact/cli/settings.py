@@ -30,13 +30,13 @@ def resolve(cls: type[T], file: str | None, overrides: Sequence[str]) -> T:
     Raises:
       ConfigError: the file or a setting does not exist, or a value is out of range.
     """
-    settings = cls() if file is None else from_mapping(cls, _for(cls, file))
+    settings = cls() if file is None else from_mapping(cls, _values_in(file, cls))
     values = dataclasses.asdict(settings)  # pyright: ignore[reportArgumentType]
     override(cls, values, overrides)
     return from_mapping(cls, values)
 
 
-def _for(cls: type[Any], file: str) -> dict[str, Any]:
+def _values_in(file: str, cls: type[Any]) -> dict[str, Any]:
     """The values in the file; a JSON file, which may be any, must hold a setting of `cls`."""
     values = load_file(file).to_dict()
     if values and file.endswith(".json") and not values.keys() & get_type_hints(cls).keys():

@@ -25,8 +25,8 @@ accelerator's compiler joins some collectives, makes others twice, or hides them
 latencies are not counted. docs/results/plan-tpu.json holds it against XLA for TPU, which compiles
 for chips that are not there. Where it is above, XLA for CPU makes of each product of matrices an
 array of float32: of GPT-2 1.3B, 786 MiB for the logits and as much for their gradient; of LLaMA 7B,
-in a block that is computed again, 344 MiB for each [8192, 11008]. It is below, by
-6 to 21%, for some batches in parts; the program itself, 0.02 to 0.16 GiB, is not counted.
+in a block that is computed again, 344 MiB for each [8192, 11008]. It is below, by 6 to 21%, for
+some batches in parts; the program itself, 0.02 to 0.16 GiB, is not counted.
 """
 
 import copy

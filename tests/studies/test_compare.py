@@ -296,6 +296,19 @@ def test_what_is_not_finite_is_not_kept(planted, tmp_path, monkeypatch):
     assert not (run / kept.FILE).exists()
 
 
+def test_losses_of_other_positions_do_not_compare(compared, tmp_path):
+    plain, later = compared[0] / "standard" / "seed-5", tmp_path / "seed-5"
+    shutil.copytree(plain, later)
+    config = json.loads((later / "config.json").read_text())
+    (later / "config.json").write_text(json.dumps(config | {"loss_from": 1}))
+    result = compare_runs([plain, later], interventions=False)
+    assert result["groups"][1]["difference"] is None
+    assert result["notices"] == [
+        f"{later} was not validated on the rows of {plain} (another choice of positions): their "
+        "losses do not compare"
+    ]
+
+
 def test_groups_that_share_a_variant_are_called_by_their_folders(compared, tmp_path):
     out, _ = compared
     plain = [out / "standard" / f"seed-{seed}" for seed in (5, 6)]

@@ -17,6 +17,7 @@ from jax_massact.studies.compare.interventions import intervene_run
 from jax_massact.studies.compare.rounding import round_run
 from jax_massact.studies.frame import prepare
 from jax_massact.studies.held_out import held_out, run_config
+from jax_massact.studies.inputs import Inputs
 from jax_massact.studies.medium import MediumConfig, measure_medium
 from jax_massact.studies.passes import InMemory
 from jax_massact.studies.probe.settings import ProbeConfig
@@ -181,6 +182,20 @@ def test_what_was_not_trained_on_is_not_scored(run, tmp_path):
     np.testing.assert_allclose(
         found["perplexity"]["original"], expected(rows[1:3], 2), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(("start", "before", "after"), [(0, 1, 0), (1, 2, 0), (3, 4, 2)])
+def test_the_same_tokens_are_scored_with_a_token_in_front_and_without_the_first(
+    start, before, after
+):
+    inputs = Inputs(np.arange(12).reshape(2, 6), lambda ids: list(map(str, ids)), scored_from=start)
+    # In the place of losses the tokens that are predicted.
+    shown = lambda inputs: inputs.scored(inputs.tokens[:, 1:]).tolist()
+    behind, rest = inputs.behind(99), inputs.without_first()
+    assert (behind.scored_from, rest.scored_from) == (before, after)
+    assert shown(behind) == shown(inputs) and behind.tokens[:, 0].tolist() == [99, 99]
+    # The second token is predicted by the first, which is gone.
+    assert shown(rest) == ([row[1:] for row in shown(inputs)] if start == 0 else shown(inputs))
 
 
 @pytest.mark.parametrize(("loss_from", "said"), [(0, None), (1, None), (2, 1), (3, 2)])
